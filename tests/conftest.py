@@ -1,0 +1,89 @@
+"""What every test shares: `async def` tests under trio, network namespaces of their own, Hypothesis profiles.
+
+Directories decide what a test needs: everything in tests/netns, tests/interop and tests/soak runs in namespaces that this process
+makes for itself (see tests/kit/isolation.py), so that no test can touch the machine's own network. Where that is impossible those
+tests are skipped with the reason; `--require-netns` makes it a failure, because a skipped test looks like a pass.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from inspect import iscoroutinefunction
+from pathlib import Path
+
+import hypothesis
+import pytest
+import trio
+import trio.testing
+
+from tests.kit import isolation
+
+ASYNC_TEST_SECONDS = 60.0
+"""Bound of one `async def` test on the real clock: a test that waits for ever must say where, not hang the run."""
+
+ROOMS = {"netns": ("netns",), "interop": ("interop", "netns"), "soak": ("soak", "slow", "netns")}
+"""Which markers a test gets from its directory under tests/."""
+
+hypothesis.settings.register_profile("fast", max_examples=50, deadline=None, derandomize=True, database=None, print_blob=True)
+hypothesis.settings.register_profile("deep", max_examples=20_000, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--require-netns`."""
+    parser.addoption("--require-netns", action="store_true", help="fail, not skip, where network namespaces cannot be made")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by the directory that they stand in."""
+    here = Path(__file__).parent
+    for item in items:
+        room = item.path.relative_to(here).parts[0] if item.path.is_relative_to(here) else ""
+        for marker in ROOMS.get(room, ()):
+            item.add_marker(marker)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Move this process into namespaces of its own before the first test, if any test asks for them."""
+    if not session.config.option.collectonly and any(item.get_closest_marker("netns") for item in session.items):
+        refused = isolation.isolate()
+        if refused is None and session.config.option.verbose > 0:
+            print(f"\nto look inside: {isolation.debugging_line()}")  # noqa: T201 - for the person at the terminal
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip or fail a namespace test where there are none."""
+    refusal = isolation.refusal()
+    if refusal is None or item.get_closest_marker("netns") is None:
+        return
+    if item.config.option.require_netns:
+        pytest.fail(f"--require-netns: {refusal}", pytrace=False)
+    pytest.skip(refusal)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run `async def` tests under trio: on the `mock_clock` fixture's clock if the test asks for it, else within ASYNC_TEST_SECONDS."""
+    if not iscoroutinefunction(pyfuncitem.obj):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    clock = next((value for value in arguments.values() if isinstance(value, trio.testing.MockClock)), None)
+    test = partial(pyfuncitem.obj, **arguments)
+
+    async def bounded() -> None:
+        with trio.fail_after(ASYNC_TEST_SECONDS):
+            await test()
+
+    if clock is None:
+        trio.run(bounded)
+    else:
+        trio.run(test, clock=clock)
+    return True
+
+
+@pytest.fixture
+def mock_clock() -> trio.testing.MockClock:
+    """A clock that jumps to the next deadline as soon as every task waits."""
+    return trio.testing.MockClock(autojump_threshold=0)
