@@ -24,10 +24,5 @@ class Delta:
 
     def __bool__(self) -> bool:
         return bool(
-            self.workloads
-            or self.services
-            or self.policies
-            or self.removed_workloads
-            or self.removed_services
-            or self.removed_policies
+            self.workloads or self.services or self.policies or self.removed_workloads or self.removed_services or self.removed_policies
         )

@@ -13,6 +13,8 @@ from enum import Enum
 
 
 class Action(Enum):
+    """What a policy does with what it matches."""
+
     ALLOW = "ALLOW"
     DENY = "DENY"
 
@@ -26,6 +28,8 @@ class Scope(Enum):
 
 
 class StringKind(Enum):
+    """How a text is compared."""
+
     EXACT = "exact"
     PREFIX = "prefix"
     SUFFIX = "suffix"
@@ -51,12 +55,16 @@ class Cidr:
 
 @dataclass(frozen=True, slots=True)
 class ServiceAccountMatch:
+    """One service account, in any trust domain."""
+
     namespace: str
     service_account: str
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
+    """An AND over fields; see the module's text for what an empty field and an empty match mean."""
+
     namespaces: tuple[StringMatch, ...] = ()
     not_namespaces: tuple[StringMatch, ...] = ()
     principals: tuple[StringMatch, ...] = ()
@@ -73,11 +81,15 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Clause:
+    """An OR of matches."""
+
     matches: tuple[Match, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
+    """An AND of clauses."""
+
     clauses: tuple[Clause, ...] = ()
 
 

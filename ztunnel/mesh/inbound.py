@@ -1,0 +1,92 @@
+"""What an inbound connection is for: the target that a CONNECT request's authority names, and the service behind a port.
+
+The target's address is always the one that the tunnel came to: a peer cannot make a pod's proxy dial anywhere else.
+Source: Istio ztunnel `proxy/inbound.rs` (`validate_destination`, `find_inbound_upstream`), without application tunnels and waypoints.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from ztunnel.mesh.addresses import canonical
+from ztunnel.mesh.errors import BadConnect
+from ztunnel.mesh.index import Index
+from ztunnel.mesh.ports import ILLEGAL_TARGETS
+from ztunnel.mesh.workloads import Service, Workload
+
+_BAD_REQUEST = 400
+_UNAVAILABLE = 503
+
+
+class HostPort(Protocol):
+    """A parsed authority: an address or a host name, and a port."""
+
+    @property
+    def host(self) -> str: ...
+
+    @property
+    def port(self) -> int: ...
+
+
+class InboundTarget(NamedTuple):
+    """Where an inbound stream ends."""
+
+    address: str
+    port: int
+    service: Service | None
+
+
+def resolve_inbound(index: Index, local: Workload, destination_ip: str, authority: HostPort) -> InboundTarget:
+    """The target of one CONNECT request.
+
+    Args:
+        local: the workload in whose pod the tunnel ended.
+        destination_ip: the local address of the tunnel's connection, canonical.
+    Raises:
+        BadConnect: 400 for another address than the tunnel's; 503 for an unknown host name, a service that has no number for the
+            port on this workload, and the proxy's own ports.
+    """
+    address = canonical(authority.host)
+    if address is None:
+        service = index.service_named(authority.host.lower(), local.namespace)
+        if service is None:
+            raise BadConnect(f"unknown service {authority.host!r:.100}", _UNAVAILABLE)
+        port = _port_behind(service, local, authority.port)
+    elif address != destination_ip:
+        raise BadConnect(f"ip mismatch: {address} != {destination_ip}", _BAD_REQUEST)
+    else:
+        port = authority.port
+        service = service_for(index, local, port)
+    if port in ILLEGAL_TARGETS:
+        raise BadConnect(f"port {port} is the proxy itself", _UNAVAILABLE)
+    return InboundTarget(destination_ip, port, service)
+
+
+def service_for(index: Index, local: Workload, port: int, hostname: str = "") -> Service | None:
+    """The service through which a connection to a workload's port probably came, for telemetry only.
+
+    Args:
+        port: the workload's own port.
+        hostname: what the client says (`forwarded: host=`); believed only if it is one of the workload's services.
+    """
+    services = index.services_of(local.uid)
+    for service in services:
+        if hostname and service.hostname == hostname:
+            return service
+    for service in services:
+        for endpoint in service.endpoints:
+            if endpoint.workload_uid == local.uid and any(number == port for _, number in endpoint.ports):
+                return service
+    return None
+
+
+def _port_behind(service: Service, local: Workload, port: int) -> int:
+    for endpoint in service.endpoints:
+        if endpoint.workload_uid == local.uid:
+            for service_port, number in endpoint.ports:
+                if service_port == port:
+                    return number
+    for declared in service.ports:
+        if declared.port == port and declared.target_port:
+            return declared.target_port
+    raise BadConnect(f"service {service.hostname} has no number for port {port} on this workload", _UNAVAILABLE)

@@ -1,0 +1,305 @@
+"""The L4 authorization verdict: the one place that decides whether a connection may reach a workload.
+
+Asked when a connection arrives and again, by the same code, for each live connection when policies change.
+A policy is compiled once into closures over its non-empty fields, since most fields of most matches are empty.
+Source: Istio ztunnel `rbac.rs`; the algebra is described in `rules`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+from ztunnel.mesh.addresses import block_bounds, number
+from ztunnel.mesh.identity import SpiffeId
+from ztunnel.mesh.rules import Action, Cidr, Match, Policy, Rule, ServiceAccountMatch, StringKind, StringMatch
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """What a verdict depends on.
+
+    `source_ip` is the TCP peer's address (never what a header claims), `identity` None for plaintext, the destination what the
+    connection will be given to: after HBONE, the target's own address and port. Addresses are canonical.
+    """
+
+    source_ip: str
+    identity: SpiffeId | None
+    destination_ip: str
+    destination_port: int
+
+
+class VerdictReason(Enum):
+    """Closed set: a metrics label."""
+
+    NO_ALLOW_POLICY = "no_allow_policy"
+    """Nothing denies, and no ALLOW policy applies: open."""
+    ALLOWED = "allowed"
+    DENIED = "denied"
+    NOT_ALLOWED = "not_allowed"
+    """ALLOW policies apply and none of them matches."""
+
+
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """What one dry-run policy would do if it alone were enforced beside those that are."""
+
+    policy: str
+    denies: bool
+    rule: int | None
+    """Index of the rule that matched; None when none did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether, by which policy and rule, and in words."""
+
+    allowed: bool
+    policy: str | None
+    """`kind namespace/name` of the policy that decided; with NOT_ALLOWED the first of `tried`; None when no policy had a say."""
+    reason: VerdictReason
+    text: str
+    """For the operator. Peers never see it."""
+    rule: int | None = None
+    tried: tuple[str, ...] = ()
+    """For NOT_ALLOWED: the ALLOW policies that did not match."""
+    dry_run: tuple[DryRun, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """A connection in the form that compiled tests read."""
+
+    principal: str
+    namespace: str
+    account: tuple[str, str] | None
+    source: tuple[int, int]
+    destination: tuple[int, int]
+    port: int
+
+
+_Test = Callable[[_Facts], bool]
+
+
+class CompiledPolicy:
+    """A policy ready to be asked."""
+
+    __slots__ = ("label", "needs_addresses", "policy", "rules")
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.label = f"{policy.kind} {policy.namespace}/{policy.name}"
+        self.rules: tuple[_Test, ...] = tuple(_rule(rule) for rule in policy.rules)
+        self.needs_addresses = any(
+            match.source_ips or match.not_source_ips or match.destination_ips or match.not_destination_ips
+            for rule in policy.rules
+            for clause in rule.clauses
+            for match in clause.matches
+        )
+
+    def matching_rule(self, facts: _Facts) -> int | None:
+        """Index of the first rule that matches."""
+        for index, test in enumerate(self.rules):
+            if test(facts):
+                return index
+        return None
+
+
+def decide(policies: Iterable[Policy], connection: Connection) -> Verdict:
+    """The authorization verdict for one connection.
+
+    Deny rules win over allow rules; with any allow policy present, no match means deny. Pure: same inputs, same verdict.
+    `Index.decide` is the same verdict for a workload, from policies that it keeps compiled.
+
+    Args:
+        policies: those that apply to the destination workload (`Index.policies_for`); dry-run ones are evaluated, not enforced.
+        connection: a plaintext connection has no identity, and such a peer matches no principal, namespace or account.
+    Source: Istio AuthorizationPolicy, implicit enablement.
+    """
+    return decide_compiled(tuple(CompiledPolicy(policy) for policy in policies), connection)
+
+
+def decide_compiled(policies: Iterable[CompiledPolicy], connection: Connection) -> Verdict:
+    """`decide`, for policies that are compiled already."""
+    policies = tuple(policies)
+    facts = _facts(connection, any(policy.needs_addresses for policy in policies))
+    enforced = [policy for policy in policies if not policy.policy.dry_run]
+    verdict = _enforced(enforced, facts)
+    if len(enforced) == len(policies):
+        return verdict
+    dry_run = tuple(_would(policy, facts, verdict) for policy in policies if policy.policy.dry_run)
+    return Verdict(verdict.allowed, verdict.policy, verdict.reason, verdict.text, verdict.rule, verdict.tried, dry_run)
+
+
+def _facts(connection: Connection, with_addresses: bool) -> _Facts:
+    identity = connection.identity
+    source = number(connection.source_ip) if with_addresses else (0, 0)
+    destination = number(connection.destination_ip) if with_addresses else (0, 0)
+    if identity is None:
+        return _Facts("", "", None, source, destination, connection.destination_port)
+    account = (identity.namespace, identity.service_account)
+    return _Facts(identity.principal, identity.namespace, account, source, destination, connection.destination_port)
+
+
+def _enforced(policies: list[CompiledPolicy], facts: _Facts) -> Verdict:
+    allows: list[CompiledPolicy] = []
+    for policy in policies:
+        if policy.policy.action is Action.ALLOW:
+            allows.append(policy)
+            continue
+        rule = policy.matching_rule(facts)
+        if rule is not None:
+            return Verdict(False, policy.label, VerdictReason.DENIED, _denied_text(policy, rule), rule)
+    if not allows:
+        return Verdict(True, None, VerdictReason.NO_ALLOW_POLICY, "no policy denies it and no ALLOW policy applies")
+    for policy in allows:
+        rule = policy.matching_rule(facts)
+        if rule is not None:
+            return Verdict(True, policy.label, VerdictReason.ALLOWED, f"allowed by {policy.label}, rules[{rule}]", rule)
+    tried = tuple(policy.label for policy in allows)
+    return Verdict(False, tried[0], VerdictReason.NOT_ALLOWED, _missed_text(allows), None, tried)
+
+
+def _denied_text(policy: CompiledPolicy, rule: int) -> str:
+    text = f"denied by {policy.label}, rules[{rule}]"
+    return f"{text}: {policy.policy.reason}" if policy.policy.reason else text
+
+
+def _missed_text(allows: list[CompiledPolicy]) -> str:
+    tried = ", ".join(f"{policy.label} ({policy.policy.reason})" if policy.policy.reason else policy.label for policy in allows)
+    return f"ALLOW policies apply and none matches; tried {tried}"
+
+
+def _would(policy: CompiledPolicy, facts: _Facts, verdict: Verdict) -> DryRun:
+    rule = policy.matching_rule(facts)
+    if policy.policy.action is Action.DENY:
+        return DryRun(policy.label, rule is not None, rule)
+    return DryRun(policy.label, rule is None and verdict.reason is not VerdictReason.ALLOWED, rule)
+
+
+# Compilation. Each function turns one level of the algebra into a test; a level with one member is that member's own test.
+
+
+def _rule(rule: Rule) -> _Test:
+    return _all(tuple(_any(tuple(_match(match) for match in clause.matches)) for clause in rule.clauses if clause.matches))
+
+
+def _match(match: Match) -> _Test:
+    tests: list[_Test] = []
+    if match.principals:
+        tests.append(_principals(match.principals))
+    if match.not_principals:
+        tests.append(_not(_principals(match.not_principals)))
+    if match.namespaces:
+        tests.append(_namespaces(match.namespaces))
+    if match.not_namespaces:
+        tests.append(_not(_namespaces(match.not_namespaces)))
+    if match.service_accounts:
+        tests.append(_accounts(match.service_accounts))
+    if match.not_service_accounts:
+        tests.append(_not(_accounts(match.not_service_accounts)))
+    if match.source_ips:
+        tests.append(_sources(match.source_ips))
+    if match.not_source_ips:
+        tests.append(_not(_sources(match.not_source_ips)))
+    if match.destination_ips:
+        tests.append(_destinations(match.destination_ips))
+    if match.not_destination_ips:
+        tests.append(_not(_destinations(match.not_destination_ips)))
+    if match.destination_ports:
+        tests.append(_ports(match.destination_ports))
+    if match.not_destination_ports:
+        tests.append(_not(_ports(match.not_destination_ports)))
+    return _all(tuple(tests)) if tests else _never
+
+
+def _always(_: _Facts) -> bool:
+    return True
+
+
+def _never(_: _Facts) -> bool:
+    return False
+
+
+def _all(tests: tuple[_Test, ...]) -> _Test:
+    if not tests:
+        return _always
+    if len(tests) == 1:
+        return tests[0]
+
+    def every(facts: _Facts) -> bool:
+        return all(test(facts) for test in tests)
+
+    return every
+
+
+def _any(tests: tuple[_Test, ...]) -> _Test:
+    if len(tests) == 1:
+        return tests[0]
+
+    def some(facts: _Facts) -> bool:
+        return any(test(facts) for test in tests)
+
+    return some
+
+
+def _not(test: _Test) -> _Test:
+    return lambda facts: not test(facts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Strings:
+    """String matches sorted by how they are looked up. Nothing matches the empty string: it means that there is no identity."""
+
+    exact: frozenset[str]
+    prefixes: tuple[str, ...]
+    suffixes: tuple[str, ...]
+    presence: bool
+
+    def match(self, value: str) -> bool:
+        if not value:
+            return False
+        return self.presence or value in self.exact or value.startswith(self.prefixes) or value.endswith(self.suffixes)
+
+
+def _strings(matches: tuple[StringMatch, ...]) -> _Strings:
+    def of(kind: StringKind) -> tuple[str, ...]:
+        return tuple(match.value for match in matches if match.kind is kind)
+
+    return _Strings(frozenset(of(StringKind.EXACT)), of(StringKind.PREFIX), of(StringKind.SUFFIX), bool(of(StringKind.PRESENCE)))
+
+
+def _principals(matches: tuple[StringMatch, ...]) -> _Test:
+    strings = _strings(matches)
+    return lambda facts: strings.match(facts.principal)
+
+
+def _namespaces(matches: tuple[StringMatch, ...]) -> _Test:
+    strings = _strings(matches)
+    return lambda facts: strings.match(facts.namespace)
+
+
+def _accounts(matches: tuple[ServiceAccountMatch, ...]) -> _Test:
+    accounts = frozenset((match.namespace, match.service_account) for match in matches)
+    return lambda facts: facts.account in accounts
+
+
+def _sources(blocks: tuple[Cidr, ...]) -> _Test:
+    bounds = tuple(block_bounds(block) for block in blocks)
+    return lambda facts: _within(bounds, facts.source)
+
+
+def _destinations(blocks: tuple[Cidr, ...]) -> _Test:
+    bounds = tuple(block_bounds(block) for block in blocks)
+    return lambda facts: _within(bounds, facts.destination)
+
+
+def _within(bounds: tuple[tuple[int, int, int], ...], address: tuple[int, int]) -> bool:
+    bits, value = address
+    return any(bits == block_bits and first <= value <= last for block_bits, first, last in bounds)
+
+
+def _ports(ports: tuple[int, ...]) -> _Test:
+    wanted = frozenset(ports)
+    return lambda facts: facts.port in wanted
