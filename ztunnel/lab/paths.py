@@ -36,7 +36,7 @@ def labs_root(environ: Mapping[str, str] = os.environ, uid: int | None = None) -
     runtime = environ.get("XDG_RUNTIME_DIR")
     if runtime:
         return Path(runtime) / "ztunnel-lab"
-    return Path(f"/tmp/ztunnel-lab-{user}")
+    return Path(f"/tmp/ztunnel-lab-{user}")  # noqa: S108 - `lab` makes it mode 0700 and refuses one that is not its own
 
 
 def lab_state_dir(name: str, environ: Mapping[str, str] = os.environ, uid: int | None = None) -> Path:
