@@ -1,0 +1,340 @@
+"""TLS 1.3 records by our own hands: AES-GCM straight between the caller's buffers, and a state that can move to another process.
+
+Theory of operation. The two directions are independent: each has a traffic secret, the key and IV derived from it, and a sequence
+number that starts at 0 with every secret. Sealing lends one byte after each fragment for the content type, so that neither plaintext
+nor ciphertext is copied in Python. Opening decrypts each record to the end of what was opened before; whatever turns out not to be
+application data is overwritten by the next record. KeyUpdates of ours are made when something is about to be sent and at no other
+time: a peer that asks for many before we speak gets one answer (RFC 8446 §4.6.3).
+
+Invariants: a (key, sequence number) pair seals at most once, also over `export`; after any error nothing is sealed but the one alert;
+everything that a peer makes us keep or do without sending data is bounded.
+
+Source: RFC 8446 §4.6, §5, §6, §7.1 to §7.3.
+"""
+
+from __future__ import annotations
+
+import hmac
+from struct import Struct
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from ztunnel.hbone.records import (
+    HEADER_SIZE,
+    KEY_UPDATE_SIZE,
+    MAX_FRAGMENT,
+    TAG_SIZE,
+    Alert,
+    AlertReceived,
+    RecordError,
+    RecordsClosed,
+    RecordState,
+    sealed_size,
+)
+
+REKEY_RECORDS = 1 << 24
+"""Records under one key of ours. AES-GCM is safe for 2^24.5 (RFC 8446 §5.5); the rest is room for the call that crosses the limit."""
+MAX_MESSAGE = 1 << 16
+"""Bytes of one post-handshake message. Tickets that hold a client certificate take one to three KiB."""
+IDLE_COST = 1024
+"""Bytes of application data that pay for one record that brings none (empty, KeyUpdate, ticket, user_canceled)."""
+IDLE_ALLOWANCE = 128 * IDLE_COST
+"""What a peer may have saved up: 128 such records in a row, far above the few tickets and KeyUpdates that real peers send."""
+
+_CCS, _ALERT, _HANDSHAKE, _DATA = 20, 21, 22, 23
+_NEW_SESSION_TICKET, _KEY_UPDATE = 4, 24
+_VERSION = 0x0303
+_MAX_CIPHERTEXT = MAX_FRAGMENT + 1 + TAG_SIZE
+"""RFC 8446 §5.2 lets a record be 2^14 + 256 bytes, §5.4 the plaintext with type and padding 2^14 + 1: with a 16-byte tag the second is
+the stricter, and nothing longer can be honest."""
+_HEADER = Struct(">BHH")
+_FULL_FRAGMENT = _HEADER.pack(_DATA, _VERSION, _MAX_CIPHERTEXT)
+_MAX_SEQUENCE = 1 << 62
+
+CIPHERS = {"TLS_AES_128_GCM_SHA256": ("sha256", 16, 32), "TLS_AES_256_GCM_SHA384": ("sha384", 32, 48)}
+"""Hash, key size and secret size in bytes."""
+
+
+def expand_label(secret: bytes, label: bytes, length: int, hash_name: str) -> bytes:
+    """HKDF-Expand-Label with an empty context, for up to one hash length (all that records need). Source: RFC 8446 §7.1, RFC 5869 §2.3."""
+    full = b"tls13 " + label
+    return hmac.digest(secret, length.to_bytes(2, "big") + bytes([len(full)]) + full + b"\0\x01", hash_name)[:length]
+
+
+class _Direction:
+    """The keys of one direction and the number of its next record."""
+
+    __slots__ = ("_hash", "_key_size", "aead", "iv", "secret", "sequence")
+
+    def __init__(self, cipher: str, secret: bytes, sequence: int) -> None:
+        self._hash, self._key_size, secret_size = CIPHERS[cipher]
+        if len(secret) != secret_size or not 0 <= sequence < _MAX_SEQUENCE:
+            raise ValueError(f"not a state of {cipher}: a secret of {len(secret)} bytes, record {sequence}")
+        self._use(secret, sequence)
+
+    def _use(self, secret: bytes, sequence: int) -> None:
+        self.secret = secret
+        self.sequence = sequence
+        self.aead = AESGCM(expand_label(secret, b"key", self._key_size, self._hash))
+        self.iv = int.from_bytes(expand_label(secret, b"iv", 12, self._hash), "big")
+
+    def update(self) -> None:
+        self._use(expand_label(self.secret, b"traffic upd", len(self.secret), self._hash), 0)
+
+    def nonce(self) -> bytes:
+        return (self.iv ^ self.sequence).to_bytes(12, "big")
+
+
+class OwnRecords:
+    """The record layer that the data plane uses. See `Records` for the methods' promises."""
+
+    __slots__ = ("_allowance", "_answer_due", "_cipher", "_closed", "_failed", "_limit", "_partial", "_rx", "_server", "_tx", "peer_closed")
+
+    def __init__(self, state: RecordState, *, rekey_records: int = REKEY_RECORDS) -> None:
+        """Carry on from a state: a fresh one after the handshake, or one that `export` gave in another process.
+
+        Args:
+            rekey_records: records sealed under one key before a KeyUpdate; checked once in each `seal`.
+        Raises:
+            ValueError: the state is none of ours (unknown cipher, wrong secret size, impossible sequence number).
+        """
+        if state.cipher not in CIPHERS:
+            raise ValueError(f"unknown cipher suite {state.cipher[:50]!r}")
+        self._server = state.server
+        self._cipher = state.cipher
+        self._tx = _Direction(state.cipher, state.tx_secret, state.tx_seq)
+        self._rx = _Direction(state.cipher, state.rx_secret, state.rx_seq)
+        self._partial = bytearray(state.partial)
+        self._answer_due = state.answer_due
+        self._allowance = min(state.allowance, IDLE_ALLOWANCE)
+        self._limit = rekey_records
+        self._closed = state.closed
+        self._failed = False
+        self.peer_closed = state.peer_closed
+
+    # Sealing
+
+    def seal(self, source: bytearray, start: int, end: int, out: bytearray, at: int) -> int:
+        if self._closed or self._failed:
+            raise RecordsClosed("records: sealing after the end")
+        if start >= end:
+            return at
+        if end >= len(source) or at + sealed_size(end - start) > len(out):
+            raise ValueError("records: no spare byte after the plaintext, or too little room for the records")
+        tx = self._tx
+        if self._answer_due or tx.sequence >= self._limit:
+            out[at : at + KEY_UPDATE_SIZE] = self._key_update()
+            at += KEY_UPDATE_SIZE
+        encrypt_into, iv, sequence = tx.aead.encrypt_into, tx.iv, tx.sequence
+        with memoryview(source) as plain, memoryview(out) as room:
+            header = _FULL_FRAGMENT
+            while start < end:
+                stop = start + MAX_FRAGMENT
+                if stop > end:
+                    stop = end
+                    header = _HEADER.pack(_DATA, _VERSION, end - start + 1 + TAG_SIZE)
+                body = at + HEADER_SIZE
+                after = body + stop - start + 1 + TAG_SIZE
+                out[at:body] = header
+                lent = source[stop]
+                source[stop] = _DATA
+                encrypt_into((iv ^ sequence).to_bytes(12, "big"), plain[start : stop + 1], header, room[body:after])
+                source[stop] = lent
+                sequence += 1
+                start = stop
+                at = after
+        tx.sequence = sequence
+        return at
+
+    def pending(self) -> bytes:
+        return self._key_update() if self._answer_due and not (self._closed or self._failed) else b""
+
+    def close_notify(self) -> bytes:
+        if self._closed or self._failed:
+            return b""
+        self._closed = True
+        return self._control(_ALERT, bytes((1, Alert.CLOSE_NOTIFY)))
+
+    def alert(self, error: RecordError) -> bytes:
+        if self._closed or isinstance(error, AlertReceived):
+            return b""
+        self._closed = True
+        return self._control(_ALERT, bytes((2, error.alert)))
+
+    def _control(self, kind: int, content: bytes) -> bytes:
+        header = _HEADER.pack(_DATA, _VERSION, len(content) + 1 + TAG_SIZE)
+        sealed = self._tx.aead.encrypt(self._tx.nonce(), content + bytes((kind,)), header)
+        self._tx.sequence += 1
+        return header + sealed
+
+    def _key_update(self) -> bytes:
+        # update_not_requested: the peer's own limits are its own business, and two sides that ask each other never stop.
+        record = self._control(_HANDSHAKE, bytes((_KEY_UPDATE, 0, 0, 1, 0)))
+        self._tx.update()
+        self._answer_due = False
+        return record
+
+    # Opening
+
+    def open(self, source: bytearray, start: int, end: int, out: bytearray, at: int) -> tuple[int, int]:
+        if self._failed:
+            raise RecordsClosed("records: opening after the end")
+        if self.peer_closed:
+            return end, at
+        try:
+            with memoryview(source) as sealed, memoryview(out) as room:
+                return self._open(sealed, start, end, room, at)
+        except RecordError:
+            self._failed = True
+            self._partial.clear()
+            raise
+
+    def _open(self, source: memoryview, start: int, end: int, out: memoryview, at: int) -> tuple[int, int]:
+        rx = self._rx
+        decrypt_into, iv, sequence = rx.aead.decrypt_into, rx.iv, rx.sequence
+        capacity = len(out)
+        credited = at
+        while end - start >= HEADER_SIZE:
+            kind, version, length = _HEADER.unpack_from(source, start)
+            if kind != _DATA or version != _VERSION or not TAG_SIZE <= length <= _MAX_CIPHERTEXT:
+                raise _bad_header(kind, version, length)
+            body = start + HEADER_SIZE
+            after = body + length
+            stop = at + length - TAG_SIZE
+            if after > end or stop > capacity:
+                break
+            try:
+                decrypt_into((iv ^ sequence).to_bytes(12, "big"), source[body:after], source[start:body], out[at:stop])
+            except InvalidTag as error:
+                raise RecordError("a record that the peer's key does not open", Alert.BAD_RECORD_MAC) from error
+            sequence += 1
+            start = after
+            last = stop - 1
+            if last > at and out[last] == _DATA and not self._partial:
+                at = last
+                continue
+            rx.sequence = sequence
+            self._credit(at - credited)
+            size, kind = _unpad(out[at:stop].tobytes())
+            if kind == _DATA and size and not self._partial:
+                credited = at
+                at += size
+                continue
+            self._no_data(kind, out[at : at + size].tobytes())
+            credited = at
+            decrypt_into, iv, sequence = rx.aead.decrypt_into, rx.iv, rx.sequence
+            if self.peer_closed:
+                start = end
+        rx.sequence = sequence
+        self._credit(at - credited)
+        return start, at
+
+    def _credit(self, n: int) -> None:
+        self._allowance = min(self._allowance + n, IDLE_ALLOWANCE)
+
+    def _no_data(self, kind: int, content: bytes) -> None:
+        """Deal with a record that brings no application data: at least it costs its allowance."""
+        self._allowance -= IDLE_COST
+        if self._allowance < 0:
+            raise RecordError("too many records without data", Alert.UNEXPECTED_MESSAGE)
+        if self._partial and kind != _HANDSHAKE:
+            raise RecordError("a handshake message interrupted by another record", Alert.UNEXPECTED_MESSAGE)
+        if kind == _HANDSHAKE:
+            self._handshake(content)
+        elif kind == _ALERT:
+            self._alert(content)
+        elif kind != _DATA:
+            raise RecordError(f"a record of type {kind} after the handshake", Alert.UNEXPECTED_MESSAGE)
+
+    def _alert(self, content: bytes) -> None:
+        if len(content) == 0:
+            raise RecordError("an empty alert record", Alert.UNEXPECTED_MESSAGE)
+        if len(content) != 2:
+            raise RecordError("an alert record that is not one alert", Alert.DECODE_ERROR)
+        if content[1] == Alert.CLOSE_NOTIFY:
+            self.peer_closed = True
+        elif content[1] != Alert.USER_CANCELED:
+            raise AlertReceived(content[1])
+
+    def _handshake(self, content: bytes) -> None:
+        """Take a fragment of post-handshake messages: messages may share a record and may span several."""
+        if not content:
+            raise RecordError("an empty handshake record", Alert.UNEXPECTED_MESSAGE)
+        messages = self._partial
+        messages += content
+        while len(messages) >= 4:
+            size = int.from_bytes(messages[1:4], "big")
+            self._check_message(messages[0], size)
+            if len(messages) < 4 + size:
+                break
+            if messages[0] == _KEY_UPDATE:
+                if len(messages) > 5:
+                    raise RecordError("a KeyUpdate that does not end its record", Alert.UNEXPECTED_MESSAGE)
+                if messages[4] > 1:
+                    raise RecordError(f"a KeyUpdate that asks {messages[4]}", Alert.ILLEGAL_PARAMETER)
+                self._answer_due = self._answer_due or messages[4] == 1
+                self._rx.update()
+            del messages[: 4 + size]
+
+    def _check_message(self, kind: int, size: int) -> None:
+        """Refuse a message by its header, before anything of its body is kept."""
+        if kind == _KEY_UPDATE:
+            if size != 1:
+                raise RecordError("a KeyUpdate of the wrong size", Alert.DECODE_ERROR)
+        elif kind != _NEW_SESSION_TICKET or self._server:
+            # That includes CertificateRequest: our client does not offer post_handshake_auth.
+            raise RecordError(f"a handshake message of type {kind} after the handshake", Alert.UNEXPECTED_MESSAGE)
+        elif size > MAX_MESSAGE:
+            raise RecordError(f"a session ticket of {size} bytes", Alert.ILLEGAL_PARAMETER)
+
+    # Moving
+
+    def export(self) -> RecordState:
+        if self._failed:
+            raise RecordsClosed("records: exported after the end")
+        state = RecordState(
+            server=self._server,
+            cipher=self._cipher,
+            tx_secret=self._tx.secret,
+            rx_secret=self._rx.secret,
+            tx_seq=self._tx.sequence,
+            rx_seq=self._rx.sequence,
+            partial=bytes(self._partial),
+            answer_due=self._answer_due,
+            peer_closed=self.peer_closed,
+            closed=self._closed,
+            allowance=self._allowance,
+        )
+        self._failed = self._closed = True
+        return state
+
+
+def fresh_state(*, server: bool, cipher: str, client_secret: bytes, server_secret: bytes, tx_seq: int) -> RecordState:
+    """The state right after a handshake.
+
+    Args:
+        client_secret, server_secret: the application traffic secrets 0 of the two sides.
+        tx_seq: records that our side has already sent under its application key (a server's session tickets).
+    """
+    tx, rx = (server_secret, client_secret) if server else (client_secret, server_secret)
+    return RecordState(server, cipher, tx, rx, tx_seq, 0, allowance=IDLE_ALLOWANCE)
+
+
+def _unpad(inner: bytes) -> tuple[int, int]:
+    """Size of the content and its type, from a TLSInnerPlaintext: content, type, zeros. Source: RFC 8446 §5.4."""
+    plain = inner.rstrip(b"\0")
+    if not plain:
+        raise RecordError("a record without a content type", Alert.UNEXPECTED_MESSAGE)
+    return len(plain) - 1, plain[-1]
+
+
+def _bad_header(kind: int, version: int, length: int) -> RecordError:
+    if kind != _DATA:
+        what = {_CCS: "a ChangeCipherSpec", _ALERT: "an unprotected alert", _HANDSHAKE: "an unprotected handshake message"}.get(kind)
+        return RecordError(f"{what or f'a record of type {kind}'} after the handshake", Alert.UNEXPECTED_MESSAGE)
+    if version != _VERSION:
+        return RecordError(f"a record of version {version:#06x}", Alert.DECODE_ERROR)
+    if length > _MAX_CIPHERTEXT:
+        return RecordError(f"a record of {length} bytes", Alert.RECORD_OVERFLOW)
+    return RecordError(f"a record of {length} bytes is too short for its tag", Alert.BAD_RECORD_MAC)
