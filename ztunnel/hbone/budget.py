@@ -1,0 +1,60 @@
+"""How much a peer may do that costs us something and carries no tunnel data, per second.
+
+Counted in windows of one second of the caller's clock, so a peer gets at most twice the budget around a border. Frames that
+legitimate traffic needs in proportion to its data (WINDOW_UPDATE) are counted only beyond what the data that we sent has earned.
+Source: CVE-2019-9511…9518, CVE-2023-44487 (rapid reset), CVE-2025-8671 (resets that we are made to send), the CONTINUATION floods of 2024.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from ztunnel.hbone.frames import Code, MuxError
+
+
+class Cost(IntEnum):
+    """What is counted."""
+
+    PING = 0
+    SETTINGS = 1
+    RESET = 2
+    """RST_STREAM received, streams that we had to refuse or reset, interim responses."""
+    EMPTY_DATA = 3
+    WINDOW_UPDATE = 4
+    CONTINUATION = 5
+    PRIORITY = 6
+    OTHER = 7
+    """Frames of unknown types and GOAWAY."""
+    LATE = 8
+    """Frames for a stream that we have reset."""
+
+
+class Budget:
+    """The counters of one connection."""
+
+    __slots__ = ("_allowed", "_spent", "_until")
+
+    def __init__(self, allowed: tuple[int, ...], spent: tuple[int, ...] = (), until: float = 0.0) -> None:
+        self._allowed = allowed
+        self._spent = list(spent) or [0] * len(allowed)
+        self._until = until
+
+    def renew(self, now: float) -> None:
+        """Starts a new second if the last one is over. `now`: seconds of a clock that never goes back."""
+        if now >= self._until:
+            self._until = now + 1.0
+            self._spent = [0] * len(self._allowed)
+
+    def spend(self, cost: Cost) -> None:
+        """Counts one.
+
+        Raises:
+            MuxError: ENHANCE_YOUR_CALM, over budget.
+        """
+        self._spent[cost] += 1
+        if self._spent[cost] > self._allowed[cost]:
+            raise MuxError(f"more than {self._allowed[cost]} {cost.name} in a second", Code.ENHANCE_YOUR_CALM)
+
+    def export(self) -> tuple[tuple[int, ...], float]:
+        """The counters and the end of their second, for `Budget(allowed, *export)`."""
+        return tuple(self._spent), self._until

@@ -1,0 +1,82 @@
+"""Which header lists are messages at all: the rules of HTTP/2 that hold for every request, response and trailer section.
+
+What a CONNECT means is decided in `connect`; here a list is only well-formed or not, and a malformed one is a stream error.
+Source: RFC 9113 §8.1 to §8.5; RFC 9110 §5.6.2 (token).
+"""
+
+from __future__ import annotations
+
+import re
+
+from ztunnel.hbone.events import Headers
+
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
+_BAD_VALUE = re.compile(rb"[\0\r\n]|\A[ \t]|[ \t]\Z")
+_STATUS = re.compile(rb"[1-9][0-9][0-9]")
+_OF_REQUESTS = frozenset({b":method", b":scheme", b":authority", b":path"})
+_OF_RESPONSES = frozenset({b":status"})
+_OF_TRAILERS: frozenset[bytes] = frozenset()
+_CONNECTION_SPECIFIC = frozenset({b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"})
+
+
+class MalformedError(ValueError):
+    """The list breaks the rules; the text says which one."""
+
+
+def check_request(headers: Headers) -> None:
+    """Accepts a request's header list.
+
+    A CONNECT without `:authority` passes: it gets a status, not a reset.
+
+    Raises:
+        MalformedError: see RFC 9113 §8.2, §8.3.1 and §8.5.
+    """
+    pseudo = _pseudo(headers, _OF_REQUESTS)
+    method = pseudo.get(b":method")
+    if not method:
+        raise MalformedError("request without :method")
+    if method == b"CONNECT":
+        if b":scheme" in pseudo or b":path" in pseudo:
+            raise MalformedError("CONNECT with :scheme or :path")
+    elif not pseudo.get(b":scheme") or not pseudo.get(b":path"):
+        raise MalformedError("request without :scheme or :path")
+
+
+def check_response(headers: Headers) -> int:
+    """The status of a response's header list.
+
+    Raises:
+        MalformedError: no status of three digits, 101, or a field that RFC 9113 §8.2 forbids.
+    """
+    status = _pseudo(headers, _OF_RESPONSES).get(b":status", b"")
+    if _STATUS.fullmatch(status) is None or status == b"101":
+        raise MalformedError(f"response with status {status[:10]!r}")
+    return int(status)
+
+
+def check_trailers(headers: Headers) -> None:
+    """Accepts a trailer section.
+
+    Raises:
+        MalformedError: a pseudo-header or a field that RFC 9113 §8.2 forbids.
+    """
+    _pseudo(headers, _OF_TRAILERS)
+
+
+def _pseudo(headers: Headers, allowed: frozenset[bytes]) -> dict[bytes, bytes]:
+    pseudo: dict[bytes, bytes] = {}
+    regular = False
+    for name, value in headers:
+        if _BAD_VALUE.search(value) is not None:
+            raise MalformedError(f"value of {name[:40]!r}")
+        if name in allowed:
+            if regular or name in pseudo:
+                raise MalformedError(f"{name.decode('ascii')} twice or after other fields")
+            pseudo[name] = value
+            continue
+        regular = True
+        if _TOKEN.fullmatch(name) is None:
+            raise MalformedError(f"name {name[:40]!r}")
+        if name in _CONNECTION_SPECIFIC or (name == b"te" and value != b"trailers"):
+            raise MalformedError(f"connection-specific field {name.decode('ascii')}")
+    return pseudo
