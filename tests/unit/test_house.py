@@ -53,7 +53,7 @@ def test_documents_name_commands_and_options_that_exist(document: Path) -> None:
 
 def unknown_words(command: click.Command, line: str) -> list[str]:
     """Words of a command line that name no sub-command or option of ours; what follows `--` or `#` is not ours."""
-    words = shlex.split(line.split(" #")[0].rstrip(" .,:;\\"), posix=True)[1:]
+    words = shlex.split(line.split(" #", maxsplit=1)[0].rstrip(" .,:;\\"), posix=True)[1:]
     context = click.Context(command, info_name="ztunnel")
     while isinstance(command, click.Group) and words and not words[0].startswith("-"):
         following = command.get_command(context, words[0])
