@@ -1,0 +1,263 @@
+"""What a CONNECT says, and how it is said: authority, baggage, forwarded, traceparent, and both sides' header lists.
+
+Only the authority decides anything, so it alone is refused when it is wrong (400). Baggage, forwarded and traceparent serve
+telemetry: what is not understood there counts as absent, because no connection may fail for its labels.
+What an authority resolves to, and who may connect, is decided in `ztunnel.mesh`. The names of this file are meant to be read
+with its name: `connect.parse_request`.
+Source: Istio ztunnel `proxy/outbound.rs`, `proxy/inbound.rs`, `baggage.rs`; RFC 7239; W3C Trace Context.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ztunnel.hbone.events import Headers
+from ztunnel.mesh.addresses import canonical
+from ztunnel.mesh.errors import BadConnect
+
+_LONGEST_AUTHORITY = 255
+_LONGEST_VALUE = 256
+"""Bytes of one baggage value: longer than every Kubernetes name (253). Longer ones are left out."""
+_LONGEST_HEADER = 8192
+"""Bytes of baggage or forwarded that are read at all, all instances together."""
+_PORT = re.compile(r"[1-9][0-9]{0,4}")
+_HOSTNAME = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*(?=[a-z0-9_-]*[a-z_-])[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
+"""Labels of letters, digits, hyphens and underscores. The last is not a number, or a broken IPv4 address would be a host name."""
+_TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
+_CARRIED = re.compile(r"[\x20-\x2b\x2d-\x3c\x3e-\x7e]+")
+"""What a baggage value may consist of: visible ASCII and space, without the comma and the equals sign that end it."""
+_VISIBLE = re.compile(rb"[\t\x20-\x7e]*")
+_FOR = re.compile(r'for="?([^"]*)"?')
+_WORKLOAD_TYPES = ("deployment", "cronjob", "pod", "job")
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """A CONNECT's target. `host` is a canonical address or a lower-case host name; `port` is 1 to 65535."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Baggage:
+    """What a workload says of itself. An empty string means not said; a type other than Istio's four says nothing of the workload."""
+
+    cluster: str = ""
+    namespace: str = ""
+    workload_type: str = ""
+    workload_name: str = ""
+    service_name: str = ""
+    revision: str = ""
+    region: str = ""
+    zone: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectRequest:
+    """One CONNECT. Everything but the authority is what the peer claims, for telemetry only."""
+
+    authority: Authority
+    baggage: Baggage
+    forwarded_for: tuple[str, int] | None
+    """The client of the peer, if it said one that is an address and a port."""
+    forwarded_host: str
+    traceparent: str
+
+
+_FIELD_OF_KEY = {
+    "k8s.cluster.name": "cluster",
+    "k8s.namespace.name": "namespace",
+    "service.name": "service_name",
+    "service.version": "revision",
+    "cloud.region": "region",
+    "cloud.availability_zone": "zone",
+}
+_TYPE_OF_KEY = {f"k8s.{kind}.name": kind for kind in _WORKLOAD_TYPES}
+
+
+def parse_authority(text: bytes) -> Authority:
+    """`ip:port`, `[ip6]:port` or `host:port`.
+
+    Raises:
+        BadConnect: 400 for anything else: no port, port 0, user information, a zone, an address that is nearly one.
+    """
+    try:
+        host, colon, port = text.decode("ascii").rpartition(":")
+    except UnicodeDecodeError as error:
+        raise BadConnect("authority is not ASCII") from error
+    if len(text) > _LONGEST_AUTHORITY or not colon or not host or _PORT.fullmatch(port) is None or int(port) > 65535:
+        raise BadConnect(f"authority without a host or a port: {text[:100]!r}")
+    if host[0] == "[":
+        address = canonical(host[1:-1]) if host[-1] == "]" and ":" in host else None
+        if address is None:
+            raise BadConnect(f"authority with a broken IPv6 address: {text[:100]!r}")
+        return Authority(address, int(port))
+    lowered = host.lower()
+    address = canonical(lowered) if ":" not in lowered else None
+    if address is None and (len(host) > 253 or _HOSTNAME.fullmatch(lowered) is None):
+        raise BadConnect(f"authority with a broken host: {text[:100]!r}")
+    return Authority(address or lowered, int(port))
+
+
+def build_baggage(baggage: Baggage) -> bytes:
+    """The header's value, in Istio's order; what is empty or cannot be carried as it is is left out. May be empty altogether."""
+    workload = f"k8s.{baggage.workload_type}.name" if baggage.workload_type in _WORKLOAD_TYPES else ""
+    members = (
+        ("k8s.cluster.name", baggage.cluster),
+        ("k8s.namespace.name", baggage.namespace),
+        (workload, baggage.workload_name),
+        ("service.name", baggage.service_name),
+        ("service.version", baggage.revision),
+        ("cloud.region", baggage.region),
+        ("cloud.availability_zone", baggage.zone),
+    )
+    # A space at the end of the last value would make the field malformed for strict receivers.
+    return ",".join(f"{key}={value}" for key, value in members if key and _is_carried(value)).encode("ascii")
+
+
+def _is_carried(value: str) -> bool:
+    return len(value) <= _LONGEST_VALUE and value[-1:] != " " and _CARRIED.fullmatch(value) is not None
+
+
+def parse_baggage(values: Iterable[bytes]) -> Baggage:
+    """What the instances of a baggage header say, in Istio's dialect: no trimming, no percent-decoding, the last of a key counts.
+
+    One instance that is not visible ASCII, or more than 8 KiB in all, discards everything.
+    """
+    found: dict[str, str] = {}
+    room = _LONGEST_HEADER
+    for instance in values:
+        room -= len(instance)
+        if room < 0 or _VISIBLE.fullmatch(instance) is None:
+            return Baggage()
+        for member in instance.decode("ascii").split(","):
+            key, _, rest = member.partition("=")
+            value = rest.partition("=")[0]
+            if not value or len(value) > _LONGEST_VALUE:
+                continue
+            if key in _TYPE_OF_KEY:
+                found["workload_type"], found["workload_name"] = _TYPE_OF_KEY[key], value
+            elif key in _FIELD_OF_KEY:
+                found[_FIELD_OF_KEY[key]] = value
+    return Baggage(**found)
+
+
+def build_forwarded(source: tuple[str, int], service_host: str) -> bytes:
+    """`for="ip:port"`, with brackets around IPv6, and `;host=` when the destination is a known service.
+
+    Args:
+        source: canonical address and port of the application's connection.
+        service_host: the service's host name, empty for none.
+    """
+    value = f'for="{Authority(*source)}"'
+    return (f"{value};host={service_host}" if service_host else value).encode("ascii")
+
+
+def parse_forwarded(value: bytes) -> tuple[tuple[str, int] | None, str]:
+    """The client (None unless it is an address and a port) and the host (empty for none) of a forwarded header."""
+    client: tuple[str, int] | None = None
+    host = ""
+    if len(value) > _LONGEST_HEADER or not value.isascii():
+        return client, host
+    for part in value.decode("ascii").split(";"):
+        pair = part.strip()
+        if pair.startswith("host=") and not host:
+            host = _unquoted(pair[len("host=") :])
+        elif client is None and (match := _FOR.fullmatch(pair)) is not None:
+            client = _client(match[1])
+    return client, host
+
+
+def _unquoted(text: str) -> str:
+    bare = text.removeprefix('"').removesuffix('"')
+    return bare if _HOSTNAME.fullmatch(bare.lower()) is not None and len(bare) <= 253 else ""
+
+
+def _client(text: str) -> tuple[str, int] | None:
+    try:
+        authority = parse_authority(text.encode("ascii"))
+    except BadConnect:
+        return None
+    return (authority.host, authority.port) if canonical(authority.host) is not None else None
+
+
+def new_traceparent(random: bytes) -> str:
+    """A trace of its own, not sampled.
+
+    Args:
+        random: 24 random bytes.
+    """
+    if len(random) != 24:
+        raise ValueError("a traceparent takes 24 random bytes")
+    # All zeros mean "invalid" to a reader; that they come up is as unlikely as it is cheap to exclude.
+    trace, parent = (part if any(part) else b"\x01" * len(part) for part in (random[:16], random[16:]))
+    return f"00-{trace.hex()}-{parent.hex()}-00"
+
+
+def parse_traceparent(value: bytes) -> str:
+    """The header's text if it is valid in version 00, else an empty string. Later versions are read as far as 00 goes."""
+    text = value[:55].decode("ascii", "replace")
+    match = _TRACEPARENT.fullmatch(text)
+    if match is None or match[1] == "ff" or not match[2].strip("0") or not match[3].strip("0"):
+        return ""
+    longer = value[55:56]
+    return text if not longer or (longer == b"-" and match[1] != "00") else ""
+
+
+def request_headers(*, authority: str, baggage: Baggage, source: tuple[str, int], service_host: str, traceparent: str) -> Headers:
+    """The header list of a CONNECT, in Istio's order.
+
+    Args:
+        authority: the target as text: `10.0.0.1:80`, `[fd00::1]:80`, `host:80`.
+        source: address and port of the application's connection.
+        service_host: host name of the service that the application dialled, empty for none.
+    """
+    return (
+        (b":method", b"CONNECT"),
+        (b":authority", authority.encode("ascii")),
+        (b"baggage", build_baggage(baggage)),
+        (b"forwarded", build_forwarded(source, service_host)),
+        (b"traceparent", traceparent.encode("ascii")),
+    )
+
+
+def response_headers(baggage: Baggage) -> Headers:
+    """What a 200 carries besides its status: what the destination says of itself."""
+    return ((b"baggage", build_baggage(baggage)),)
+
+
+def parse_request(headers: Headers) -> ConnectRequest:
+    """The CONNECT that a well-formed request is.
+
+    Raises:
+        BadConnect: 400: another method, or an authority without a host and a port.
+    """
+    first: dict[bytes, bytes] = {}
+    baggage: list[bytes] = []
+    for name, value in headers:
+        if name == b"baggage":
+            baggage.append(value)
+        else:
+            first.setdefault(name, value)
+    method = first.get(b":method", b"")
+    if method != b"CONNECT":
+        raise BadConnect(f"method {method[:20]!r} instead of CONNECT")
+    client, host = parse_forwarded(first.get(b"forwarded", b""))
+    return ConnectRequest(
+        parse_authority(first.get(b":authority", b"")),
+        parse_baggage(baggage),
+        client,
+        host,
+        parse_traceparent(first.get(b"traceparent", b"")),
+    )
+
+
+def response_baggage(headers: Headers) -> Baggage:
+    """What the destination says of itself in its response."""
+    return parse_baggage(value for name, value in headers if name == b"baggage")
