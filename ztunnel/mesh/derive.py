@@ -4,14 +4,29 @@ set of objects only: the order in which they arrived does not show in the result
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from ztunnel.mesh.authentication import Authentication, selects
 from ztunnel.mesh.delta import Delta
+from ztunnel.mesh.enrolment import enrolment
 from ztunnel.mesh.identity import SpiffeId
-from ztunnel.mesh.rules import Policy
-from ztunnel.mesh.workloads import Service, Workload
+from ztunnel.mesh.manifests.authentication import PeerAuthenticationObject
+from ztunnel.mesh.manifests.authorization import AuthorizationPolicyObject
+from ztunnel.mesh.manifests.core import Namespace, Pod, ServiceObject
+from ztunnel.mesh.manifests.metadata import ObjectKey
+from ztunnel.mesh.manifests.parse import KubeObject, RefusedPolicy
+from ztunnel.mesh.refused import refused_policy
+from ztunnel.mesh.rules import Policy, Scope
+from ztunnel.mesh.workloads import Endpoint, Protocol, Service, ServicePort, Workload
+
+REDIRECTION = "ambient.istio.io/redirection"
+"""Annotation by which a node says that a pod is captured (`enabled`)."""
+_CANONICAL_NAME = ("service.istio.io/canonical-name", "app.kubernetes.io/name", "app")
+_CANONICAL_REVISION = ("service.istio.io/canonical-revision", "app.kubernetes.io/version", "version")
+_CRON_JOB = re.compile(r"(.+)-\d{8,10}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +38,8 @@ class MeshOptions:
     """Policies without a selector in this namespace apply to the whole mesh."""
     cluster: str = "Kubernetes"
     cluster_domain: str = "cluster.local"
+    excluded_namespaces: frozenset[str] = frozenset(("kube-system",))
+    """Their pods are never captured, whatever their labels say."""
     hbone_needs_annotation: bool = False
     """True: a pod is dialled through HBONE only once its node has annotated it as captured (a cluster with an API server that can
     be told). False: as soon as it is wanted (files, where there is nobody to annotate)."""
@@ -59,6 +76,178 @@ class MeshState:
 
 
 _Value = TypeVar("_Value")
+
+
+def derive(objects: Mapping[ObjectKey, KubeObject], options: MeshOptions) -> MeshState:
+    """What a set of objects adds up to."""
+    listed = [value for _, value in sorted(objects.items(), key=lambda item: item[0])]
+    labels = {each.metadata.name: each.metadata.labels for each in listed if isinstance(each, Namespace)}
+    pods = {each.metadata.uid: each for each in reversed(listed) if isinstance(each, Pod)}
+    attached = _Attached(listed, options.root_namespace)
+    captures = {
+        uid: _capture(pod, enrolment(pod, labels.get(pod.metadata.namespace, {}), options.excluded_namespaces), attached, options)
+        for uid, pod in sorted(pods.items())
+    }
+    running: dict[str, list[Pod]] = {}
+    for uid in captures:
+        if pods[uid].addresses and not pods[uid].terminal:
+            running.setdefault(pods[uid].metadata.namespace, []).append(pods[uid])
+    workloads = (_workload(pod, captures[pod.metadata.uid], attached, options) for each in running.values() for pod in each)
+    services = (
+        _service(each, running.get(each.metadata.namespace, []), options)
+        for each in listed
+        if isinstance(each, ServiceObject) and not each.ignored
+    )
+    return MeshState(
+        workloads={workload.uid: workload for workload in workloads},
+        services={service.key: service for service in services},
+        policies=attached.policies,
+        captures=captures,
+    )
+
+
+class _Attached:
+    """The policies, and which of them each pod lists."""
+
+    def __init__(self, listed: Iterable[KubeObject], root_namespace: str) -> None:
+        self.policies: dict[str, Policy] = {}
+        self._selecting: dict[str | None, list[tuple[dict[str, str], Policy]]] = {}
+        """By namespace; under None those that select in every namespace."""
+        self._strict_in: set[str | None] = set()
+        """Namespaces, or None for all, where a refused PeerAuthentication makes everything strict."""
+        authentications: list[PeerAuthenticationObject] = []
+        for each in listed:
+            match each:
+                case AuthorizationPolicyObject(waypoint=False):
+                    policy = _authorization(each, root_namespace)
+                    self._add(policy, each.selector, None if policy.namespace == root_namespace else policy.namespace)
+                case RefusedPolicy():
+                    policy = refused_policy(each, root_namespace)
+                    everywhere = policy.namespace == root_namespace and policy.kind == "AuthorizationPolicy"
+                    self._add(policy, each.selector, None if everywhere else policy.namespace)
+                    if policy.kind == "PeerAuthentication" and policy.scope is not Scope.SELECTOR:
+                        self._strict_in.add(None if policy.scope is Scope.GLOBAL else policy.namespace)
+                case PeerAuthenticationObject():
+                    authentications.append(each)
+                case _:
+                    pass
+        self._authentication = Authentication(authentications, root_namespace)
+        for policy in self._authentication.policies():
+            self.policies[policy.key] = policy
+
+    def keys(self, pod: Pod) -> tuple[str, ...]:
+        """The keys of the policies that select a pod, and of the one that enforces its PeerAuthentication."""
+        chosen = [policy.key for policy in self._selected(pod)]
+        effective = self._authentication.effective(pod.metadata.namespace, pod.metadata.labels).policy
+        return tuple(sorted([*chosen, effective.key] if effective else chosen))
+
+    def strict(self, pod: Pod) -> bool:
+        """Whether plaintext to a pod is refused on every port."""
+        return (
+            self._authentication.effective(pod.metadata.namespace, pod.metadata.labels).strict
+            or not self._strict_in.isdisjoint((None, pod.metadata.namespace))
+            or any(policy.kind == "PeerAuthentication" for policy in self._selected(pod))
+        )
+
+    def _add(self, policy: Policy, selector: dict[str, str] | None, where: str | None) -> None:
+        self.policies[policy.key] = policy
+        if policy.scope is Scope.SELECTOR:
+            self._selecting.setdefault(where, []).append((selector or {}, policy))
+
+    def _selected(self, pod: Pod) -> list[Policy]:
+        candidates = (*self._selecting.get(pod.metadata.namespace, ()), *self._selecting.get(None, ()))
+        return [policy for selector, policy in candidates if selects(selector, pod.metadata.labels)]
+
+
+def _authorization(item: AuthorizationPolicyObject, root_namespace: str) -> Policy:
+    metadata = item.metadata
+    if item.selector is not None:
+        scope = Scope.SELECTOR
+    else:
+        scope = Scope.GLOBAL if metadata.namespace == root_namespace else Scope.NAMESPACE
+    return Policy(metadata.name, metadata.namespace, scope, item.action, item.rules, dry_run=item.dry_run, reason=item.note)
+
+
+def _capture(pod: Pod, enrolled: tuple[bool, str], attached: _Attached, options: MeshOptions) -> Capture:
+    wanted, reason = enrolled
+    return Capture(
+        uid=pod.metadata.uid,
+        name=pod.metadata.name,
+        namespace=pod.metadata.namespace,
+        node=pod.node,
+        addresses=pod.addresses,
+        identity=SpiffeId(options.trust_domain, pod.metadata.namespace, pod.service_account),
+        wanted=wanted,
+        strict=attached.strict(pod),
+        reason=reason,
+    )
+
+
+def _workload(pod: Pod, capture: Capture, attached: _Attached, options: MeshOptions) -> Workload:
+    metadata = pod.metadata
+    announced = metadata.annotations.get(REDIRECTION) == "enabled" or not options.hbone_needs_annotation
+    workload_type, workload_name = _origin(pod)
+    return Workload(
+        uid=metadata.uid,
+        name=metadata.name,
+        namespace=metadata.namespace,
+        identity=capture.identity,
+        node=pod.node,
+        addresses=pod.addresses,
+        protocol=Protocol.HBONE if capture.wanted and announced else Protocol.TCP,
+        ready=_is_ready(pod),
+        host_network=pod.host_network,
+        cluster=options.cluster,
+        canonical_name=_first_label(pod, _CANONICAL_NAME, workload_name),
+        canonical_revision=_first_label(pod, _CANONICAL_REVISION, "latest"),
+        workload_type=workload_type,
+        workload_name=workload_name,
+        policies=attached.keys(pod),
+    )
+
+
+def _is_ready(pod: Pod) -> bool:
+    return pod.ready and not pod.metadata.deleting
+
+
+def _origin(pod: Pod) -> tuple[str, str]:
+    """The type and name of what made a pod. Source: Istio `pkg/kube/controllers` (deployment and cron job by name pattern)."""
+    if pod.metadata.owner is None:
+        return "pod", pod.metadata.name
+    kind, name = pod.metadata.owner
+    template = pod.metadata.labels.get("pod-template-hash", "")
+    if kind == "ReplicaSet" and template and name.endswith(f"-{template}"):
+        return "deployment", name.removesuffix(f"-{template}")
+    if kind == "Job":
+        scheduled = _CRON_JOB.fullmatch(name)
+        return ("cronjob", scheduled[1]) if scheduled else ("job", name)
+    return "pod", name
+
+
+def _first_label(pod: Pod, names: Iterable[str], default: str) -> str:
+    return next((pod.metadata.labels[name] for name in names if pod.metadata.labels.get(name)), default)
+
+
+def _service(item: ServiceObject, pods: Iterable[Pod], options: MeshOptions) -> Service:
+    metadata = item.metadata
+    return Service(
+        name=metadata.name,
+        namespace=metadata.namespace,
+        hostname=f"{metadata.name}.{metadata.namespace}.svc.{options.cluster_domain}",
+        vips=item.vips,
+        ports=tuple(ServicePort(each.port, each.target if isinstance(each.target, int) else 0, each.name) for each in item.ports),
+        endpoints=tuple(
+            Endpoint(pod.metadata.uid, _numbers(item, pod), item.publish_not_ready or _is_ready(pod))
+            for pod in pods
+            if item.selector and selects(item.selector, pod.metadata.labels)
+        ),
+    )
+
+
+def _numbers(item: ServiceObject, pod: Pod) -> tuple[tuple[int, int], ...]:
+    """(service port, this pod's port) for those ports that the pod has: a named one may be missing in some pods."""
+    pairs = ((each.port, pod.ports.get(each.target) if isinstance(each.target, str) else each.target) for each in item.ports)
+    return tuple((port, number) for port, number in pairs if number is not None)
 
 
 def diff(old: MeshState, new: MeshState) -> Delta:

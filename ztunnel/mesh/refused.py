@@ -1,15 +1,54 @@
 """What stands in the place of a policy that cannot be enforced as written.
 
 A policy that we cannot read may have been meant to deny, so its absence would let through what somebody forbade. Until a good
-version arrives, everything that it could have selected is denied, and every denial says which object, field and cause.
+version arrives, the strictest thing that it could have meant is enforced wherever it could have applied: an AuthorizationPolicy
+denies everything, a PeerAuthentication is STRICT. Every denial says which object, field and cause.
 """
 
 from __future__ import annotations
 
-from ztunnel.mesh.rules import Action, Policy, Rule, Scope
+from ztunnel.mesh.errors import ManifestError
+from ztunnel.mesh.manifests.authorization import DRY_RUN, is_true
+from ztunnel.mesh.manifests.fields import Field
+from ztunnel.mesh.manifests.parse import POLICY_KINDS, RefusedPolicy, key_of
+from ztunnel.mesh.manifests.selectors import read_selector
+from ztunnel.mesh.rules import Action, Clause, Match, Policy, Rule, Scope, StringKind, StringMatch
 
 DENY_EVERYTHING = (Rule(),)
 """A rule without clauses matches every connection."""
+NOT_AUTHENTICATED = Clause((Match(not_principals=(StringMatch(StringKind.PRESENCE),)),))
+"""Matches a connection whose peer has no identity: plaintext."""
+
+
+def stand_in(body: object, error: ManifestError) -> RefusedPolicy | None:
+    """What to keep in the place of a refused document that has no earlier good version.
+
+    Args:
+        body: the document.
+        error: what `parse` said about it.
+    Returns: None when nothing is lost by its absence: it is no policy of ours, or one that never denies (AUDIT, dry-run).
+    """
+    key = key_of(body)
+    if key is None or key.kind not in POLICY_KINDS or not isinstance(body, dict) or _never_denies(body):
+        return None
+    # Nameless documents share a key: each must stand for all of them.
+    selector = _selector(body.get("spec")) if key.name else None
+    return RefusedPolicy(key, selector, not key.namespace, str(error))
+
+
+def refused_policy(refused: RefusedPolicy, root_namespace: str) -> Policy:
+    """The policy that is enforced for a stand-in, with the same key as the good version that will replace it."""
+    key = refused.key
+    if refused.selector is not None and not refused.everywhere:
+        scope = Scope.SELECTOR
+    elif refused.everywhere or key.namespace == root_namespace:
+        scope = Scope.GLOBAL
+    else:
+        scope = Scope.NAMESPACE
+    authentication = key.kind == "PeerAuthentication"
+    rules = (Rule((NOT_AUTHENTICATED,)),) if authentication else DENY_EVERYTHING
+    effect = "treated as STRICT" if authentication else "everything that it may apply to is denied"
+    return Policy(key.name, key.namespace, scope, Action.DENY, rules, key.kind, reason=f"refused, so {effect}: {refused.reason}")
 
 
 def unknown_policy(key: str) -> Policy:
@@ -22,3 +61,19 @@ def unknown_policy(key: str) -> Policy:
     namespace, _, name = rest.partition("/")
     reason = "the workload is selected by this policy, which has not been received; denied until it is"
     return Policy(name, namespace, Scope.SELECTOR, Action.DENY, DENY_EVERYTHING, kind, reason=reason)
+
+
+def _never_denies(body: dict[object, object]) -> bool:
+    spec, metadata = body.get("spec"), body.get("metadata")
+    if isinstance(spec, dict) and spec.get("action") == "AUDIT":
+        return True
+    annotations = metadata.get("annotations") if isinstance(metadata, dict) else None
+    return isinstance(annotations, dict) and is_true(annotations.get(DRY_RUN))
+
+
+def _selector(spec: object) -> dict[str, str] | None:
+    """None, for the whole namespace, when there is none or it cannot be read."""
+    try:
+        return read_selector(Field("", "spec", spec)) or None
+    except ManifestError:
+        return None

@@ -1,0 +1,187 @@
+"""Reading one value of a document, knowing where it stands: every refusal names the object, the path of the field and the reason.
+
+A document is whatever a YAML or JSON loader made of hostile text: any type anywhere, keys that are no text, values that contain
+themselves. Only what is asked for is looked at, nothing is walked recursively, and what is shown of a bad value is bounded.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+
+from ztunnel.mesh.addresses import canonical
+from ztunnel.mesh.errors import ManifestError
+
+MAX_ITEMS = 4096
+"""Entries of one list or mapping; what people write has tens."""
+_SHOWN_CHARACTERS = 80
+_PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_SUBDOMAIN = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?")
+_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_LABEL_VALUE = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")
+
+
+def show(value: object) -> str:
+    """A value as an error may show it: short, on one line, never a whole structure."""
+    if isinstance(value, str):
+        cut = value[:_SHOWN_CHARACTERS]
+        return json.dumps(cut) + ("…" if len(cut) < len(value) else "")
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        # Text of an integer beyond 4300 digits is refused by Python itself.
+        return str(value) if value.bit_length() <= 64 else "a very large number"
+    if isinstance(value, float):
+        return repr(value)
+    return "null" if value is None else f"a {type(value).__name__}"
+
+
+class Field:
+    """One place in a document, present or not."""
+
+    __slots__ = ("path", "subject", "value")
+
+    def __init__(self, subject: str, path: str, value: object) -> None:
+        self.subject = subject
+        self.path = path
+        self.value = value
+
+    @property
+    def absent(self) -> bool:
+        """Missing and `null` are the same, as for the Kubernetes API."""
+        return self.value is None
+
+    def error(self, reason: str) -> ManifestError:
+        """The refusal of this place."""
+        return ManifestError(self.subject, self.path or "document", reason)
+
+    def wrong(self, wanted: str) -> ManifestError:
+        """The refusal of a value that is not what it should be."""
+        return self.error(f"{wanted}: {show(self.value)}")
+
+    def get(self, name: str) -> Field:
+        """A member of a mapping; of an absent mapping, an absent member."""
+        return Field(self.subject, self._child(name), self._mapping().get(name))
+
+    def entries(self) -> Iterator[tuple[object, Field]]:
+        """The keys of a mapping, whatever type they have, and its members that are not null."""
+        for key, value in self._mapping().items():
+            if value is not None:
+                yield key, Field(self.subject, self._child(key), value)
+
+    def only(self, names: Iterable[str]) -> None:
+        """Refuses members that nobody knows, and members without a value: neither a misspelt nor an emptied restriction may vanish."""
+        known = list(names)
+        for key, value in self._mapping().items():
+            member = Field(self.subject, self._child(key), value)
+            if key not in known:
+                close = get_close_matches(key[:64], known, 1) if isinstance(key, str) else []
+                raise member.error(f'unknown field (did you mean "{close[0]}"?)' if close else "unknown field")
+            if value is None:
+                raise member.error("no value: give one, or leave the field out")
+
+    def items(self) -> list[Field]:
+        """The items of a list; an absent list has none."""
+        if self.value is None:
+            return []
+        if not isinstance(self.value, list):
+            raise self.wrong("not a list")
+        if len(self.value) > MAX_ITEMS:
+            raise self.error(f"more than {MAX_ITEMS} items")
+        return [Field(self.subject, f"{self.path}[{index}]", item) for index, item in enumerate(self.value)]
+
+    def text(self, default: str | None = None) -> str:
+        """Text that is not empty.
+
+        Args:
+            default: for an absent value; without it, absence is an error.
+        """
+        if self.value is None:
+            if default is None:
+                raise self.error("required")
+            return default
+        if not isinstance(self.value, str):
+            raise self.wrong("not text (quote it)" if isinstance(self.value, (bool, int, float)) else "not text")
+        if not self.value:
+            raise self.error("empty")
+        return self.value
+
+    def boolean(self) -> bool:
+        """True or false; false when absent."""
+        if self.value is None:
+            return False
+        if not isinstance(self.value, bool):
+            raise self.wrong("not a boolean")
+        return self.value
+
+    def port(self) -> int:
+        """A port number."""
+        if not isinstance(self.value, int) or isinstance(self.value, bool) or not 1 <= self.value <= 65535:
+            raise self.wrong("not a port number (1-65535)")
+        return self.value
+
+    def port_text(self) -> int:
+        """A port number, also as text: where Istio's types have text and people write numbers."""
+        value = self.value
+        if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 5:
+            return Field(self.subject, self.path, int(value)).port()
+        return self.port()
+
+    def address(self) -> str:
+        """An IP address, canonical."""
+        address = canonical(self.text())
+        if address is None:
+            raise self.wrong("not an IP address")
+        return address
+
+    def name(self, default: str | None = None) -> str:
+        """A name of an object (RFC 1123 subdomain)."""
+        return self._matching(_SUBDOMAIN, "not a name (lower-case letters, digits, - and .)", default)
+
+    def namespace(self, default: str | None = None) -> str:
+        """A name of a namespace (RFC 1123 label)."""
+        return self._matching(_LABEL, "not a namespace (lower-case letters, digits and -)", default)
+
+    def labels(self) -> dict[str, str]:
+        """A mapping of text to label values."""
+        return {key: member.label_value() for key, member in self.texts()}
+
+    def texts(self) -> Iterator[tuple[str, Field]]:
+        """The entries of a mapping whose keys must be text."""
+        for key, member in self.entries():
+            if not isinstance(key, str):
+                raise member.error(f"the key is not text: {show(key)}")
+            yield key, member
+
+    def label_value(self) -> str:
+        """A label's value. They end up in headers and log lines, so their alphabet is enforced."""
+        if self.value == "":
+            return ""
+        return self._matching(_LABEL_VALUE, "not a label value (at most 63 letters, digits, -, _ and .)", None)
+
+    def _matching(self, pattern: re.Pattern[str], wanted: str, default: str | None) -> str:
+        if self.value is None and default is not None:
+            return default
+        if not pattern.fullmatch(self.text()):
+            raise self.wrong(wanted)
+        return self.text()
+
+    def _mapping(self) -> dict[object, object]:
+        if self.value is None:
+            return {}
+        if not isinstance(self.value, dict):
+            raise self.wrong("not a mapping")
+        if len(self.value) > MAX_ITEMS:
+            raise self.error(f"more than {MAX_ITEMS} entries")
+        return self.value
+
+    def _child(self, key: object) -> str:
+        if isinstance(key, str) and _PLAIN_NAME.fullmatch(key):
+            return f"{self.path}.{key}" if self.path else key
+        return f"{self.path}[{show(key)}]"

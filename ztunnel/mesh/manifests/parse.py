@@ -1,0 +1,163 @@
+"""The way in: one document to one typed object, whatever its kind.
+
+Only `ManifestError` leaves this module, whatever the document is made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import assert_never
+
+from ztunnel.mesh.manifests.authentication import PeerAuthenticationObject, read_peer_authentication
+from ztunnel.mesh.manifests.authorization import AuthorizationPolicyObject, read_authorization_policy
+from ztunnel.mesh.manifests.core import (
+    Namespace,
+    Pod,
+    ServiceAccountObject,
+    ServiceObject,
+    read_namespace,
+    read_pod,
+    read_service,
+    read_service_account,
+)
+from ztunnel.mesh.manifests.fields import Field
+from ztunnel.mesh.manifests.metadata import ObjectKey
+
+MAX_LIST_DEPTH = 4
+"""Lists within lists; a YAML document can contain itself."""
+SECURITY_GROUP = "security.istio.io"
+POLICY_KINDS = ("AuthorizationPolicy", "PeerAuthentication")
+_LONGEST_NAME = 253
+
+
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """An object of a kind that the mesh has no use for."""
+
+    key: ObjectKey
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedPolicy:
+    """Stands in the place of a policy that was refused (see `mesh.refused`)."""
+
+    key: ObjectKey
+    selector: dict[str, str] | None
+    everywhere: bool
+    """Not even its namespace could be read: it may have been meant for the whole mesh."""
+    reason: str
+
+
+KubeObject = (
+    Namespace | Pod | ServiceObject | ServiceAccountObject | AuthorizationPolicyObject | PeerAuthenticationObject | RefusedPolicy | Ignored
+)
+
+_Reader = Callable[[Field], KubeObject]
+_READERS: Mapping[tuple[str, str], _Reader] = MappingProxyType(
+    {
+        ("", "Namespace"): read_namespace,
+        ("", "Pod"): read_pod,
+        ("", "Service"): read_service,
+        ("", "ServiceAccount"): read_service_account,
+        (SECURITY_GROUP, "AuthorizationPolicy"): read_authorization_policy,
+        (SECURITY_GROUP, "PeerAuthentication"): read_peer_authentication,
+    }
+)
+_VERSIONS: Mapping[str, tuple[str, ...]] = MappingProxyType({"": ("v1",), SECURITY_GROUP: ("v1", "v1beta1")})
+
+
+def parse(body: object, subject_source: str) -> KubeObject:
+    """The object that one document describes.
+
+    Args:
+        body: what a YAML or JSON loader returned.
+        subject_source: where it came from (a file and the number of the document); names it in errors when it has no name.
+    Raises:
+        ManifestError: naming the object, the path of the field and the reason.
+    """
+    object_key = key_of(body)
+    nameless = object_key is None or not object_key.name
+    document = Field(subject_source if nameless else str(object_key), "", body)
+    kind = document.get("kind").text()
+    version = document.get("apiVersion")
+    group, _, number = version.text().rpartition("/")
+    if object_key is None:
+        raise document.get("kind").wrong("not a kind")
+    reader = _READERS.get((group, kind))
+    if reader is None:
+        if not group and kind in POLICY_KINDS:
+            raise version.wrong(f"not a version of {SECURITY_GROUP}")
+        return Ignored(object_key)
+    if number not in _VERSIONS[group]:
+        raise version.wrong(f"not a version of {kind} that is known ({', '.join(_VERSIONS[group])})")
+    return reader(document)
+
+
+def key(item: KubeObject) -> ObjectKey:
+    """Which object it is; the same as `key_of` of the document that it was parsed from."""
+    match item:
+        case Ignored() | RefusedPolicy():
+            return item.key
+        case Namespace():
+            kind = "Namespace"
+        case Pod():
+            kind = "Pod"
+        case ServiceObject():
+            kind = "Service"
+        case ServiceAccountObject():
+            kind = "ServiceAccount"
+        case AuthorizationPolicyObject():
+            kind = "AuthorizationPolicy"
+        case PeerAuthenticationObject():
+            kind = "PeerAuthentication"
+        case _:  # pragma: no cover - the type checker proves that nothing is left
+            assert_never(item)
+    return ObjectKey(kind, item.metadata.namespace, item.metadata.name)
+
+
+def key_of(body: object) -> ObjectKey | None:
+    """Which object a document is about, as far as it says so, whether or not it can be parsed.
+
+    A name or namespace that is not text is empty in the key. Kinds that are not read get their API group: they must not be taken
+    for ours (other projects have an AuthorizationPolicy too).
+
+    Returns: None for what is not a mapping with a kind.
+    """
+    if not isinstance(body, dict):
+        return None
+    kind, version, metadata = _printable(body.get("kind")), body.get("apiVersion"), body.get("metadata")
+    if not kind:
+        return None
+    group = _printable(version.rpartition("/")[0]) if isinstance(version, str) else ""
+    metadata = metadata if isinstance(metadata, dict) else {}
+    name, namespace = _printable(metadata.get("name")), metadata.get("namespace")
+    if (group, kind) == ("", "Namespace"):
+        return ObjectKey(kind, "", name)
+    if group and (group, kind) not in _READERS:
+        kind = f"{kind}.{group}"
+    return ObjectKey(kind, "default" if namespace is None else _printable(namespace), name)
+
+
+def unpack(body: object) -> list[object]:
+    """The documents in a document: the items of a `kind: List`, the document itself otherwise, nothing for an empty one.
+
+    Raises:
+        ManifestError: items that are no list, too many of them, or lists nested too deep.
+    """
+    return [] if body is None else list(_unpack(Field("List", "", body), MAX_LIST_DEPTH))
+
+
+def _unpack(document: Field, depth: int) -> Iterator[object]:
+    if not (isinstance(document.value, dict) and document.value.get("kind") == "List" and document.value.get("apiVersion") == "v1"):
+        yield document.value
+    elif depth == 0:
+        raise document.error(f"lists nested more than {MAX_LIST_DEPTH} deep")
+    else:
+        for item in document.get("items").items():
+            yield from _unpack(item, depth - 1)
+
+
+def _printable(value: object) -> str:
+    return value if isinstance(value, str) and len(value) <= _LONGEST_NAME and value.isprintable() else ""
