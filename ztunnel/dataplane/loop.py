@@ -1,0 +1,186 @@
+"""The worker's event loop: edge-triggered epoll, callbacks, timers. One thread, no coroutine per event.
+
+A round is: events from the kernel, then the callbacks that asked to go on (`again`: they had more to read than one buffer, so
+that a bulk transfer takes its turn among the others), then timers that are due, then everything marked dirty is flushed once
+(`flush_later`), so that all frames of a round leave in one record and one `send`.
+Source: measured in `scripts/bench`'s ancestors, a callback loop against a task per socket: 1.6 to 1.8 times the requests per second.
+
+Invariant: a handler that raises ends its own connection and nothing else; that boundary is `_guarded`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import select
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+READABLE = select.EPOLLIN
+WRITABLE = select.EPOLLOUT
+HANGUP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+_BOTH = READABLE | WRITABLE | select.EPOLLRDHUP | select.EPOLLET
+_ACCEPT = READABLE | select.EPOLLET
+
+MAX_EVENTS = 256
+"""Events taken from the kernel per round: enough to batch, few enough that timers stay punctual."""
+
+log = logging.getLogger(__name__)
+
+
+class Handler(Protocol):
+    """What the loop calls when a socket has news."""
+
+    def on_event(self, events: int) -> None:
+        """Something happened on the socket; `events` is an epoll mask. Edge-triggered: take all there is or ask for `again`."""
+
+    def on_bug(self) -> None:
+        """A callback of this handler raised what it should not have: give up everything it owns."""
+
+
+class Flushable(Protocol):
+    """Something with output that is worth collecting until the end of the round."""
+
+    def flush(self) -> None:
+        """Send what was collected."""
+
+    def on_bug(self) -> None:
+        """`flush` raised what it should not have."""
+
+
+class Timer:
+    """A callback at a time; cancel it by calling `cancel` (idempotent)."""
+
+    __slots__ = ("callback", "due")
+
+    def __init__(self, due: float, callback: Callable[[], None]) -> None:
+        self.due = due
+        self.callback: Callable[[], None] | None = callback
+
+    def cancel(self) -> None:
+        self.callback = None
+
+    def __lt__(self, other: Timer) -> bool:
+        return self.due < other.due
+
+
+class Loop:
+    """Owns the epoll descriptor and the order of events."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Handler] = {}
+        self._again: list[tuple[Handler, int]] = []
+        self._dirty: list[Flushable] = []
+        self._timers: list[Timer] = []
+        self._running = False
+        self.now = time.monotonic()
+        """Seconds, monotonic, as of the start of this round: the clock of everything in the worker."""
+        self.bugs = 0
+        """Callbacks that raised what they should not have; a metric, and zero in a healthy worker."""
+
+    def watch(self, fd: int, handler: Handler) -> None:
+        """Calls `handler` for reading and writing on `fd` until `forget`."""
+        self._handlers[fd] = handler
+        self._epoll.register(fd, _BOTH)
+
+    def watch_listener(self, fd: int, handler: Handler) -> None:
+        """Calls `handler` when `fd` has connections to accept."""
+        self._handlers[fd] = handler
+        self._epoll.register(fd, _ACCEPT)
+
+    def take(self, fd: int, handler: Handler) -> None:
+        """Watches `fd` for `handler`, in the place of its former one if there is one; what is pending is reported in the next round."""
+        if fd in self._handlers:
+            self._handlers[fd] = handler
+            self._again.append((handler, READABLE | WRITABLE))
+        else:
+            self.watch(fd, handler)
+
+    def forget(self, fd: int) -> None:
+        """Stops watching; call before the descriptor is closed, so that its number cannot be mistaken for a later one."""
+        if self._handlers.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def again(self, handler: Handler, events: int) -> None:
+        """Calls the handler once more in the next round, after the others had their turn."""
+        self._again.append((handler, events))
+
+    def flush_later(self, flushable: Flushable) -> None:
+        """Calls `flush` once at the end of this round; the caller keeps its own flag against asking twice."""
+        self._dirty.append(flushable)
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
+        """Calls back after `seconds`, or never if the timer is cancelled."""
+        timer = Timer(self.now + seconds, callback)
+        heapq.heappush(self._timers, timer)
+        return timer
+
+    def stop(self) -> None:
+        """Ends `run` after this round."""
+        self._running = False
+
+    def run(self) -> None:
+        """Runs until `stop`. Raises only what the kernel says of epoll itself."""
+        self._running = True
+        while self._running:
+            self.run_once(None)
+        self.close()
+
+    def run_once(self, limit: float | None) -> None:
+        """One round, waiting at most `limit` seconds for an event (None: until something happens)."""
+        events = self._epoll.poll(self._patience(limit), MAX_EVENTS)
+        self.now = time.monotonic()
+        again, self._again = self._again, []
+        handlers = self._handlers
+        for fd, mask in events:
+            handler = handlers.get(fd)
+            if handler is not None:
+                self._guarded(handler, mask)
+        for handler, mask in again:
+            self._guarded(handler, mask)
+        self._run_timers()
+        while self._dirty:
+            dirty, self._dirty = self._dirty, []
+            for flushable in dirty:
+                self._guarded(flushable, 0)
+
+    def close(self) -> None:
+        """Releases the epoll descriptor; the loop cannot run again."""
+        self._epoll.close()
+
+    def _patience(self, limit: float | None) -> float:
+        if self._again or self._dirty:
+            return 0
+        while self._timers and self._timers[0].callback is None:
+            heapq.heappop(self._timers)
+        if not self._timers:
+            return -1 if limit is None else limit
+        wait = max(0.0, self._timers[0].due - time.monotonic())
+        return wait if limit is None else min(wait, limit)
+
+    def _run_timers(self) -> None:
+        while self._timers and self._timers[0].due <= self.now:
+            callback = heapq.heappop(self._timers).callback
+            if callback is not None:
+                self._guarded_call(callback)
+
+    def _guarded(self, handler: Handler | Flushable, mask: int) -> None:
+        # The connection boundary of the worker: the one place that catches everything, so that a bug costs one connection.
+        try:
+            if mask:
+                handler.on_event(mask)  # type: ignore[union-attr]  # a mask only ever goes with a Handler
+            else:
+                handler.flush()  # type: ignore[union-attr]  # and no mask with a Flushable
+        except Exception:
+            self.bugs += 1
+            log.exception("bug: a connection handler raised")
+            self._guarded_call(handler.on_bug)
+
+    def _guarded_call(self, callback: Callable[[], None]) -> None:
+        try:
+            callback()
+        except Exception:
+            self.bugs += 1
+            log.exception("bug: a callback raised")

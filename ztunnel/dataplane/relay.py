@@ -1,0 +1,463 @@
+"""Moves bytes between an application's socket and a stream of a tunnel, or between two sockets.
+
+Half-closes pass through in each direction on their own; an error on one side is an error on the other (RST for a TCP side,
+RST_STREAM for a stream), so that a cut transfer is never taken for a whole one (RFC 9113 §8.5).
+Bounds: bytes that the application does not take wait in the relay, at most one flow-control window of them, because credit is
+given only for what the kernel accepted; the other way nothing is read that cannot be sent.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+from typing import Protocol
+
+from ztunnel.dataplane.buffers import Scratch
+from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop
+from ztunnel.dataplane.sockets import finish, reset
+from ztunnel.hbone.mux import Mux
+from ztunnel.mesh.errors import MeshError, UpstreamError, UpstreamRefused
+
+_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+_VECTORS = 64
+CONNECT_ERROR = 0xA
+"""HTTP/2 error code for a TCP connection that failed (RFC 9113 §8.5)."""
+_CANCEL = 0x8
+
+
+class AppReset(UpstreamError):
+    """The application's side of the connection was reset."""
+
+
+class Carrier(Protocol):
+    """The tunnel, as far as a relay needs it."""
+
+    loop: Loop
+    mux: Mux
+    blocked: bool
+    is_ready: bool
+    is_dead: bool
+
+    def read_from(self, sock: socket.socket, stream: int, room: int) -> tuple[int, int]:
+        """Reads from the application once and sends it on: (bytes read, bytes asked for)."""
+
+    def park(self, relay: StreamRelay) -> None:
+        """Calls the relay again when it can send."""
+
+    def mark_dirty(self) -> None:
+        """Something is to be sent."""
+
+    def release(self, stream: int) -> None:
+        """The relay has done with its stream."""
+
+
+class RelayOwner(Protocol):
+    """Who accounts for a relay."""
+
+    def relay_answered(self) -> None:
+        """The far side accepted the CONNECT (client side only)."""
+
+    def relay_done(self, error: MeshError | None) -> None:
+        """The relay is over and has closed its sockets. Called exactly once."""
+
+
+class StreamRelay:
+    """One application socket and one stream.
+
+    On the client side the socket is there from the start and the answer is awaited; on the server side the stream is there
+    first and `attach` brings the socket once it is connected.
+    """
+
+    __slots__ = (
+        "_answered",
+        "_app_ended",
+        "_app_shut",
+        "_backlog",
+        "_done",
+        "_hung",
+        "_loop",
+        "_optimistic",
+        "_owner",
+        "_remote_ended",
+        "_sock",
+        "_stream",
+        "_tunnel",
+        "from_stream",
+        "on_refused",
+        "to_stream",
+    )
+
+    def __init__(self, tunnel: Carrier, stream: int, owner: RelayOwner, *, answered: bool, optimistic: bool) -> None:
+        self._tunnel = tunnel
+        self._loop = tunnel.loop
+        self._stream = stream
+        self._owner = owner
+        self._sock: socket.socket | None = None
+        self._answered = answered
+        self._optimistic = optimistic
+        self._backlog: deque[memoryview] = deque()
+        self._app_ended = False
+        self._app_shut = False
+        self._remote_ended = False
+        self._done = False
+        self._hung = 0
+        self.to_stream = 0
+        self.from_stream = 0
+        self.on_refused: Callable[[], None] | None = None
+        """Server side: answers the request when its application could not be reached; without it the stream is reset."""
+
+    @property
+    def state(self) -> str:
+        """For the listing: connecting, open or half-closed."""
+        if self._sock is None or not self._answered:
+            return "connecting"
+        return "half-closed" if self._app_ended or self._remote_ended else "open"
+
+    def attach(self, sock: socket.socket) -> None:
+        """Takes over the application's socket, watched by the loop from now on."""
+        self._sock = sock
+        self._loop.take(sock.fileno(), self)
+
+    # The application's side
+
+    def on_event(self, events: int) -> None:
+        if self._done or self._sock is None:
+            return
+        # A hang-up is told once: whoever is parked meanwhile must still find the end of file.
+        self._hung |= events & HANGUP
+        if events & WRITABLE and self._backlog:
+            self._write_backlog()
+        if events & (READABLE | HANGUP) and not self._done and not self._app_ended:
+            self._read()
+        elif events & HANGUP and not self._done:
+            self._check_error()
+
+    def on_bug(self) -> None:
+        self.abort(UpstreamError("internal error"))
+
+    def _read(self) -> None:
+        tunnel = self._tunnel
+        if not self._answered and not self._optimistic:
+            return
+        room = 0 if tunnel.blocked or not tunnel.is_ready else tunnel.mux.sendable(self._stream)
+        if room <= 0:
+            tunnel.park(self)
+            if self._hung:
+                self._check_error()
+            return
+        assert self._sock is not None
+        try:
+            count, asked = tunnel.read_from(self._sock, self._stream, room)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._app_failed(error)
+            return
+        if self._done:
+            return
+        if count == 0:
+            self._app_ended = True
+            tunnel.mux.end_stream(self._stream)
+            tunnel.mark_dirty()
+            self._finish_if_over()
+            return
+        self.to_stream += count
+        if count == asked or self._hung:
+            # More may wait, or the end of it: with an edge-triggered loop nobody would say so again.
+            self._loop.again(self, READABLE)
+
+    def _check_error(self) -> None:
+        """A reset while nothing is read: with HANGUP the kernel keeps the error for whoever asks."""
+        assert self._sock is not None
+        code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            self._app_failed(OSError(code, errno.errorcode.get(code, str(code))))
+
+    def _app_failed(self, error: OSError) -> None:
+        self._reset_stream(CONNECT_ERROR)
+        self._end(AppReset(f"application side: {error.strerror}"), graceful=False)
+
+    # The stream's side
+
+    def deliver(self, views: list[memoryview]) -> None:
+        """Payload arrived; the views are valid during this call only."""
+        total = sum(map(len, views))
+        self.from_stream += total
+        if self._sock is None or self._backlog or self._done:
+            if self._done:
+                self._tunnel.mux.consumed(self._stream, total)
+            else:
+                self._backlog.extend(memoryview(bytes(view)) for view in views)
+            return
+        try:
+            sent = self._sock.send(views[0], _FLAGS) if len(views) == 1 else self._sock.sendmsg(views[:_VECTORS], (), _FLAGS)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._tunnel.mux.consumed(self._stream, total)
+            self._app_failed(error)
+            return
+        if sent:
+            self._tunnel.mux.consumed(self._stream, sent)
+        if sent == total:
+            return
+        for view in views:
+            size = len(view)
+            if sent >= size:
+                sent -= size
+            else:
+                self._backlog.append(memoryview(bytes(view[sent:])))
+                sent = 0
+        if len(views) > _VECTORS:
+            # The kernel may still have room, and then no edge would come.
+            self._loop.again(self, WRITABLE)
+
+    def answered(self, status: int, ended: bool) -> None:
+        """The response to our CONNECT: 200 opens the relay, anything else ends it."""
+        if self._answered or self._done:
+            return
+        if status != 200:
+            if not ended:
+                self._reset_stream(_CANCEL)
+            self._end(UpstreamRefused(f"peer answered CONNECT with http status {status}", status), graceful=False)
+            return
+        self._answered = True
+        self._owner.relay_answered()
+        if ended:
+            self.remote_ended()
+        if not self._optimistic and not self._done:
+            self._loop.again(self, READABLE)
+
+    def remote_ended(self) -> None:
+        """END_STREAM: the far side has no more to send."""
+        self._remote_ended = True
+        if not self._backlog and self._sock is not None:
+            self._shut_app()
+
+    def remote_reset(self, code: int, *, graceful: bool) -> None:
+        """RST_STREAM. NO_ERROR and CANCEL end the stream like an end of file, as Istio's peers mean them."""
+        if self._done:
+            return
+        if not graceful or not self._answered or self._sock is None:
+            self._end(UpstreamError(f"peer reset the stream with error {code:#x}"), graceful=False)
+            return
+        self._app_ended = True
+        self.remote_ended()
+
+    def tunnel_lost(self, error: MeshError) -> None:
+        """The tunnel died; what had arrived before is not worth a clean end that would look whole."""
+        self._end(error, graceful=False)
+
+    def abort(self, error: MeshError) -> None:
+        """Ends both sides with a reset, or with a refusal if the application's side never came to be."""
+        if self._done:
+            return
+        if self._sock is None and self.on_refused is not None and not self._tunnel.is_dead:
+            self.on_refused()
+        else:
+            self._reset_stream(CONNECT_ERROR if self._answered else _CANCEL)
+        self._end(error, graceful=False)
+
+    # Writing and ending
+
+    def _write_backlog(self) -> None:
+        assert self._sock is not None
+        backlog = self._backlog
+        while backlog:
+            try:
+                sent = self._sock.sendmsg(list(islice(backlog, _VECTORS)), (), _FLAGS)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._app_failed(error)
+                return
+            self._tunnel.mux.consumed(self._stream, sent)
+            while sent:
+                first = backlog[0]
+                if sent < len(first):
+                    backlog[0] = first[sent:]
+                    break
+                sent -= len(first)
+                backlog.popleft()
+        self._tunnel.mark_dirty()
+        if self._remote_ended:
+            self._shut_app()
+
+    def _shut_app(self) -> None:
+        if self._app_shut or self._done:
+            return
+        self._app_shut = True
+        assert self._sock is not None
+        if not self._app_ended:
+            try:
+                self._sock.shutdown(socket.SHUT_WR)
+            except OSError as error:
+                if error.errno != errno.ENOTCONN:
+                    raise
+                self._app_failed(error)
+                return
+        self._finish_if_over()
+
+    def _finish_if_over(self) -> None:
+        if self._app_ended and self._app_shut:
+            self._end(None, graceful=True)
+
+    def _reset_stream(self, code: int) -> None:
+        if not self._tunnel.is_dead:
+            self._tunnel.mux.reset(self._stream, code)
+            self._tunnel.mark_dirty()
+
+    def _end(self, error: MeshError | None, *, graceful: bool) -> None:
+        if self._done:
+            return
+        self._done = True
+        waiting = sum(map(len, self._backlog))
+        self._backlog.clear()
+        if not self._tunnel.is_dead and waiting:
+            self._tunnel.mux.consumed(self._stream, waiting)
+        if self._sock is not None:
+            self._loop.forget(self._sock.fileno())
+            if graceful:
+                finish(self._sock)
+            else:
+                reset(self._sock)
+        self._tunnel.release(self._stream)
+        self._owner.relay_done(error)
+
+
+class _SpliceEnd:
+    """One of the two sockets of a `Splice`."""
+
+    __slots__ = ("hung", "pending", "read_ended", "sock", "splice", "write_shut")
+
+    def __init__(self, splice: Splice, sock: socket.socket) -> None:
+        self.splice = splice
+        self.sock = sock
+        self.pending = b""
+        self.hung = 0
+        self.read_ended = False
+        self.write_shut = False
+
+    def on_event(self, events: int) -> None:
+        self.splice.on_end_event(self, events)
+
+    def on_bug(self) -> None:
+        self.splice.abort(UpstreamError("internal error"))
+
+
+class Splice:
+    """Two sockets joined: plain TCP through the node. Holds at most one scratch buffer of bytes per direction."""
+
+    __slots__ = ("_done", "_loop", "_owner", "_scratch", "_upper", "client", "down", "up")
+
+    def __init__(self, loop: Loop, scratch: Scratch, client: socket.socket, owner: RelayOwner) -> None:
+        self._loop = loop
+        self._scratch = scratch
+        self._owner = owner
+        self.client = _SpliceEnd(self, client)
+        self._upper: _SpliceEnd | None = None
+        self._done = False
+        self.up = 0
+        self.down = 0
+
+    @property
+    def state(self) -> str:
+        """For the listing: connecting, open or half-closed."""
+        if self._upper is None:
+            return "connecting"
+        return "half-closed" if self.client.read_ended or self._upper.read_ended else "open"
+
+    def attach(self, upper: socket.socket) -> None:
+        """The connected far side; bytes flow from now on."""
+        self._upper = _SpliceEnd(self, upper)
+        self._loop.take(upper.fileno(), self._upper)
+        self._loop.take(self.client.sock.fileno(), self.client)
+
+    def on_end_event(self, end: _SpliceEnd, events: int) -> None:
+        if self._done or self._upper is None:
+            return
+        other = self._upper if end is self.client else self.client
+        end.hung |= events & HANGUP
+        if events & WRITABLE and end.pending and self._write(end):
+            self._read(other, end)
+        if not self._done and events & (READABLE | HANGUP):
+            self._read(end, other)
+
+    def abort(self, error: MeshError) -> None:
+        """Ends both sides with a reset."""
+        self._end(error, graceful=False)
+
+    def _read(self, source: _SpliceEnd, sink: _SpliceEnd) -> None:
+        if source.read_ended or sink.pending or self._done:
+            return
+        scratch = self._scratch
+        try:
+            count = source.sock.recv_into(scratch.splice, 0, _FLAGS)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._end(AppReset(f"{'client' if source is self.client else 'server'} side: {error.strerror}"), graceful=False)
+            return
+        if not count:
+            source.read_ended = True
+            self._shut(sink)
+            return
+        if source is self.client:
+            self.up += count
+        else:
+            self.down += count
+        sink.pending = b""
+        self._send(sink, scratch.splice_view[:count])
+        if not sink.pending and not self._done and (count == len(scratch.splice) or source.hung):
+            self._loop.again(source, READABLE)
+
+    def _send(self, sink: _SpliceEnd, data: memoryview) -> None:
+        try:
+            sent = sink.sock.send(data, _FLAGS)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._end(AppReset(f"{'client' if sink is self.client else 'server'} side: {error.strerror}"), graceful=False)
+            return
+        sink.pending = bytes(data[sent:])
+
+    def _write(self, sink: _SpliceEnd) -> bool:
+        """Whether all that was pending has left."""
+        self._send(sink, memoryview(sink.pending))
+        if self._done or sink.pending:
+            return False
+        source = self._upper if sink is self.client else self.client
+        if source is not None and source.read_ended:
+            self._shut(sink)
+        return not self._done
+
+    def _shut(self, sink: _SpliceEnd) -> None:
+        if sink.pending or sink.write_shut:
+            return
+        sink.write_shut = True
+        try:
+            sink.sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:
+                raise
+            self._end(AppReset(f"reset while closing: {error.strerror}"), graceful=False)
+            return
+        assert self._upper is not None
+        if self.client.write_shut and self._upper.write_shut:
+            self._end(None, graceful=True)
+
+    def _end(self, error: MeshError | None, *, graceful: bool) -> None:
+        if self._done:
+            return
+        self._done = True
+        for end in (self.client, self._upper):
+            if end is not None:
+                self._loop.forget(end.sock.fileno())
+                if graceful:
+                    finish(end.sock)
+                else:
+                    reset(end.sock)
+        self._owner.relay_done(error)

@@ -1,0 +1,205 @@
+"""Sockets under the loop: accepting, dialling, and ending a TCP connection with the right last word (FIN or RST)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Callable
+
+from ztunnel.dataplane.addresses import Address, canonical
+from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop, Timer
+
+ACCEPTS_PER_ROUND = 64
+"""A burst of new connections takes turns with the live ones."""
+_PAUSE_SECONDS = 0.1
+"""How long accepting rests when descriptors or memory are short: the backlog holds, and nothing spins."""
+_SHORTAGE = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_FAREWELL_SECONDS = 2.0
+_DISCARD = 65536
+_LINGER_RESET = struct.pack("ii", 1, 0)
+_LINGER_OFF = struct.pack("ii", 0, 0)
+
+
+def reset(sock: socket.socket) -> None:
+    """Closes with RST: the other side must not take a cut stream for a whole one."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+    except OSError as error:
+        if error.errno not in (errno.EBADF, errno.EINVAL):
+            raise
+    sock.close()
+
+
+def finish(sock: socket.socket) -> None:
+    """Closes after both directions ended well.
+
+    Sockets accepted by our listeners inherit a zero linger time, so that a killed proxy resets rather than truncates; it must go
+    before a good end, or `close` would throw away what the kernel still has to deliver.
+    """
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_OFF)
+    except OSError as error:
+        if error.errno not in (errno.EBADF, errno.EINVAL):
+            raise
+    sock.close()
+
+
+class Farewell:
+    """Ends a connection whose last bytes are still on their way: FIN now, close when the peer has closed too or after a while.
+
+    Closing at once with unread input would make the kernel send RST and throw away what it has not delivered yet (RFC 1122 §4.2.2.13).
+    """
+
+    def __init__(self, loop: Loop, sock: socket.socket) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._closed = False
+        self._timer = loop.call_later(_FAREWELL_SECONDS, self._close)
+        try:
+            sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:
+                raise
+            self._close()
+            return
+        loop.take(sock.fileno(), self)
+
+    def on_event(self, events: int) -> None:
+        if self._closed:
+            return
+        try:
+            while self._sock.recv(_DISCARD, socket.MSG_DONTWAIT):
+                pass
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno not in (errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT):
+                raise
+        self._close()
+
+    def on_bug(self) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._timer.cancel()
+            self._loop.forget(self._sock.fileno())
+            self._sock.close()
+
+
+class Acceptor:
+    """Accepts on one listener and hands every connection over, non-blocking, with its canonical peer address."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        listener: socket.socket,
+        on_accept: Callable[[socket.socket, Address], None],
+        on_shortage: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._listener = listener
+        self._on_accept = on_accept
+        self._on_shortage = on_shortage
+        self._pause: Timer | None = None
+        self._closed = False
+        listener.setblocking(False)
+        loop.watch_listener(listener.fileno(), self)
+
+    def on_event(self, events: int) -> None:
+        if self._closed:
+            return
+        for _ in range(ACCEPTS_PER_ROUND):
+            try:
+                sock, peer = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._shortage(error)
+                return
+            sock.setblocking(False)
+            self._on_accept(sock, canonical(peer))
+            if self._closed:
+                return
+        self._loop.again(self, READABLE)
+
+    def _shortage(self, error: OSError) -> None:
+        # ECONNABORTED and network errors belong to the connection that died in the queue: go on with the next one.
+        if error.errno not in _SHORTAGE:
+            self._loop.again(self, READABLE)
+            return
+        self._on_shortage()
+        self._pause = self._loop.call_later(_PAUSE_SECONDS, lambda: self.on_event(READABLE))
+
+    def on_bug(self) -> None:
+        """A connection that could not even be set up is lost; the listener goes on."""
+        self._loop.again(self, READABLE)
+
+    def close(self) -> None:
+        """Stops accepting; connections in the backlog are reset by the kernel once nobody else holds the listener."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._pause is not None:
+            self._pause.cancel()
+        self._loop.forget(self._listener.fileno())
+        self._listener.close()
+
+
+class Dial:
+    """One TCP connect with a deadline. Calls `on_done(sock, error)` exactly once, unless it is cancelled."""
+
+    def __init__(self, loop: Loop, sock: socket.socket, seconds: float, on_done: Callable[[socket.socket, OSError | None], None]) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._on_done = on_done
+        self._done = False
+        self._timer = loop.call_later(seconds, self._expire)
+
+    def start(self, destination: Address, source_ip: str | None) -> None:
+        """Connects; with `source_ip` from that address (the socket is transparent, the port is the kernel's choice)."""
+        try:
+            if source_ip is not None:
+                self._sock.bind((source_ip, 0))
+            code = self._sock.connect_ex(destination)
+        except OSError as error:
+            self._finish(error)
+            return
+        self._loop.watch(self._sock.fileno(), self)
+        if code not in (0, errno.EINPROGRESS):
+            self._finish(OSError(code, os.strerror(code)))
+
+    def on_event(self, events: int) -> None:
+        if self._done or not events & (WRITABLE | HANGUP):
+            return
+        code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        self._finish(OSError(code, os.strerror(code)) if code else None)
+
+    def on_bug(self) -> None:
+        self.cancel()
+
+    def cancel(self) -> None:
+        """Gives up; `on_done` is not called any more and the socket is closed."""
+        if not self._done:
+            self._settle()
+            self._loop.forget(self._sock.fileno())
+            self._sock.close()
+
+    def _expire(self) -> None:
+        self._finish(TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
+
+    def _settle(self) -> None:
+        self._done = True
+        self._timer.cancel()
+
+    def _finish(self, error: OSError | None) -> None:
+        if self._done:
+            return
+        self._settle()
+        if error is not None:
+            self._loop.forget(self._sock.fileno())
+            self._sock.close()
+        self._on_done(self._sock, error)

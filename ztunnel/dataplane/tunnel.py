@@ -1,0 +1,526 @@
+"""One HBONE tunnel over a socket: handshake, then records and HTTP/2 streams, each stream joined to a relay.
+
+Theory of operation. The tunnel owns the socket and the order of everything that leaves it. Control frames and small payloads are
+collected in `_plain` and sealed once per loop round (`flush`); a large payload is read by a relay into the worker's scratch
+buffer behind room for its frame header, sealed where it lies, and sent at once, after what was collected before it. When the
+kernel takes no more, the sealed rest waits in `_backlog`, and relays that want to send are parked in `_parked` until it is gone:
+nothing else is buffered per connection. What arrives is opened into one scratch buffer and goes to the relays as views; credit
+for it is given only when it reached the application (the relay says so to the mux).
+
+The tunnel knows nothing of policies, pods or pools: its owner decides what a request means (`TunnelOwner`).
+Invariant: after `_die` no callback of this tunnel reaches a relay or the owner again.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections import deque
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
+
+from ztunnel.dataplane.addresses import Address
+from ztunnel.dataplane.buffers import CHUNK, CHUNK_FRAMED, FRAME_HEADER, SMALL, SMALLEST_MAX_FRAME, Scratch, slot_offset
+from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop, Timer
+from ztunnel.dataplane.relay import StreamRelay
+from ztunnel.dataplane.sockets import Farewell
+from ztunnel.hbone.events import (
+    DataReceived,
+    Event,
+    PeerGoingAway,
+    RequestReceived,
+    ResponseReceived,
+    SettingsReceived,
+    StreamEnded,
+    StreamReset,
+    WindowOpened,
+)
+from ztunnel.hbone.handshake import Handshake
+from ztunnel.hbone.limits import MuxLimits
+from ztunnel.hbone.mux import Mux
+from ztunnel.hbone.records import RecordError, Records
+from ztunnel.mesh.errors import Flag, MeshError, PeerError, UpstreamError, UpstreamTimeout
+from ztunnel.mesh.identity import SpiffeId
+
+log = logging.getLogger(__name__)
+
+_NO_ERROR = 0
+_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+_VECTORS = 64
+
+
+class TunnelLost(UpstreamError):
+    """The tunnel ended under its streams."""
+
+
+class TlsFailed(PeerError):
+    """The handshake did not come to an end."""
+
+    flag = Flag.TLS_FAILURE
+
+
+class TunnelOwner(Protocol):
+    """Who decides about a tunnel's requests and its end."""
+
+    def tunnel_ready(self, tunnel: Tunnel) -> None:
+        """The handshake is done: `tunnel.peer` is known."""
+
+    def tunnel_request(self, tunnel: Tunnel, request: RequestReceived) -> None:
+        """A peer asks for a stream (server side): answer through `tunnel.mux.respond` or `adopt` a relay."""
+
+    def tunnel_idle(self, tunnel: Tunnel) -> None:
+        """The last stream ended."""
+
+    def tunnel_closed(self, tunnel: Tunnel, error: MeshError | None) -> None:
+        """The tunnel is gone, `error` says why unless it ended well. Called exactly once."""
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelTimes:
+    """Seconds. `ping` after so much silence, dead after `ping_timeout` more; the handshake includes the peer's SETTINGS."""
+
+    handshake: float
+    ping: float
+    ping_timeout: float
+
+
+class Tunnel:
+    """See the module. `open_streams`, `is_usable` and `peer` are for the owner; the `send_`/`park` methods for relays."""
+
+    def __init__(self, loop: Loop, scratch: Scratch, owner: TunnelOwner, times: TunnelTimes, *, client: bool) -> None:
+        self.loop = loop
+        self.scratch = scratch
+        self.owner = owner
+        self.client = client
+        self.mux = Mux(client=client, limits=MuxLimits())
+        self.peer: SpiffeId | None = None
+        self.peer_address: Address = ("", 0)
+        self.relays: dict[int, StreamRelay] = {}
+        self.is_ready = False
+        self.is_dead = False
+        self.is_draining = False
+        self.blocked = True
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self.opened_at = loop.now
+        self.expires_at = float("inf")
+        """Time of the loop's clock after which the certificates no longer admit new streams."""
+        self._times = times
+        self._sock: socket.socket | None = None
+        self._handshake: Handshake | None = None
+        self._records: Records | None = None
+        self._plain = bytearray()
+        self._backlog: deque[memoryview] = deque()
+        self._partial = b""
+        self._parked: dict[StreamRelay, None] = {}
+        self._dirty = False
+        self._settled = False
+        self._heard_at = loop.now
+        self._asked_at: float | None = None
+        self._timer: Timer | None = None
+
+    # Life
+
+    def start(self, sock: socket.socket, handshake: Handshake, peer: Address) -> None:
+        """Takes over a connected socket, already watched or not, and begins (client) or awaits (server) the handshake."""
+        self._sock = sock
+        self._handshake = handshake
+        self.peer_address = peer
+        self.blocked = False
+        self._timer = self.loop.call_later(self._times.handshake, self._handshake_expired)
+        self.loop.take(sock.fileno(), self)
+        self._send_raw(handshake.outgoing())
+
+    @property
+    def stage(self) -> str:
+        """For the listing: connecting, handshake, open or draining."""
+        if self._sock is None:
+            return "connecting"
+        if not self.is_ready:
+            return "handshake"
+        return "draining" if self.is_draining else "open"
+
+    def go_away(self) -> None:
+        """Graceful end: no new streams, live ones go on, closed after the last."""
+        if self.is_dead or self.is_draining:
+            return
+        self.is_draining = True
+        self.mux.goaway(_NO_ERROR)
+        self.mark_dirty()
+        self._end_if_idle()
+
+    def close(self, error: MeshError | None = None) -> None:
+        """Ends it now, streams included; the peer hears close_notify or the error's alert first if the socket takes it."""
+        self._die(error)
+
+    def on_bug(self) -> None:
+        self._die(TunnelLost("internal error"))
+
+    def adopt(self, stream: int, relay: StreamRelay) -> None:
+        """Joins a relay to a stream that the mux knows."""
+        self.relays[stream] = relay
+
+    def release(self, stream: int) -> None:
+        """A relay has done with its stream (both directions ended, or reset)."""
+        if self.relays.pop(stream, None) is not None and not self.relays and not self.is_dead:
+            self.owner.tunnel_idle(self)
+            self._end_if_idle()
+
+    def _end_if_idle(self) -> None:
+        if self.is_draining and not self.relays and not self.is_dead:
+            self.flush()
+            if not self._backlog:
+                self._die(None)
+
+    # Sending, for relays
+
+    def mark_dirty(self) -> None:
+        """Something is to be sent at the end of this round."""
+        if not self._dirty:
+            self._dirty = True
+            self.loop.flush_later(self)
+
+    def park(self, relay: StreamRelay) -> None:
+        """The relay cannot send now (window or socket full): call it again when that has changed."""
+        self._parked[relay] = None
+
+    def read_from(self, sock: socket.socket, stream: int, room: int) -> tuple[int, int]:
+        """Reads once from an application's socket and sends what came as DATA of `stream`.
+
+        Args:
+            room: bytes that flow control allows, > 0; the tunnel is ready and not blocked.
+        Returns: (bytes read, bytes asked for); 0 read means the application has ended its direction.
+        Raises: OSError from the application's socket, BlockingIOError included.
+        """
+        scratch = self.scratch
+        if self.mux.peer_max_frame >= CHUNK:
+            asked = room if room < CHUNK else CHUNK
+            count = sock.recv_into(scratch.payload, asked, _FLAGS)
+            if count:
+                self.mux.data_header(scratch.frame, 0, stream, count)
+                self._send_frames(count + FRAME_HEADER)
+            return count, asked
+        if room >= SMALLEST_MAX_FRAME:
+            views = scratch.slots[: room // SMALLEST_MAX_FRAME]
+            asked = len(views) * SMALLEST_MAX_FRAME
+            count = sock.recvmsg_into(views, 0, _FLAGS)[0]
+        else:
+            asked = room
+            count = sock.recv_into(scratch.slots[0], asked, _FLAGS)
+        if count:
+            self._send_frames(self._frame_slots(stream, count))
+        return count, asked
+
+    def _frame_slots(self, stream: int, count: int) -> int:
+        frame = self.scratch.frame
+        full, last = divmod(count, SMALLEST_MAX_FRAME)
+        for index in range(full):
+            self.mux.data_header(frame, slot_offset(index), stream, SMALLEST_MAX_FRAME)
+        if not last:
+            return slot_offset(full)
+        self.mux.data_header(frame, slot_offset(full), stream, last)
+        return slot_offset(full) + FRAME_HEADER + last
+
+    def _send_frames(self, length: int) -> None:
+        if length < SMALL:
+            self._collect()
+            self._plain += self.scratch.frame_view[:length]
+            self.mark_dirty()
+        else:
+            self._send_plain()
+            self._seal(self.scratch.frame, 0, length)
+
+    # Sending, below the frames
+
+    def flush(self) -> None:
+        """Seals and sends what was collected in this round."""
+        self._dirty = False
+        if self.is_ready and not self.blocked and not self.is_dead:
+            self._send_plain()
+
+    def _collect(self) -> None:
+        if self.mux.has_output:
+            self._plain += self.mux.take()
+
+    def _send_plain(self) -> None:
+        self._collect()
+        plain = self._plain
+        if not plain:
+            return
+        self._plain = bytearray()
+        end = len(plain)
+        plain.append(0)
+        for start in range(0, end, CHUNK_FRAMED):
+            self._seal(plain, start, min(start + CHUNK_FRAMED, end))
+
+    def _seal(self, source: bytearray, start: int, end: int) -> None:
+        records = self._records
+        if records is None:
+            return
+        control = records.pending()
+        if control:
+            self._send_raw(control)
+        size = records.seal(source, start, end, self.scratch.sealed, 0)
+        self._transmit(self.scratch.sealed_view[:size])
+
+    def _send_raw(self, data: bytes) -> None:
+        if data:
+            self._transmit(memoryview(data))
+
+    def _transmit(self, data: memoryview) -> None:
+        if self._sock is None or self.is_dead:
+            return
+        if self._backlog:
+            self._backlog.append(memoryview(bytes(data)))
+            return
+        try:
+            sent = self._sock.send(data, _FLAGS)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._die(TunnelLost(f"tunnel to {self.peer_address[0]}: {error.strerror}"))
+            return
+        self.bytes_sent += sent
+        if sent < len(data):
+            self._backlog.append(memoryview(bytes(data[sent:])))
+            self.blocked = True
+
+    def _drain_backlog(self) -> None:
+        sock = self._sock
+        if sock is None:
+            return
+        while self._backlog:
+            try:
+                sent = sock.sendmsg(list(islice(self._backlog, _VECTORS)), (), _FLAGS)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._die(TunnelLost(f"tunnel to {self.peer_address[0]}: {error.strerror}"))
+                return
+            self.bytes_sent += sent
+            while sent:
+                first = self._backlog[0]
+                if sent < len(first):
+                    self._backlog[0] = first[sent:]
+                    break
+                sent -= len(first)
+                self._backlog.popleft()
+        self.blocked = False
+        if self.is_ready:
+            self._send_plain()
+            self._unpark()
+        if self.is_draining:
+            self._end_if_idle()
+
+    def _unpark(self) -> None:
+        parked, self._parked = self._parked, {}
+        for relay in parked:
+            self.loop.again(relay, READABLE)
+
+    # Receiving
+
+    def on_event(self, events: int) -> None:
+        if self.is_dead:
+            return
+        if events & WRITABLE and self._backlog:
+            self._drain_backlog()
+        if events & (READABLE | HANGUP) and not self.is_dead:
+            self._read(events)
+
+    def _read(self, events: int) -> None:
+        assert self._sock is not None
+        scratch = self.scratch
+        kept = len(self._partial)
+        asked = CHUNK_FRAMED
+        try:
+            count = self._sock.recv_into(scratch.raw_view[kept : kept + asked], asked, _FLAGS)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._die(TunnelLost(f"tunnel to {self.peer_address[0]}: {error.strerror}"))
+            return
+        if not count:
+            self._peer_ended()
+            return
+        self._heard_at = self.loop.now
+        self._asked_at = None
+        self.bytes_received += count
+        if kept:
+            scratch.raw[:kept] = self._partial
+            self._partial = b""
+        try:
+            self._take(kept + count)
+        except MeshError as error:
+            self._refuse(error)
+            return
+        if not self.is_dead and (count == asked or events & HANGUP):
+            self.loop.again(self, READABLE | (events & HANGUP))
+
+    def _take(self, end: int) -> None:
+        start = 0
+        raw = self.scratch.raw
+        if self._records is None:
+            rest = self._shake(bytes(raw[:end]))
+            if rest is None:
+                return
+            end = len(rest)
+            raw[:end] = rest
+        records = self._records
+        assert records is not None
+        plain = self.scratch.plain
+        while start < end and not self.is_dead:
+            consumed, produced = records.open(raw, start, end, plain, 0)
+            if produced:
+                self._dispatch(self.mux.receive(plain, 0, produced, self.loop.now))
+            if consumed == start:
+                break
+            start = consumed
+        if self.is_dead:
+            return
+        self._partial = bytes(raw[start:end])
+        self.mark_dirty()
+        if records.peer_closed:
+            self._peer_ended()
+
+    def _shake(self, data: bytes) -> bytes | None:
+        handshake = self._handshake
+        assert handshake is not None
+        handshake.receive(data)
+        self._send_raw(handshake.outgoing())
+        if not handshake.done or self.is_dead:
+            return None
+        self._handshake = None
+        self.peer = handshake.peer
+        self.expires_at = self.loop.now + (handshake.peer_not_after.timestamp() - time.time())
+        self._records, rest = handshake.finish()
+        self.is_ready = True
+        self.owner.tunnel_ready(self)
+        if self.is_dead:
+            return None
+        if not self._backlog:
+            self.blocked = False
+        self._unpark()
+        self.mark_dirty()
+        return rest
+
+    def _dispatch(self, events: list[Event]) -> None:
+        relays = self.relays
+        index = 0
+        count = len(events)
+        while index < count and not self.is_dead:
+            event = events[index]
+            index += 1
+            if type(event) is DataReceived:
+                stream = event.stream
+                views = [event.data]
+                # A run of DATA for one stream leaves in one system call.
+                while index < count:
+                    following = events[index]
+                    if type(following) is not DataReceived or following.stream != stream:
+                        break
+                    views.append(following.data)
+                    index += 1
+                relay = relays.get(stream)
+                if relay is None:
+                    self.mux.consumed(stream, sum(map(len, views)))
+                else:
+                    relay.deliver(views)
+            else:
+                self._dispatch_rare(event)
+
+    def _dispatch_rare(self, event: Event) -> None:
+        match event:
+            case RequestReceived():
+                self.owner.tunnel_request(self, event)
+            case ResponseReceived(stream=stream):
+                if relay := self.relays.get(stream):
+                    relay.answered(event.status, event.ended)
+            case StreamEnded(stream=stream):
+                if relay := self.relays.get(stream):
+                    relay.remote_ended()
+            case StreamReset(stream=stream):
+                if relay := self.relays.get(stream):
+                    relay.remote_reset(event.code, graceful=event.graceful)
+            case WindowOpened(stream=0):
+                self._unpark()
+            case WindowOpened(stream=stream):
+                relay = self.relays.get(stream)
+                if relay is not None and relay in self._parked:
+                    del self._parked[relay]
+                    self.loop.again(relay, READABLE)
+            case SettingsReceived():
+                if not self._settled:
+                    self._settled = True
+                    if self._timer is not None:
+                        self._timer.cancel()
+                    self._timer = self.loop.call_later(self._times.ping, self._keep_alive)
+                self._unpark()
+            case PeerGoingAway():
+                self._peer_going_away(event)
+            case _:
+                pass
+
+    def _peer_going_away(self, event: PeerGoingAway) -> None:
+        # The streams that it disowns follow as resets.
+        self.is_draining = True
+        if event.code:
+            log.info("peer_goaway peer=%s code=%d", self.peer_address[0], event.code)
+        self._end_if_idle()
+
+    # Ending
+
+    def _peer_ended(self) -> None:
+        if self._records is None:
+            self._die(TlsFailed(f"{self.peer_address[0]} closed the connection during the TLS handshake"))
+        elif self.relays:
+            self._die(TunnelLost(f"{self.peer_address[0]} closed the tunnel with {len(self.relays)} live streams"))
+        else:
+            self._die(None)
+
+    def _refuse(self, error: MeshError) -> None:
+        """The peer broke the rules: tell it in its own terms, then end."""
+        if self._handshake is not None:
+            self._send_raw(self._handshake.outgoing())
+        elif self._records is not None:
+            if isinstance(error, RecordError):
+                self._send_raw(self._records.alert(error))
+            else:
+                self._send_plain()
+        self._die(error)
+
+    def _handshake_expired(self) -> None:
+        what = "HTTP/2 SETTINGS" if self.is_ready else "the end of the TLS handshake"
+        self._die(UpstreamTimeout(f"{self.peer_address[0]}: {what} did not come within {self._times.handshake:g} s"))
+
+    def _keep_alive(self) -> None:
+        now = self.loop.now
+        if self._asked_at is not None and now - self._asked_at >= self._times.ping_timeout:
+            self._die(TunnelLost(f"{self.peer_address[0]} has not answered a PING for {self._times.ping_timeout:g} s"))
+            return
+        if self._asked_at is None and now - self._heard_at >= self._times.ping:
+            self._asked_at = now
+            self.mux.ping(b"ztunnel\0")
+            self.mark_dirty()
+        self._timer = self.loop.call_later(self._times.ping, self._keep_alive)
+
+    def _die(self, error: MeshError | None) -> None:
+        if self.is_dead:
+            return
+        if error is None and self._records is not None:
+            self._send_raw(self._records.close_notify())
+        self.is_dead = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._sock is not None and error is None and not self._backlog:
+            Farewell(self.loop, self._sock)
+        elif self._sock is not None:
+            self.loop.forget(self._sock.fileno())
+            self._sock.close()
+        self._backlog.clear()
+        self._parked.clear()
+        relays, self.relays = self.relays, {}
+        for relay in relays.values():
+            relay.tunnel_lost(error or TunnelLost("the tunnel was closed"))
+        self.owner.tunnel_closed(self, error)

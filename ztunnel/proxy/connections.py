@@ -1,0 +1,243 @@
+"""Every live connection of the worker: what it is, what it carried, and how it ended.
+
+A connection is registered before its first verdict, so that a policy change in between finds it. It owns its dial and its relay
+through this object, and ends exactly once; news of it leave as `FlowRecord`s.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ztunnel.dataplane.addresses import Address, text
+from ztunnel.dataplane.flow import ConnectionState, Direction, FlowRecord
+from ztunnel.dataplane.loop import Loop
+from ztunnel.dataplane.relay import Splice, StreamRelay
+from ztunnel.dataplane.sockets import Dial
+from ztunnel.mesh.errors import Flag, MeshError
+from ztunnel.mesh.identity import SpiffeId
+
+
+@dataclass(slots=True)
+class Facts:
+    """What is known of a connection; filled in as it is found out, before the first record leaves."""
+
+    direction: Direction
+    pod_uid: str
+    source: Address
+    destination: Address
+    target: str = ""
+    protocol: str = "TCP"
+    mutual_tls: bool = False
+    source_uid: str = ""
+    destination_uid: str = ""
+    source_identity: SpiffeId | None = None
+    destination_identity: SpiffeId | None = None
+    service: str = ""
+    service_name: str = ""
+    service_namespace: str = ""
+    policy: str = ""
+    trace: str = ""
+
+
+class Connection:
+    """One connection through the node. Implements `RelayOwner`."""
+
+    __slots__ = (
+        "_down_told",
+        "_opened_told",
+        "_table",
+        "_up_told",
+        "dial",
+        "facts",
+        "id",
+        "is_over",
+        "on_answer",
+        "on_end",
+        "opened_at",
+        "relay",
+    )
+
+    def __init__(self, table: ConnectionTable, number: int, facts: Facts, now: float) -> None:
+        self._table = table
+        self._up_told = 0
+        self._down_told = 0
+        self._opened_told = False
+        self.id = f"c{number}"
+        self.facts = facts
+        self.opened_at = now
+        self.is_over = False
+        self.relay: StreamRelay | Splice | None = None
+        self.dial: Dial | None = None
+        self.on_answer: Callable[[], None] | None = None
+        self.on_end: Callable[[], None] | None = None
+
+    @property
+    def up_bytes(self) -> int:
+        """From client to server, so far."""
+        match self.relay:
+            case StreamRelay() as relay:
+                return relay.to_stream if self.facts.direction is Direction.OUTBOUND else relay.from_stream
+            case Splice() as splice:
+                return splice.up
+            case None:
+                return 0
+
+    @property
+    def down_bytes(self) -> int:
+        """From server to client, so far."""
+        match self.relay:
+            case StreamRelay() as relay:
+                return relay.from_stream if self.facts.direction is Direction.OUTBOUND else relay.to_stream
+            case Splice() as splice:
+                return splice.down
+            case None:
+                return 0
+
+    def relay_answered(self) -> None:
+        if self.on_answer is not None:
+            self.on_answer()
+
+    def relay_done(self, error: MeshError | None) -> None:
+        self.end(error)
+
+    def abort(self, error: MeshError) -> None:
+        """Ends it now, with a reset on both sides."""
+        if self.relay is not None:
+            self.relay.abort(error)
+        self.end(error)
+
+    def end(self, error: MeshError | None) -> None:
+        """The connection is over, `error` says why unless it ended well. Only the first call counts."""
+        if self.is_over:
+            return
+        self.is_over = True
+        if self.dial is not None:
+            self.dial.cancel()
+            self.dial = None
+        if self.on_end is not None:
+            self.on_end()
+            self.on_end = None
+        self._table.ended(self, error)
+
+    def record(self, now: float, error: MeshError | None, *, closed: bool) -> FlowRecord:
+        """News since the last record."""
+        facts = self.facts
+        up, down = self.up_bytes, self.down_bytes
+        record = FlowRecord(
+            id=self.id,
+            direction=facts.direction,
+            pod_uid=facts.pod_uid,
+            source=facts.source,
+            destination=facts.destination,
+            target=facts.target,
+            mutual_tls=facts.mutual_tls,
+            source_uid=facts.source_uid,
+            destination_uid=facts.destination_uid,
+            source_identity=str(facts.source_identity or ""),
+            destination_identity=str(facts.destination_identity or ""),
+            service=facts.service,
+            service_name=facts.service_name,
+            service_namespace=facts.service_namespace,
+            policy=facts.policy,
+            flag=error.flag if error else Flag.NONE,
+            error=str(error) if error else "",
+            trace=facts.trace,
+            opened=not self._opened_told,
+            closed=closed,
+            up_bytes=up - self._up_told,
+            down_bytes=down - self._down_told,
+            total_up_bytes=up,
+            total_down_bytes=down,
+            duration_seconds=now - self.opened_at,
+        )
+        self._opened_told = True
+        self._up_told, self._down_told = up, down
+        return record
+
+    @property
+    def has_news(self) -> bool:
+        """Whether a record would say anything new."""
+        return not self._opened_told or self.up_bytes != self._up_told or self.down_bytes != self._down_told
+
+    def state(self, now: float) -> ConnectionState:
+        """The row of the listing."""
+        facts = self.facts
+        peer = facts.source_identity if facts.direction is Direction.INBOUND else facts.destination_identity
+        return ConnectionState(
+            id=self.id,
+            direction=facts.direction,
+            protocol=facts.protocol,
+            pod_uid=facts.pod_uid,
+            source=text(facts.source),
+            source_identity=str(facts.source_identity or ""),
+            destination=text(facts.destination),
+            target=facts.target,
+            service=facts.service,
+            peer_identity=str(peer or ""),
+            up_bytes=self.up_bytes,
+            down_bytes=self.down_bytes,
+            age_seconds=now - self.opened_at,
+            policy=facts.policy,
+            state=self.relay.state if self.relay else "connecting",
+        )
+
+
+class ConnectionTable:
+    """The live connections, bounded; tells `report` about each, at its end and at intervals."""
+
+    def __init__(self, loop: Loop, report: Callable[[FlowRecord], None], limit: int) -> None:
+        self._loop = loop
+        self._report = report
+        self._limit = limit
+        self._number = 0
+        self._live: dict[str, Connection] = {}
+        self.active: Counter[str] = Counter()
+        """Live connections by pod."""
+        self.towards: Counter[str] = Counter()
+        """Live outbound connections by the workload that they go to: the load that balancing looks at."""
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._live) >= self._limit
+
+    def register(self, facts: Facts) -> Connection:
+        """A new connection; the caller checked `is_full`."""
+        self._number += 1
+        connection = Connection(self, self._number, facts, self._loop.now)
+        self._live[connection.id] = connection
+        self.active[facts.pod_uid] += 1
+        return connection
+
+    def count_towards(self, connection: Connection) -> None:
+        """The connection's destination workload is known: count it as that one's load until it ends."""
+        self.towards[connection.facts.destination_uid] += 1
+
+    def ended(self, connection: Connection, error: MeshError | None) -> None:
+        """For `Connection.end`."""
+        del self._live[connection.id]
+        _decrement(self.active, connection.facts.pod_uid)
+        if connection.facts.direction is Direction.OUTBOUND and connection.facts.destination_uid:
+            _decrement(self.towards, connection.facts.destination_uid)
+        self._report(connection.record(self._loop.now, error, closed=True))
+
+    def live(self) -> list[Connection]:
+        """A snapshot: connections may end while the caller goes through it."""
+        return list(self._live.values())
+
+    def tell_progress(self) -> None:
+        """Reports live connections that have news."""
+        for connection in self._live.values():
+            if connection.has_news:
+                self._report(connection.record(self._loop.now, None, closed=False))
+
+
+def _decrement(counter: Counter[str], key: str) -> None:
+    if counter[key] > 1:
+        counter[key] -= 1
+    else:
+        del counter[key]

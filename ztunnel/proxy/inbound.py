@@ -1,0 +1,174 @@
+"""Port 15008: a peer's tunnel into a pod. This is where a CONNECT is accepted or refused.
+
+Order per request: read it (400), find its target (400, 503), register the connection, ask for the verdict (401), connect to the
+application with the client's address as source (503), only then answer 200. The peer learns a status and nothing of policies.
+Source: Istio ztunnel `proxy/inbound.rs`.
+"""
+
+from __future__ import annotations
+
+import socket
+
+from ztunnel.dataplane.addresses import Address
+from ztunnel.dataplane.addresses import canonical as canonical_address
+from ztunnel.dataplane.flow import Direction
+from ztunnel.dataplane.relay import StreamRelay
+from ztunnel.dataplane.sockets import reset
+from ztunnel.dataplane.tunnel import Tunnel
+from ztunnel.hbone import connect
+from ztunnel.hbone.events import RequestReceived
+from ztunnel.hbone.handshake import Handshake
+from ztunnel.mesh.errors import BadConnect, LocalError, MeshError, PolicyDenied
+from ztunnel.mesh.inbound import InboundTarget, resolve_inbound
+from ztunnel.mesh.policy import Connection as Asked
+from ztunnel.mesh.workloads import Workload
+from ztunnel.proxy.connections import Connection, Facts
+from ztunnel.proxy.labels import baggage_of
+from ztunnel.proxy.pods import Node, NoIdentity, Pod, dial
+
+_UNAUTHORIZED = 401
+_UNAVAILABLE = 503
+
+
+class Inbound:
+    """What happens to tunnels that end in the pods of this node."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def accept(self, pod: Pod, sock: socket.socket, peer: Address) -> None:
+        """One TCP connection on 15008."""
+        node = self._node
+        if pod.handshaking >= node.settings.max_handshakes_per_pod or len(pod.inbound) >= node.settings.max_connections:
+            node.hit("inbound_tunnels")
+            reset(sock)
+            return
+        try:
+            contexts = node.tls(pod)
+            local = canonical_address(sock.getsockname())
+        except (NoIdentity, OSError) as error:
+            self.refused(pod, peer, ("", 0), error if isinstance(error, NoIdentity) else LocalError(str(error)))
+            reset(sock)
+            return
+        handshake = Handshake(contexts, server=True, expected=None, own_records=node.settings.own_records)
+        gate = _Gate(self, pod, local)
+        tunnel = Tunnel(node.loop, node.scratch, gate, node.times, client=False)
+        pod.inbound.add(tunnel)
+        pod.handshaking += 1
+        tunnel.start(sock, handshake, peer)
+
+    def request(self, pod: Pod, tunnel: Tunnel, local: Address, request: RequestReceived) -> None:
+        """One CONNECT: accepted or refused here."""
+        node = self._node
+        try:
+            asked = connect.parse_request(request.headers)
+            workload = node.index.workload(pod.uid)
+            if workload is None:
+                raise BadConnect("local workload information is not available", _UNAVAILABLE)
+            target = resolve_inbound(node.index, workload, local[0], asked.authority)
+            if node.connections.is_full:
+                raise BadConnect(str(node.hit("connections")), _UNAVAILABLE)
+        except BadConnect as error:
+            tunnel.mux.respond(request.stream, error.status, end=True)
+            tunnel.mark_dirty()
+            self.refused(pod, tunnel.peer_address, local, error)
+            return
+        connection = self._register(pod, tunnel, local, asked, target)
+        verdict = node.index.decide(workload, asked_of(connection))
+        connection.facts.policy = verdict.policy or ""
+        if not verdict.allowed:
+            tunnel.mux.respond(request.stream, _UNAUTHORIZED, end=True)
+            tunnel.mark_dirty()
+            connection.end(PolicyDenied(f"connection closed due to policy rejection: {verdict.text}", verdict.policy))
+            return
+        self._connect(pod, workload, tunnel, connection, request)
+
+    def _register(self, pod: Pod, tunnel: Tunnel, local: Address, asked: connect.ConnectRequest, target: InboundTarget) -> Connection:
+        node = self._node
+        source = node.index.workload_at(tunnel.peer_address[0])
+        service = target.service
+        facts = Facts(
+            Direction.INBOUND,
+            pod.uid,
+            tunnel.peer_address,
+            (target.address, target.port),
+            target=str(asked.authority),
+            protocol="HBONE",
+            mutual_tls=True,
+            # The address only says who it was if the certificate agrees: addresses are re-used, identities are proven.
+            source_uid=source.uid if source is not None and source.identity == tunnel.peer else "",
+            destination_uid=pod.uid,
+            source_identity=tunnel.peer,
+            destination_identity=pod.identity,
+            service=service.hostname if service else "",
+            service_name=service.name if service else "",
+            service_namespace=service.namespace if service else "",
+            trace=asked.traceparent,
+        )
+        return node.connections.register(facts)
+
+    def _connect(self, pod: Pod, workload: Workload, tunnel: Tunnel, connection: Connection, request: RequestReceived) -> None:
+        node = self._node
+        stream = request.stream
+        relay = StreamRelay(tunnel, stream, connection, answered=True, optimistic=True)
+        connection.relay = relay
+        tunnel.adopt(stream, relay)
+        if request.ended:
+            relay.remote_ended()
+
+        def opened(sock: socket.socket) -> None:
+            tunnel.mux.respond(stream, 200, connect.response_headers(baggage_of(workload)))
+            tunnel.mark_dirty()
+            relay.attach(sock)
+
+        def refuse() -> None:
+            tunnel.mux.respond(stream, _UNAVAILABLE, end=True)
+            tunnel.mark_dirty()
+
+        relay.on_refused = refuse
+        target = connection.facts.destination
+        source_ip = tunnel.peer_address[0]
+        dial(node, pod, connection, target, None if source_ip == target[0] else source_ip, opened)
+
+    def refused(self, pod: Pod, peer: Address, local: Address, error: MeshError) -> None:
+        """A record for what never became a connection."""
+        facts = Facts(Direction.INBOUND, pod.uid, peer, local, destination_uid=pod.uid)
+        if not self._node.connections.is_full:
+            self._node.connections.register(facts).end(error)
+
+
+class _Gate:
+    """One inbound tunnel's owner. Implements `TunnelOwner`."""
+
+    def __init__(self, inbound: Inbound, pod: Pod, local: Address) -> None:
+        self._inbound = inbound
+        self._pod = pod
+        self._local = local
+        self._shaking = True
+
+    def tunnel_ready(self, tunnel: Tunnel) -> None:
+        self._shaken()
+
+    def tunnel_request(self, tunnel: Tunnel, request: RequestReceived) -> None:
+        self._inbound.request(self._pod, tunnel, self._local, request)
+
+    def tunnel_idle(self, tunnel: Tunnel) -> None:
+        pass
+
+    def tunnel_closed(self, tunnel: Tunnel, error: MeshError | None) -> None:
+        if self._shaking:
+            self._shaken()
+            if error is not None:
+                self._inbound.refused(self._pod, tunnel.peer_address, self._local, error)
+        self._pod.inbound.discard(tunnel)
+
+    def _shaken(self) -> None:
+        if self._shaking:
+            self._shaking = False
+            self._pod.handshaking -= 1
+
+
+def asked_of(connection: Connection) -> Asked:
+    """The question that `mesh.policy` answers, for a connection that is inbound."""
+    facts = connection.facts
+    return Asked(facts.source[0], facts.source_identity, facts.destination[0], facts.destination[1])

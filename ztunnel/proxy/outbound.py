@@ -1,0 +1,115 @@
+"""Port 15001: a connection that a pod opens. Original destination → route → tunnel or plain dial → relay."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+
+from ztunnel.dataplane.addresses import Address, original_destination, text
+from ztunnel.dataplane.addresses import canonical as canonical_address
+from ztunnel.dataplane.flow import Direction
+from ztunnel.dataplane.relay import Splice, StreamRelay
+from ztunnel.dataplane.sockets import reset
+from ztunnel.hbone import connect
+from ztunnel.mesh.errors import LocalError, MeshError, UpstreamError, UpstreamTimeout
+from ztunnel.mesh.routing import Refusal, Route, RouteKind, resolve
+from ztunnel.mesh.workloads import Workload
+from ztunnel.proxy.connections import Connection, Facts
+from ztunnel.proxy.labels import baggage_of
+from ztunnel.proxy.pods import Node, Pod, dial
+from ztunnel.proxy.pool import Key, Pool
+
+
+class RouteRefused(UpstreamError):
+    """`mesh.routing` has no way for this connection."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.text)
+        self.flag = refusal.flag
+
+
+class Outbound:
+    """What happens to connections that the pods of this node open."""
+
+    def __init__(self, node: Node, pool: Pool) -> None:
+        self._node = node
+        self._pool = pool
+
+    def accept(self, pod: Pod, sock: socket.socket, peer: Address) -> None:
+        """One connection that nftables redirected to us."""
+        node = self._node
+        if node.connections.is_full:
+            node.hit("connections")
+            reset(sock)
+            return
+        try:
+            destination = original_destination(sock, peer)
+            local = canonical_address(sock.getsockname())
+        except OSError:
+            # Nobody redirected it here, or the rules were flushed under it: nobody knows where it was going.
+            node.hit("original_destination_unknown")
+            reset(sock)
+            return
+        facts = Facts(Direction.OUTBOUND, pod.uid, peer, destination, target=text(destination), source_uid=pod.uid)
+        connection = node.connections.register(facts)
+        try:
+            if destination == local:
+                raise LocalError("attempted recursive call to ourselves")
+            self._route(pod, connection, sock, destination)
+        except MeshError as error:
+            if connection.relay is None:
+                reset(sock)
+            connection.abort(error)
+
+    def _route(self, pod: Pod, connection: Connection, sock: socket.socket, destination: Address) -> None:
+        node = self._node
+        source = node.index.workload(pod.uid)
+        if source is None:
+            raise LocalError("failed to fetch information about local workload")
+        route = resolve(node.index, source, destination, node.connections.towards.__getitem__, node.random)
+        if isinstance(route, Refusal):
+            connection.facts.service = route.service or ""
+            raise RouteRefused(route)
+        facts = connection.facts
+        facts.service, facts.service_name, facts.service_namespace = route.service or "", route.service_name, route.service_namespace
+        facts.destination, facts.target = route.address, route.authority
+        if route.workload_uid is not None:
+            facts.destination_uid = route.workload_uid
+            node.connections.count_towards(connection)
+        if route.kind is RouteKind.HBONE:
+            self._tunnel(pod, source, connection, sock, route)
+        else:
+            self._plain(pod, connection, sock, route)
+
+    def _tunnel(self, pod: Pod, source: Workload, connection: Connection, sock: socket.socket, route: Route) -> None:
+        node = self._node
+        facts = connection.facts
+        key = Key(pod.uid, pod.identity, route.expected, route.address, route.workload_uid or "")
+        tunnel = self._pool.tunnel(pod, key)
+        facts.protocol, facts.mutual_tls = "HBONE", True
+        facts.source_identity, facts.destination_identity = pod.identity, route.expected[0]
+        facts.trace = connect.new_traceparent(secrets.token_bytes(24))
+        headers = connect.request_headers(
+            authority=route.authority,
+            baggage=baggage_of(source),
+            source=facts.source,
+            service_host=route.service or "",
+            traceparent=facts.trace,
+        )
+        stream = tunnel.mux.open_stream(headers)
+        relay = StreamRelay(tunnel, stream, connection, answered=False, optimistic=node.settings.optimistic_data)
+        connection.relay = relay
+        tunnel.adopt(stream, relay)
+        tunnel.mark_dirty()
+        deadline = node.loop.call_later(
+            node.settings.connect_seconds + node.settings.response_seconds,
+            lambda: connection.abort(UpstreamTimeout(f"{route.authority}: no answer to CONNECT in time")),
+        )
+        connection.on_answer = connection.on_end = deadline.cancel
+        relay.attach(sock)
+
+    def _plain(self, pod: Pod, connection: Connection, sock: socket.socket, route: Route) -> None:
+        node = self._node
+        splice = Splice(node.loop, node.scratch, sock, connection)
+        connection.relay = splice
+        dial(node, pod, connection, route.address, None, splice.attach)

@@ -1,0 +1,69 @@
+"""Port 15006: plaintext into a pod, from peers outside the mesh. The same verdict as for tunnels, with no identity to go by.
+
+Source: Istio ztunnel `proxy/inbound_passthrough.rs`.
+"""
+
+from __future__ import annotations
+
+import socket
+
+from ztunnel.dataplane.addresses import Address, original_destination, text
+from ztunnel.dataplane.flow import Direction
+from ztunnel.dataplane.relay import Splice
+from ztunnel.dataplane.sockets import reset
+from ztunnel.mesh.errors import LocalError, MeshError, PolicyDenied
+from ztunnel.mesh.inbound import service_for
+from ztunnel.mesh.ports import ILLEGAL_TARGETS
+from ztunnel.proxy.connections import Connection, Facts
+from ztunnel.proxy.inbound import asked_of
+from ztunnel.proxy.pods import Node, Pod, dial
+
+
+class Passthrough:
+    """What happens to plaintext connections that nftables redirected on their way into the pods of this node."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def accept(self, pod: Pod, sock: socket.socket, peer: Address) -> None:
+        """One connection."""
+        node = self._node
+        if node.connections.is_full:
+            node.hit("connections")
+            reset(sock)
+            return
+        try:
+            destination = original_destination(sock, peer)
+        except OSError:
+            node.hit("original_destination_unknown")
+            reset(sock)
+            return
+        facts = Facts(Direction.INBOUND, pod.uid, peer, destination, target=text(destination), destination_uid=pod.uid)
+        connection = node.connections.register(facts)
+        try:
+            self._judge(pod, connection)
+        except MeshError as error:
+            reset(sock)
+            connection.end(error)
+            return
+        splice = Splice(node.loop, node.scratch, sock, connection)
+        connection.relay = splice
+        dial(node, pod, connection, destination, None if peer[0] == destination[0] else peer[0], splice.attach)
+
+    def _judge(self, pod: Pod, connection: Connection) -> None:
+        node = self._node
+        facts = connection.facts
+        if facts.destination[1] in ILLEGAL_TARGETS:
+            raise LocalError(f"port {facts.destination[1]} is the proxy itself")
+        workload = node.index.workload(pod.uid)
+        if workload is None:
+            raise LocalError("failed to fetch information about local workload")
+        source = node.index.workload_at(facts.source[0])
+        facts.source_uid = source.uid if source is not None else ""
+        service = service_for(node.index, workload, facts.destination[1])
+        if service is not None:
+            facts.service, facts.service_name, facts.service_namespace = service.hostname, service.name, service.namespace
+        verdict = node.index.decide(workload, asked_of(connection))
+        facts.policy = verdict.policy or ""
+        if not verdict.allowed:
+            raise PolicyDenied(f"connection closed due to policy rejection: {verdict.text}", verdict.policy)

@@ -1,0 +1,120 @@
+"""A pod as a worker serves it: its listeners, its identity's TLS contexts, its sockets. And what the worker shares among all pods."""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ztunnel.dataplane.addresses import Address
+from ztunnel.dataplane.buffers import Scratch
+from ztunnel.dataplane.channel import Configure
+from ztunnel.dataplane.loop import Loop
+from ztunnel.dataplane.sockets import Acceptor, Dial
+from ztunnel.dataplane.tunnel import Tunnel, TunnelTimes
+from ztunnel.hbone.handshake import TlsContexts
+from ztunnel.mesh.errors import Flag, LocalError, UpstreamRefused, UpstreamTimeout
+from ztunnel.mesh.identity import SpiffeId
+from ztunnel.mesh.index import Index
+from ztunnel.proxy.connections import Connection, ConnectionTable
+from ztunnel.proxy.stock import SocketStock
+
+
+class LimitReached(LocalError):
+    """One of our bounds was hit; `limit` names it for the metric."""
+
+    def __init__(self, limit: str) -> None:
+        super().__init__(f"limit reached: {limit}")
+        self.limit = limit
+
+
+class NoIdentity(LocalError):
+    """There is no certificate for the pod's identity: nothing is carried (fail closed)."""
+
+    flag = Flag.IDENTITY_ERROR
+
+
+@dataclass(slots=True)
+class Pod:
+    """One enrolled pod."""
+
+    uid: str
+    identity: SpiffeId
+    ipv4: SocketStock
+    ipv6: SocketStock
+    acceptors: list[Acceptor] = field(default_factory=list)
+    inbound: set[Tunnel] = field(default_factory=set)
+    handshaking: int = 0
+    """Inbound tunnels whose handshake is under way."""
+    is_gone: bool = False
+
+    def stock(self, ip: str) -> SocketStock:
+        """The sockets that can dial this address."""
+        return self.ipv6 if ":" in ip else self.ipv4
+
+
+@dataclass(slots=True)
+class Node:
+    """What all pods of a worker share. Built by the composition root only."""
+
+    loop: Loop
+    scratch: Scratch
+    index: Index
+    settings: Configure
+    connections: ConnectionTable
+    random: Callable[[int], int]
+    """A uniform integer below its argument."""
+    contexts: dict[SpiffeId, TlsContexts] = field(default_factory=dict)
+    limits: Counter[str] = field(default_factory=Counter)
+    """Limits hit since the supervisor was last told."""
+
+    @property
+    def times(self) -> TunnelTimes:
+        settings = self.settings
+        return TunnelTimes(settings.handshake_seconds, settings.ping_seconds, settings.ping_timeout_seconds)
+
+    def tls(self, pod: Pod) -> TlsContexts:
+        """Raises NoIdentity when no certificate has come yet, or it has expired and none has followed."""
+        contexts = self.contexts.get(pod.identity)
+        if contexts is None:
+            raise NoIdentity(f"no valid certificate for {pod.identity}")
+        return contexts
+
+    def hit(self, limit: str) -> LimitReached:
+        """Counts a limit that was reached."""
+        self.limits[limit] += 1
+        return LimitReached(limit)
+
+
+def dial(
+    node: Node, pod: Pod, connection: Connection, destination: Address, source_ip: str | None, on_open: Callable[[socket.socket], None]
+) -> None:
+    """Connects from the pod's namespace for a connection, which ends if that fails.
+
+    Args:
+        source_ip: the address to come from, None for the pod's own.
+    """
+
+    def taken(sock: socket.socket | None) -> None:
+        if connection.is_over or sock is None:
+            if sock is not None:
+                sock.close()
+            connection.abort(LocalError("the pod is gone"))
+            return
+        connection.dial = Dial(node.loop, sock, node.settings.connect_seconds, done)
+        connection.dial.start(destination, source_ip)
+
+    def done(sock: socket.socket, error: OSError | None) -> None:
+        connection.dial = None
+        if connection.is_over:
+            sock.close()
+        elif error is None:
+            on_open(sock)
+        elif isinstance(error, TimeoutError):
+            connection.abort(UpstreamTimeout(f"connect to {destination[0]}:{destination[1]} timed out"))
+        else:
+            connection.abort(UpstreamRefused(f"connect to {destination[0]}:{destination[1]}: {error.strerror}"))
+
+    if not pod.stock(destination[0]).take(taken):
+        connection.abort(node.hit("sockets_waiting"))

@@ -1,0 +1,73 @@
+"""Ready-made sockets of pods' network namespaces: marked, transparent, waiting to be connected.
+
+The supervisor makes them in batches, because entering a namespace and setting a mark need privileges that a worker does not have.
+The stock asks for more before it is empty, doubling the batch while demand outruns it; a connection that finds nothing waits for
+the next batch, within its own deadline.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from collections.abc import Callable
+
+Taker = Callable[[socket.socket | None], None]
+"""Gets a socket, or None when the pod is gone."""
+
+_FIRST_BATCH = 16
+_MAX_BATCH = 128
+
+
+class SocketStock:
+    """The sockets of one pod and one address family. `need(count)` asks the supervisor; `receive` brings what it made."""
+
+    def __init__(self, need: Callable[[int], None], max_waiting: int) -> None:
+        self._need = need
+        self._max_waiting = max_waiting
+        self._sockets: deque[socket.socket] = deque()
+        self._waiting: deque[Taker] = deque()
+        self._batch = _FIRST_BATCH
+        self._asked = False
+        self._closed = False
+
+    def take(self, taker: Taker) -> bool:
+        """Gives `taker` a socket now or when one comes. False: too many wait already, or the pod is gone."""
+        if self._closed or len(self._waiting) >= self._max_waiting:
+            return False
+        if self._sockets:
+            taker(self._sockets.popleft())
+        else:
+            self._waiting.append(taker)
+            if self._asked:
+                self._batch = min(self._batch * 2, _MAX_BATCH)
+        if len(self._sockets) < self._batch // 2:
+            self._ask()
+        return True
+
+    def receive(self, sockets: list[socket.socket]) -> None:
+        """A batch came; those who waited are served in order."""
+        self._asked = False
+        if self._closed:
+            for sock in sockets:
+                sock.close()
+            return
+        self._sockets.extend(sockets)
+        while self._waiting and self._sockets:
+            self._waiting.popleft()(self._sockets.popleft())
+        if self._waiting or not self._sockets:
+            self._ask()
+
+    def close(self) -> None:
+        """The pod is gone: an unused socket would keep its namespace alive."""
+        self._closed = True
+        for sock in self._sockets:
+            sock.close()
+        self._sockets.clear()
+        waiting, self._waiting = self._waiting, deque()
+        for taker in waiting:
+            taker(None)
+
+    def _ask(self) -> None:
+        if not self._asked:
+            self._asked = True
+            self._need(self._batch)
