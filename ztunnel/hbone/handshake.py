@@ -12,6 +12,7 @@ Source: RFC 8446; Istio ztunnel `tls/workload.rs` (versions, suites, ALPN, which
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -31,6 +32,7 @@ MAX_HANDSHAKE_BYTES = 1 << 16
 CIPHER_SUITES = b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384"
 ALPN = b"h2"
 MAX_CHAIN_DEPTH = 10
+MAX_REMEMBERED_LEAVES = 1024
 
 _NO_CERTIFICATE_COMPRESSION = (1 << 32) | (1 << 33)
 """SSL_OP_NO_TX_CERTIFICATE_COMPRESSION and SSL_OP_NO_RX_…, which pyOpenSSL does not name."""
@@ -39,21 +41,22 @@ _OPERATOR_TEXTS = {
     "peer did not return a certificate": "the peer sent no certificate",
     "no application protocol": "the peer does not offer ALPN h2",
     "unsupported protocol": "the peer does not speak TLS 1.3",
-    "tlsv1 alert protocol version": "the peer refuses TLS 1.3 (alert protocol_version)",
+    "alert protocol version": "the peer refuses TLS 1.3 (alert protocol_version)",
     "no shared cipher": "no cipher suite in common with the peer",
     "no suitable key share": "no key exchange group in common with the peer",
     "wrong version number": "the peer does not speak TLS",
     "http request": "the peer speaks HTTP, not TLS",
     "https proxy request": "the peer speaks HTTP, not TLS",
-    "tlsv1 alert unknown ca": "the peer does not trust our root (alert unknown_ca)",
-    "sslv3 alert certificate expired": "the peer says that our certificate has expired (alert certificate_expired)",
-    "sslv3 alert certificate unknown": "the peer does not accept our certificate (alert certificate_unknown)",
-    "sslv3 alert bad certificate": "the peer does not accept our certificate (alert bad_certificate)",
-    "sslv3 alert unsupported certificate": "our certificate is not for this purpose, says the peer (alert unsupported_certificate)",
-    "tlsv13 alert certificate required": "the peer requires a certificate and got none (alert certificate_required)",
-    "tlsv1 alert no application protocol": "the peer does not accept ALPN h2 (alert no_application_protocol)",
+    "alert unknown ca": "the peer does not trust our root (alert unknown_ca)",
+    "alert certificate expired": "the peer says that our certificate has expired (alert certificate_expired)",
+    "alert certificate unknown": "the peer does not accept our certificate (alert certificate_unknown)",
+    "alert bad certificate": "the peer does not accept our certificate (alert bad_certificate)",
+    "alert unsupported certificate": "our certificate is not for this purpose, says the peer (alert unsupported_certificate)",
+    "alert certificate required": "the peer requires a certificate and got none (alert certificate_required)",
+    "alert no application protocol": "the peer does not accept ALPN h2 (alert no_application_protocol)",
 }
-"""OpenSSL's reasons, in words for the person who has to mend it. Anything else is passed on as OpenSSL says it."""
+"""OpenSSL's reasons (parts of them: the prefixes change with its version), in words for the person who has to mend it. Anything else is
+passed on as OpenSSL says it."""
 
 
 _CHAIN_TEXTS = {
@@ -100,7 +103,7 @@ class Credentials:
 class TlsContexts:
     """OpenSSL's client and server contexts of one identity: built once per certificate, shared by all of its handshakes."""
 
-    __slots__ = ("client", "identity", "not_after", "server")
+    __slots__ = ("client", "identity", "leaves", "not_after", "server")
 
     def __init__(self, credentials: Credentials) -> None:
         """Load and check the credentials.
@@ -109,6 +112,7 @@ class TlsContexts:
             BadCredentials: PEM that does not parse, a key that is not the certificate's, or a certificate that does not carry the identity.
         """
         self.identity = credentials.identity
+        self.leaves = _Leaves()
         try:
             chain = x509.load_pem_x509_certificates(credentials.chain_pem)
             roots = x509.load_pem_x509_certificates(credentials.roots_pem)
@@ -143,7 +147,7 @@ class Handshake:
             raise ValueError("a client expects identities; a server expects its own trust domain")
         self._server = server
         self._own = own_records
-        self._proof = _Proof(contexts.identity.trust_domain, expected)
+        self._proof = _Proof(contexts.identity.trust_domain, expected, contexts.leaves)
         self._tls = SSL.Connection(contexts.server if server else contexts.client)
         self._tls.set_app_data(self._proof)
         self._out = bytearray()
@@ -159,6 +163,7 @@ class Handshake:
         else:
             self._tls.set_connect_state()
             self._step()
+            self._out += read_bio(self._tls)
 
     @property
     def peer(self) -> SpiffeId:
@@ -194,6 +199,8 @@ class Handshake:
                 raise HandshakeError(f"more than {MAX_HANDSHAKE_BYTES} bytes before the end of the handshake")
             at += self._feed(data, at)
             self._step()
+        if not self.done:
+            self._out += read_bio(self._tls)
         self._leftover += data[at:]
 
     def finish(self) -> tuple[Records, bytes]:
@@ -231,26 +238,58 @@ class Handshake:
         try:
             self._tls.do_handshake()
         except SSL.WantReadError:
-            self._out += read_bio(self._tls)
+            return
         except SSL.Error as error:
             self._over = True
             self._out += read_bio(self._tls)
             raise self._proof.explain(error) from error
-        else:
-            flight = read_bio(self._tls)
-            self._out += flight
-            self.done = True
-            # A client's last flight is under its handshake key. Whatever a server sends after the client's Finished (session tickets)
-            # is under its application key already, and our record layer has to go on counting there.
-            self._sealed = _count_records(flight) if self._server else 0
+        flight = read_bio(self._tls)
+        self._out += flight
+        self.done = True
+        # A client's last flight is under its handshake key. Whatever a server sends after the client's Finished (session tickets, which
+        # pyOpenSSL cannot turn off) is under its application key already, and our record layer has to go on counting there. Nothing
+        # older is in `flight`: the client's Finished answers what the previous `receive` left in `outgoing`.
+        self._sealed = _count_records(flight) if self._server else 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Leaf:
+    names: tuple[SpiffeId, ...]
+    not_after: datetime
+    authority: bool
+
+
+class _Leaves:
+    """What the certificates of recent peers say, by SHA-256 of the certificate: parsing is a tenth of a handshake.
+
+    Only the reading is remembered, never a verdict: each handshake verifies its chain and asks for its names anew.
+    """
+
+    __slots__ = ("_read",)
+
+    def __init__(self) -> None:
+        self._read: dict[bytes, _Leaf] = {}
+
+    def read(self, certificate: crypto.X509) -> _Leaf:
+        """Raises ValueError for a certificate that does not parse."""
+        key = certificate.digest("sha256")
+        leaf = self._read.get(key)
+        if leaf is None:
+            parsed = certificate.to_cryptography()
+            leaf = _Leaf(spiffe_ids(parsed), parsed.not_valid_after_utc, is_authority(parsed))
+            if len(self._read) >= MAX_REMEMBERED_LEAVES:
+                del self._read[next(iter(self._read))]
+            self._read[key] = leaf
+        return leaf
 
 
 class _Proof:
     """What the callbacks of one handshake find out: the peer's identity, why it was refused, and the traffic secrets."""
 
-    __slots__ = ("_domain", "_expected", "_failure", "client_secret", "not_after", "peer", "server_secret")
+    __slots__ = ("_domain", "_expected", "_failure", "_leaves", "client_secret", "not_after", "peer", "server_secret")
 
-    def __init__(self, domain: str, expected: frozenset[SpiffeId] | None) -> None:
+    def __init__(self, domain: str, expected: frozenset[SpiffeId] | None, leaves: _Leaves) -> None:
+        self._leaves = leaves
         self._domain = domain
         self._expected = expected
         self._failure: PeerError | None = None
@@ -271,25 +310,25 @@ class _Proof:
 
     def _verify_leaf(self, certificate: crypto.X509) -> None:
         try:
-            leaf = certificate.to_cryptography()
-            if is_authority(leaf):
-                self._failure = UntrustedPeer("the peer's certificate is a CA's")
-                return
-            names = spiffe_ids(leaf)
+            leaf = self._leaves.read(certificate)
         except ValueError as error:
             self._failure = UntrustedPeer(f"the peer's certificate does not parse: {error}")
             return
-        got = ", ".join(name.uri for name in names[:_NAMES_IN_TEXTS]) or "no SPIFFE name"
+        names = leaf.names
+        if leaf.authority:
+            self._failure = UntrustedPeer("the peer's certificate is a CA's")
+            return
         if self._expected is not None:
             self.peer = next((name for name in names if name in self._expected), None)
             if self.peer is None:
-                wanted = ", ".join(sorted(name.uri for name in self._expected)[:_NAMES_IN_TEXTS]) or "nobody"
+                wanted = _listed(sorted(self._expected, key=str))
+                got = _listed(names)
                 self._failure = UntrustedPeer(f"identity verification error: peer did not present the expected SAN ({wanted}), got {got}")
         elif not names or names[0].trust_domain != self._domain:
-            self._failure = UntrustedPeer(f"identity verification error: expected trust domain {self._domain}, got {got}")
+            self._failure = UntrustedPeer(f"identity verification error: expected trust domain {self._domain}, got {_listed(names)}")
         else:
             self.peer = names[0]
-        self.not_after = leaf.not_valid_after_utc
+        self.not_after = leaf.not_after
 
     def explain(self, error: SSL.Error) -> PeerError:
         """The error to raise for a failed handshake: our own verdict if there was one, else OpenSSL's in an operator's words."""
@@ -299,6 +338,10 @@ class _Proof:
             return failure
         reason = reason_of(error)
         return HandshakeError(next((text for key, text in _OPERATOR_TEXTS.items() if key in reason), reason))
+
+
+def _listed(names: Sequence[SpiffeId]) -> str:
+    return ", ".join(name.uri for name in names[:_NAMES_IN_TEXTS]) or "no SPIFFE name"
 
 
 def spiffe_ids(certificate: x509.Certificate) -> tuple[SpiffeId, ...]:

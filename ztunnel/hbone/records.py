@@ -9,7 +9,7 @@ Source: RFC 8446 §4.6 (post-handshake messages), §5 (record protocol), §6 (al
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol
 
@@ -103,11 +103,11 @@ class RecordState:
 
     server: bool
     cipher: str
-    tx_secret: bytes
-    rx_secret: bytes
+    tx_secret: bytes = field(repr=False)
+    rx_secret: bytes = field(repr=False)
     tx_seq: int
     rx_seq: int
-    partial: bytes = b""
+    partial: bytes = field(default=b"", repr=False)
     answer_due: bool = False
     peer_closed: bool = False
     closed: bool = False
