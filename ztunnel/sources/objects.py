@@ -1,0 +1,134 @@
+"""From documents to the set of objects in force, with a refusal for everything that is not. Pure.
+
+The rules, in one place: a document that is refused leaves the last good object of its key in force; without one, a policy is
+replaced by what denies everything it could have selected, and anything else is absent. An object that two documents define is
+refused in the same way, because which of them wins would depend on file names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from ztunnel.mesh.errors import ManifestError
+from ztunnel.mesh.manifests.authentication import PeerAuthenticationObject
+from ztunnel.mesh.manifests.authorization import AuthorizationPolicyObject
+from ztunnel.mesh.manifests.metadata import ObjectKey
+from ztunnel.mesh.manifests.parse import Ignored, KubeObject, RefusedPolicy, key, key_of, parse, unpack
+from ztunnel.mesh.refused import stand_in
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Refusal:
+    """Something in a source that is not in force as written."""
+
+    file: str
+    object: str
+    """`Kind namespace/name`, or empty when the whole file is meant."""
+    field: str
+    """Path of the field within the object, or empty."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One object of one file: in force as `item`, or refused, with what stands in its place if it is a policy."""
+
+    key: ObjectKey
+    file: str
+    item: KubeObject | None = None
+    stand_in: RefusedPolicy | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Combined:
+    """What all files add up to."""
+
+    objects: dict[ObjectKey, KubeObject]
+    refusals: tuple[Refusal, ...]
+
+
+def judge(body: object, file: str, number: int) -> tuple[list[Judged], list[Refusal]]:
+    """The objects of one document and what is wrong with it.
+
+    Args:
+        file: its name as shown to the operator.
+        number: of the document in the file, from 1.
+    """
+    place = f"{file} document {number}"
+    try:
+        bodies = unpack(body)
+    except ManifestError as error:
+        return [], [Refusal(file, place, error.field, error.reason)]
+    judged: list[Judged] = []
+    refusals: list[Refusal] = []
+    for index, each in enumerate(bodies, 1):
+        where = place if len(bodies) == 1 else f"{place} item {index}"
+        try:
+            item = parse(each, where)
+        except ManifestError as error:
+            refusals.append(Refusal(file, error.subject, error.field, error.reason))
+            judged.extend(_refused(each, error, file))
+        else:
+            if not isinstance(item, Ignored):
+                judged.append(Judged(key(item), file, item))
+    return judged, refusals
+
+
+def combine(documents: Iterable[Judged], in_force: Mapping[ObjectKey, KubeObject]) -> Combined:
+    """The objects that are to be in force now.
+
+    Args:
+        documents: of all files.
+        in_force: the objects of the last round; where the last good versions are.
+    """
+    by_key: dict[ObjectKey, list[Judged]] = {}
+    for document in documents:
+        by_key.setdefault(document.key, []).append(document)
+    objects: dict[ObjectKey, KubeObject] = {}
+    refusals: list[Refusal] = []
+    for object_key, candidates in by_key.items():
+        chosen = candidates[0].item
+        # Refused documents without a name share a key; the stand-in of one stands for them all.
+        if len(candidates) > 1 and object_key.name:
+            refusal = _duplicate(object_key, candidates)
+            refusals.append(refusal)
+            chosen = _last_good(object_key, in_force) or _stand_in_of_duplicates(object_key, candidates, refusal)
+        elif chosen is None:
+            chosen = _last_good(object_key, in_force) or candidates[0].stand_in
+        if chosen is not None:
+            objects[object_key] = chosen
+    return Combined(objects, tuple(refusals))
+
+
+def _refused(body: object, error: ManifestError, file: str) -> list[Judged]:
+    object_key = key_of(body)
+    return [] if object_key is None else [Judged(object_key, file, stand_in=stand_in(body, error))]
+
+
+def _last_good(object_key: ObjectKey, in_force: Mapping[ObjectKey, KubeObject]) -> KubeObject | None:
+    item = in_force.get(object_key)
+    return None if isinstance(item, RefusedPolicy) else item
+
+
+def _duplicate(object_key: ObjectKey, candidates: list[Judged]) -> Refusal:
+    files = list(dict.fromkeys(candidate.file for candidate in candidates))
+    if len(files) == 1:
+        return Refusal(files[0], str(object_key), "", f"defined {len(candidates)} times in {files[0]}")
+    return Refusal(files[-1], str(object_key), "", f"defined in {', '.join(files[:8])}; keep one of them")
+
+
+def _stand_in_of_duplicates(object_key: ObjectKey, candidates: list[Judged], refusal: Refusal) -> KubeObject | None:
+    """What is in force of an object that was never defined only once: for a policy its denial, else the first in file order."""
+    items = [candidate.item or candidate.stand_in for candidate in candidates]
+    selectors: list[dict[str, str] | None] = []
+    for item in items:
+        if not isinstance(item, AuthorizationPolicyObject | PeerAuthenticationObject | RefusedPolicy):
+            return item
+        if not (isinstance(item, AuthorizationPolicyObject) and item.waypoint):
+            selectors.append(item.selector)
+    if not selectors:
+        return items[0]
+    # Different selectors: all that either could have meant, which is the namespace.
+    selector = selectors[0] if all(other == selectors[0] for other in selectors) else None
+    return RefusedPolicy(object_key, selector, everywhere=False, reason=refusal.reason)
