@@ -11,6 +11,13 @@ from enum import IntEnum
 
 from ztunnel.hbone.frames import Code, MuxError
 
+BudgetState = tuple[tuple[int, ...], float, int]
+"""The counters, the end of their second, and what our DATA has earned."""
+_UPDATE_PRICE = 4096
+"""What a WINDOW_UPDATE takes from what our DATA has earned: two per frame and one per 4 KiB are free."""
+FRAME_EARNS = 2 * _UPDATE_PRICE
+_MOST_EARNED = 64 << 20
+
 
 class Cost(IntEnum):
     """What is counted."""
@@ -32,18 +39,31 @@ class Cost(IntEnum):
 class Budget:
     """The counters of one connection."""
 
-    __slots__ = ("_allowed", "_spent", "_until")
+    __slots__ = ("_allowed", "_spent", "earned", "until")
 
-    def __init__(self, allowed: tuple[int, ...], spent: tuple[int, ...] = (), until: float = 0.0) -> None:
+    def __init__(self, allowed: tuple[int, ...], spent: tuple[int, ...] = (), until: float = 0.0, earned: int = 0) -> None:
         self._allowed = allowed
         self._spent = list(spent) or [0] * len(allowed)
-        self._until = until
+        self.until = until
+        """When the current second is over, and `renew` is due."""
+        self.earned = earned
+        """What our DATA has earned: per frame its length and FRAME_EARNS. Added to by whoever sends DATA, without a call per frame."""
 
     def renew(self, now: float) -> None:
-        """Starts a new second if the last one is over. `now`: seconds of a clock that never goes back."""
-        if now >= self._until:
-            self._until = now + 1.0
-            self._spent = [0] * len(self._allowed)
+        """Starts a new second. `now`: seconds of a clock that never goes back."""
+        self.until = now + 1.0
+        self._spent = [0] * len(self._allowed)
+
+    def pay_update(self) -> None:
+        """Counts one WINDOW_UPDATE, against what our DATA has earned as far as that goes.
+
+        Raises:
+            MuxError: as `spend`.
+        """
+        if self.earned < _UPDATE_PRICE:
+            self.spend(Cost.WINDOW_UPDATE)
+        else:
+            self.earned = min(self.earned, _MOST_EARNED) - _UPDATE_PRICE
 
     def spend(self, cost: Cost) -> None:
         """Counts one.
@@ -55,6 +75,6 @@ class Budget:
         if self._spent[cost] > self._allowed[cost]:
             raise MuxError(f"more than {self._allowed[cost]} {cost.name} in a second", Code.ENHANCE_YOUR_CALM)
 
-    def export(self) -> tuple[tuple[int, ...], float]:
-        """The counters and the end of their second, for `Budget(allowed, *export)`."""
-        return tuple(self._spent), self._until
+    def export(self) -> BudgetState:
+        """For `Budget(allowed, *export())`."""
+        return tuple(self._spent), self.until, self.earned

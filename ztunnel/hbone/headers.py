@@ -1,8 +1,9 @@
-"""Header blocks: HPACK without a dynamic table of our own, and without the peer's as soon as it has acknowledged our SETTINGS.
+"""Header blocks: their assembly from frames, and HPACK without a dynamic table.
 
-Our encoder never indexes, so its output depends on nothing and its state is one bit. The decoder starts with the 4,096 bytes that
-HTTP/2 grants every peer until it has seen SETTINGS_HEADER_TABLE_SIZE 0; from then on equal blocks decode equally and are remembered.
-Source: RFC 7541; RFC 9113 §4.3.
+Our encoder never indexes, so its output depends on nothing and its state is one bit. A peer may use the 4,096 bytes of table that
+HTTP/2 grants everybody until it has acknowledged our SETTINGS_HEADER_TABLE_SIZE 0: so long `hpack` decodes. From then on a block means
+the same wherever it stands, is decoded here in a fifth of the time (each connection costs one request block), and is remembered.
+Source: RFC 7541; RFC 9113 §4.3, §6.10.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from collections.abc import Sequence
 
 from hpack import Decoder, HPACKDecodingError, OversizedHeaderListError
 from hpack.hpack import encode_integer
+from hpack.huffman_table import decode_huffman
 from hpack.table import HeaderTable
 
+from ztunnel.hbone import frames
 from ztunnel.hbone.events import Headers
 from ztunnel.hbone.frames import Code, MuxError
 
@@ -21,27 +24,87 @@ _REMEMBERED_BYTES = 512
 """Longest block worth remembering: a response's. Requests never repeat, each has its own trace id."""
 _TABLE_SIZE_ZERO = b"\x20"
 """Dynamic table size update to 0: allowed before any block, required after a peer has shrunk its table. RFC 7541 §4.2."""
+_FIELD_OVERHEAD = 32
+"""What a field counts for beyond its bytes. RFC 9113 §6.5.2."""
+_STATIC = HeaderTable.STATIC_TABLE
+_PREFIX = {name: bytes(encode_integer(index, 4)) for name, (index, _) in HeaderTable.STATIC_TABLE_MAPPING.items()}
+_EXACT = {(name, value): bytes((0x80 | index,)) for index, (name, value) in enumerate(_STATIC, 1)}
 
 CodecState = tuple[bool, bool, int, tuple[tuple[bytes, bytes], ...]]
 """Our table update sent; our SETTINGS acknowledged; the peer's table size; its entries, oldest first."""
+BlockState = tuple[int, bool, bytes, int]
+"""The fields of a HeaderBlock."""
+
+
+class HeaderBlock:
+    """The header block that is being received. While it is open, `number` is its stream and no other frame may come."""
+
+    __slots__ = ("_count", "_fragments", "_limits", "ends", "number")
+
+    def __init__(self, limits: tuple[int, int], state: BlockState = (0, False, b"", 0)) -> None:
+        """`limits`: the most frames and the most bytes of one block."""
+        self._limits = limits
+        self.number, self.ends, fragments, self._count = state
+        self._fragments = bytearray(fragments)
+
+    def begin(self, flags: int, number: int, payload: bytes) -> bytes | None:
+        """A HEADERS frame; the block if that is all of it. `ends` tells its END_STREAM."""
+        first, last = 0, len(payload)
+        if flags & frames.PADDED:
+            first, last = 1, last - (payload[0] if payload else 0)
+        if flags & frames.PRIORITY_FLAG:
+            first += 5
+        if first > last:
+            raise MuxError("padding or priority longer than its frame", Code.PROTOCOL_ERROR)
+        self.ends = bool(flags & frames.END_STREAM)
+        if flags & frames.END_HEADERS:
+            return payload[first:last]
+        self.number, self._fragments, self._count = number, bytearray(payload[first:last]), 1
+        return None
+
+    def extend(self, flags: int, payload: bytes) -> bytes | None:
+        """A CONTINUATION frame; the block if it is complete now.
+
+        Raises:
+            MuxError: nothing to continue; too many frames or bytes.
+        """
+        if not self.number:
+            raise MuxError("CONTINUATION of nothing", Code.PROTOCOL_ERROR)
+        self._fragments += payload
+        self._count += 1
+        if self._count > self._limits[0] or len(self._fragments) > self._limits[1]:
+            raise MuxError("header block in too many frames or bytes", Code.ENHANCE_YOUR_CALM)
+        if not flags & frames.END_HEADERS:
+            return None
+        block = bytes(self._fragments)
+        self.number, self._fragments, self._count = 0, bytearray(), 0
+        return block
+
+    def export(self) -> BlockState:
+        """For `HeaderBlock(limits, export())`."""
+        return self.number, self.ends, bytes(self._fragments), self._count
 
 
 class HeaderCodec:
     """Both directions of one connection."""
 
-    __slots__ = ("_acknowledged", "_announced", "_decoder", "_remembered")
+    __slots__ = ("_announced", "_decoder", "_list_bytes", "_remembered")
 
-    def __init__(self, list_bytes: int) -> None:
-        self._decoder = Decoder(max_header_list_size=list_bytes)
-        self._acknowledged = False
-        self._announced = False
+    def __init__(self, list_bytes: int, state: CodecState = (False, False, HeaderTable.DEFAULT_SIZE, ())) -> None:
+        self._announced, acknowledged, size, entries = state
+        self._list_bytes = list_bytes
+        self._decoder: Decoder | None = None
+        """Until the peer has acknowledged our SETTINGS."""
+        if not acknowledged:
+            self._decoder = Decoder(max_header_list_size=list_bytes)
+            self._decoder.header_table_size = size
+            for name, value in entries:
+                self._decoder.header_table.add(name, value)
         self._remembered: dict[bytes, Headers] = {}
 
     def acknowledged(self) -> None:
         """The peer knows that it has no dynamic table: what it still refers to there is an error, what it adds is not kept."""
-        self._acknowledged = True
-        self._decoder.max_allowed_table_size = 0
-        self._decoder.header_table_size = 0
+        self._decoder = None
 
     def decode(self, block: bytes) -> Headers:
         """The fields of a block, in order.
@@ -53,12 +116,14 @@ class HeaderCodec:
         if known is not None:
             return known
         try:
-            headers = tuple((name, value) for name, value in self._decoder.decode(block, raw=True))
+            if self._decoder is not None:
+                return tuple((name, value) for name, value in self._decoder.decode(block, raw=True))
+            headers = _decode(block, self._list_bytes)
         except OversizedHeaderListError as error:
             raise MuxError("header list over the bound", Code.ENHANCE_YOUR_CALM) from error
         except HPACKDecodingError as error:
             raise MuxError(f"header block: {str(error)[:100]}", Code.COMPRESSION_ERROR) from error
-        if self._acknowledged and len(block) <= _REMEMBERED_BYTES:
+        if len(block) <= _REMEMBERED_BYTES:
             if len(self._remembered) >= _REMEMBERED_BLOCKS:
                 self._remembered.clear()
             self._remembered[block] = headers
@@ -66,41 +131,89 @@ class HeaderCodec:
 
     def encode(self, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
         """The block of `headers`, which must be lower-case and checked: literals without indexing, without Huffman coding."""
-        parts = [_field(name, value) for name, value in headers]
-        if not self._announced:
-            self._announced = True
-            parts.insert(0, _TABLE_SIZE_ZERO)
-        return b"".join(parts)
+        block = b"".join([_EXACT.get(field) or _field(*field) for field in headers])
+        if self._announced:
+            return block
+        self._announced = True
+        return _TABLE_SIZE_ZERO + block
 
     def export(self) -> CodecState:
-        """Everything that what follows depends on."""
+        """For `HeaderCodec(list_bytes, export())`."""
+        if self._decoder is None:
+            return self._announced, True, 0, ()
         table = self._decoder.header_table
         entries = tuple((bytes(name), bytes(value)) for name, value in reversed(table.dynamic_entries))
-        return self._announced, self._acknowledged, table.maxsize, entries
-
-    @classmethod
-    def restore(cls, list_bytes: int, state: CodecState) -> HeaderCodec:
-        """The codec that `export` described."""
-        codec = cls(list_bytes)
-        announced, acknowledged, size, entries = state
-        codec._announced = announced
-        if acknowledged:
-            codec.acknowledged()
-        codec._decoder.header_table_size = size
-        for name, value in entries:
-            codec._decoder.header_table.add(name, value)
-        return codec
+        return self._announced, False, table.maxsize, entries
 
 
 def _field(name: bytes, value: bytes) -> bytes:
-    index, values = HeaderTable.STATIC_TABLE_MAPPING.get(name, (0, {}))
-    exact = values.get(value)
-    if exact is not None:
-        return bytes((0x80 | exact,))
-    prefix = bytes(encode_integer(index, 4)) if index else b"\x00" + _length(name) + name
-    return prefix + _length(value) + value
+    return (_PREFIX.get(name) or b"\x00" + _length(name) + name) + _length(value) + value
 
 
 def _length(text: bytes) -> bytes:
     size = len(text)
     return bytes((size,)) if size < 127 else bytes(encode_integer(size, 7))
+
+
+def _decode(block: bytes, list_bytes: int) -> Headers:
+    """A block that may refer to the static table only. Raises `hpack`'s errors."""
+    headers: list[tuple[bytes, bytes]] = []
+    room = list_bytes
+    pos, size = 0, len(block)
+    while pos < size:
+        first = block[pos]
+        if first & 0x80:
+            index, pos = _integer(block, pos, 0x7F)
+            field = _static(index)
+        elif first & 0x60 == 0x20:
+            index, pos = _integer(block, pos, 0x1F)
+            if index or headers:
+                raise HPACKDecodingError("table size update that is not 0 or not at the start")
+            continue
+        else:
+            # 0x40 asks for an entry in a table that holds none, the others do not ask.
+            index, pos = _integer(block, pos, 0x3F if first & 0x40 else 0x0F)
+            if index:
+                name = _static(index)[0]
+            else:
+                name, pos = _string(block, pos)
+            value, pos = _string(block, pos)
+            field = (name, value)
+        room -= len(field[0]) + len(field[1]) + _FIELD_OVERHEAD
+        if room < 0:
+            raise OversizedHeaderListError("list over the bound")
+        headers.append(field)
+    return tuple(headers)
+
+
+def _static(index: int) -> tuple[bytes, bytes]:
+    if not 0 < index <= len(_STATIC):
+        raise HPACKDecodingError(f"index {index} is not in the static table")
+    return _STATIC[index - 1]
+
+
+def _integer(block: bytes, pos: int, mask: int) -> tuple[int, int]:
+    """An integer whose prefix is `mask`, of at most five bytes as in `hpack`, and where it ends. RFC 7541 §5.1."""
+    if pos >= len(block):
+        raise HPACKDecodingError("block ends where an integer should be")
+    number = block[pos] & mask
+    pos += 1
+    if number < mask:
+        return number, pos
+    for shift, byte in zip((0, 7, 14, 21), block[pos : pos + 4], strict=False):
+        pos += 1
+        number += (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, pos
+    raise HPACKDecodingError("integer too long or cut off")
+
+
+def _string(block: bytes, pos: int) -> tuple[bytes, int]:
+    """A string and where it ends. RFC 7541 §5.2."""
+    start = pos
+    length, pos = _integer(block, pos, 0x7F)
+    end = pos + length
+    if end > len(block):
+        raise HPACKDecodingError("string cut off")
+    text = block[pos:end]
+    return (decode_huffman(text) if block[start] & 0x80 else text), end

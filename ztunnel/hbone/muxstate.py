@@ -4,51 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ztunnel.hbone.headers import CodecState
+from ztunnel.hbone.budget import BudgetState
+from ztunnel.hbone.headers import BlockState, CodecState
 from ztunnel.hbone.limits import MuxLimits
+from ztunnel.hbone.receiver import ReceiverState
+from ztunnel.hbone.streams import TableState
 
 
 @dataclass(frozen=True, slots=True)
-class StreamState:
-    """One live stream; the fields are those of `streams.Stream`, `state` is the number of its `State`."""
+class SenderState:
+    """What the peer allows us."""
 
-    number: int
-    state: int
-    answered: bool
-    receive_window: int
-    send_window: int
-    credit: int
-    starved: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """Where in the peer's byte stream reading stopped."""
-
-    preface: int
-    """Bytes of the client's preface still to come."""
-    kept: bytes
-    """The beginning of a frame that cannot be handled yet."""
-    left: int
-    """Bytes of tunnel data still to come in the current DATA frame."""
-    skip: int
-    """Bytes to be passed over after them: padding, or a frame that nobody wants."""
-    ends: bool
-    """The current DATA frame carries END_STREAM."""
-    current: int
-    """The stream of the current DATA frame; 0 when its bytes are dropped."""
-    block: tuple[int, bool, bytes, int] | None
-    """A header block that waits for CONTINUATION: stream, END_STREAM, fragments, frames so far."""
-
-
-@dataclass(frozen=True, slots=True)
-class PeerSettings:
-    """What the peer's SETTINGS say, or HTTP/2's defaults before they came."""
-
-    greeted: bool
     initial_window: int
     max_frame: int
     streams: int
+    window: int
+    starved: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,26 +28,15 @@ class MuxState:
 
     client: bool
     limits: MuxLimits
-    streams: tuple[StreamState, ...]
-    resets: tuple[int, ...]
-    """Streams that we have reset, oldest first."""
-    next_stream: int
-    last_stream: int
-    peer: PeerSettings
-    acknowledged: bool
-    """The peer has acknowledged our SETTINGS."""
-    send_window: int
-    receive_window: int
-    credit: int
-    starved: bool
-    earned: int
+    table: TableState
+    receiver: ReceiverState
+    block: BlockState
+    sender: SenderState
+    codec: CodecState
+    budget: BudgetState
     refusing: bool
     """We have sent GOAWAY."""
     peer_leaving: bool
     """The peer has sent GOAWAY."""
     failed: tuple[str, int] | None
-    position: Position
-    codec: CodecState
-    spent: tuple[int, ...]
-    budget_until: float
     out: bytes

@@ -1,4 +1,4 @@
-"""The life of one stream, as two tables: what a frame that we receive does, and what a frame that we send does.
+"""The life of streams, as two tables: what a frame that we receive does, and what a frame that we send does; and the streams that live.
 
 Knows no frames and no bytes, only states and inputs. Every pair of state and input has an entry; what the peer may not do
 ends in an error, what we may not do is refused without a trace (the stream was reset while the caller was about to use it).
@@ -7,6 +7,7 @@ Source: RFC 9113 §5.1.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 
 
@@ -140,3 +141,95 @@ class Stream:
         self.state = state
         self.reading = state in (State.OPEN, State.LOCAL_ENDED) and (self.answered or not client)
         self.writing = state in (State.OPEN, State.REMOTE_ENDED) and (self.answered or client)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamState:
+    """One live stream as data; the fields are those of `Stream`, `state` is the number of its `State`."""
+
+    number: int
+    state: int
+    answered: bool
+    receive_window: int
+    send_window: int
+    credit: int
+    starved: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TableState:
+    """All streams of a connection as data."""
+
+    live: tuple[StreamState, ...]
+    resets: tuple[int, ...]
+    """Streams that we have reset, oldest first."""
+    next: int
+    last: int
+
+
+class StreamTable:
+    """The streams of one connection: the live ones, the recently reset ones, and which numbers were used.
+
+    `next` is the number that a client opens next, `last` the highest that a server has seen.
+    """
+
+    __slots__ = ("_client", "_remembered", "_resets", "last", "live", "next")
+
+    def __init__(self, client: bool, remembered: int) -> None:
+        self._client = client
+        self._remembered = remembered
+        self._resets: dict[int, None] = {}
+        self.live: dict[int, Stream] = {}
+        self.next = 1
+        self.last = 0
+
+    def add(self, number: int, receive_window: int, send_window: int) -> Stream:
+        """A stream that has just been opened by HEADERS."""
+        stream = Stream(number, receive_window, send_window)
+        stream.enter(State.OPEN, self._client)
+        self.live[number] = stream
+        return stream
+
+    def move(self, stream: Stream, state: State) -> None:
+        """Moves a live stream to `state`, and forgets it when that is an end."""
+        stream.enter(state, self._client)
+        if state is State.CLOSED or state is State.RESET:
+            del self.live[stream.number]
+            if state is State.RESET:
+                self.remember(stream.number)
+
+    def remember(self, number: int) -> None:
+        """A stream that we have reset: the peer's frames for it may be on their way."""
+        self._resets[number] = None
+        if len(self._resets) > self._remembered:
+            del self._resets[next(iter(self._resets))]
+
+    def state_of(self, number: int) -> State:
+        """The state of any stream. Only clients open streams here, so even numbers stay idle for ever."""
+        stream = self.live.get(number)
+        if stream is not None:
+            return stream.state
+        if number in self._resets:
+            return State.RESET
+        opened = self.next > number if self._client else self.last >= number
+        return State.CLOSED if opened and number & 1 else State.IDLE
+
+    def export(self) -> TableState:
+        """Everything that what follows depends on."""
+        live = (
+            StreamState(s.number, s.state.value, s.answered, s.receive_window, s.send_window, s.credit, s.starved)
+            for s in self.live.values()
+        )
+        return TableState(tuple(live), tuple(self._resets), self.next, self.last)
+
+    @classmethod
+    def restore(cls, client: bool, remembered: int, state: TableState) -> StreamTable:
+        """The table that `export` described."""
+        table = cls(client, remembered)
+        table._resets = dict.fromkeys(state.resets)
+        table.next, table.last = state.next, state.last
+        for s in state.live:
+            stream = table.add(s.number, s.receive_window, s.send_window)
+            stream.answered, stream.credit, stream.starved = s.answered, s.credit, s.starved
+            stream.enter(State(s.state), client)
+        return table
