@@ -34,6 +34,7 @@ from ztunnel.dataplane.channel import (
     Message,
     NeedSockets,
     PodAdded,
+    PodRemoved,
     Query,
     RemovePod,
     Sockets,
@@ -55,6 +56,7 @@ from ztunnel.proxy.passthrough import Passthrough
 from ztunnel.proxy.pods import Node, Pod
 from ztunnel.proxy.pool import Pool
 from ztunnel.proxy.stock import SocketStock
+from ztunnel.runtime import logs
 
 log = logging.getLogger(__name__)
 
@@ -119,14 +121,12 @@ class Worker:
             if not data:
                 self._loop.stop()
                 return
-            descriptors = [
-                fd for level, kind, raw in ancillary if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS) for fd in _ints(raw)
-            ]
+            descriptors = _descriptors(ancillary)
             try:
                 for received in self._decoder.feed(data, descriptors):
                     self._handle(received.message, received.descriptors)
             except ChannelError as error:
-                log.critical("channel: %s", error)
+                log.critical("supervisor broke the channel", extra=logs.fields(error=error))
                 self._loop.stop()
                 return
 
@@ -270,7 +270,7 @@ class Worker:
         try:
             node.contexts[message.identity] = TlsContexts(credentials)
         except BadCredentials as error:
-            log.error("certificate identity=%s error=%s", message.identity, error)
+            log.error("certificate cannot be used", extra=logs.fields(identity=message.identity, error=error))
 
     # Pods
 
@@ -309,15 +309,14 @@ class Worker:
 
     def _remove_pod(self, message: RemovePod) -> None:
         pod = self._pods.get(message.uid)
-        if pod is None:
-            return
-        if message.drain:
+        if pod is not None and message.drain:
             # Nothing new is redirected here; peers that have not yet heard that the pod left the mesh still come in on 15008.
             for acceptor in pod.acceptors[:2]:
                 acceptor.close()
-            return
-        del self._pods[message.uid]
-        self._close_pod(pod)
+        elif pod is not None:
+            del self._pods[message.uid]
+            self._close_pod(pod)
+        self._send(PodRemoved(message.uid))
 
     def _close_pod(self, pod: Pod) -> None:
         node = self._require_node()
@@ -403,8 +402,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m ztunnel.worker", description="Data-plane worker; started by `ztunnel run`.")
     parser.add_argument("--channel-fd", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True, help="process id of the supervisor: without it there is nothing to do")
+    parser.add_argument("--log-format", default="text")
+    parser.add_argument("--log-level", default="info", choices=logs.LEVELS)
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    logs.configure(arguments.log_format, arguments.log_level)
     _die_with(arguments.parent)
     gc.freeze()
     serve(socket.socket(fileno=arguments.channel_fd))

@@ -124,6 +124,12 @@ class PodAdded(Message, frozen=True):
     uid: str
 
 
+class PodRemoved(Message, frozen=True):
+    """`RemovePod` was carried out: unless it was to drain, no descriptor of the pod is left here."""
+
+    uid: str
+
+
 class Flows(Message, frozen=True):
     """News of connections, collected over a short while. `lost`: records dropped because the channel was full."""
 
@@ -154,7 +160,7 @@ class Drained(Message, frozen=True):
 
 
 ToWorker = Configure | Update | Certificate | Withdraw | AddPod | RemovePod | Sockets | Drain | Query
-ToSupervisor = NeedSockets | PodAdded | Flows | Activity | Answer | Drained
+ToSupervisor = NeedSockets | PodAdded | PodRemoved | Flows | Activity | Answer | Drained
 
 _encoder = msgspec.msgpack.Encoder()
 

@@ -466,7 +466,7 @@ class Tunnel:
         # The streams that it disowns follow as resets.
         self.is_draining = True
         if event.code:
-            log.info("peer_goaway peer=%s code=%d", self.peer_address[0], event.code)
+            log.info("peer ended its tunnel with an error", extra={"fields": {"peer": self.peer_address[0], "code": event.code}})
         self._end_if_idle()
 
     # Ending

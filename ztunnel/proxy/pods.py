@@ -100,8 +100,9 @@ def dial(
         if connection.is_over or sock is None:
             if sock is not None:
                 sock.close()
-            connection.abort(LocalError("the pod is gone"))
+            connection.abort(LocalError("no socket to be had in the pod's namespace"))
             return
+        waiting.cancel()
         connection.dial = Dial(node.loop, sock, node.settings.connect_seconds, done)
         connection.dial.start(destination, source_ip)
 
@@ -116,5 +117,6 @@ def dial(
         else:
             connection.abort(UpstreamRefused(f"connect to {destination[0]}:{destination[1]}: {error.strerror}"))
 
+    waiting = node.loop.call_later(node.settings.connect_seconds, lambda: connection.abort(UpstreamTimeout("no socket came in time")))
     if not pod.stock(destination[0]).take(taken):
         connection.abort(node.hit("sockets_waiting"))

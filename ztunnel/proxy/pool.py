@@ -98,7 +98,7 @@ class _Member:
             if self.tunnel.is_dead or sock is None:
                 if sock is not None:
                     sock.close()
-                self.tunnel.close(LocalError("the pod is gone"))
+                self.tunnel.close(LocalError("no socket to be had in the pod's namespace"))
                 return
             self.dial = Dial(node.loop, sock, node.settings.connect_seconds, done)
             self.dial.start(address, None)

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 
 Taker = Callable[[socket.socket | None], None]
-"""Gets a socket, or None when the pod is gone."""
+"""Gets a socket, or None when there is none to be had: the pod is gone, or the node is short of descriptors."""
 
 _FIRST_BATCH = 16
 _MAX_BATCH = 128
@@ -45,11 +45,15 @@ class SocketStock:
         return True
 
     def receive(self, sockets: list[socket.socket]) -> None:
-        """A batch came; those who waited are served in order."""
+        """A batch came, empty if none could be made; those who waited are served in order."""
         self._asked = False
         if self._closed:
             for sock in sockets:
                 sock.close()
+            return
+        if not sockets:
+            # The supervisor could not make any. Whoever waits fails now; the next connection asks again.
+            self._dismiss()
             return
         self._sockets.extend(sockets)
         while self._waiting and self._sockets:
@@ -63,6 +67,9 @@ class SocketStock:
         for sock in self._sockets:
             sock.close()
         self._sockets.clear()
+        self._dismiss()
+
+    def _dismiss(self) -> None:
         waiting, self._waiting = self._waiting, deque()
         for taker in waiting:
             taker(None)

@@ -21,6 +21,7 @@ from typing import Protocol
 import trio
 
 from ztunnel.dataplane.channel import MAX_DESCRIPTORS, ChannelError, Decoder, Drain, Drained, Message, encode
+from ztunnel.runtime.logs import fields
 
 log = logging.getLogger(__name__)
 
@@ -93,10 +94,11 @@ class ProcessWorker:
         self._process.kill()
 
 
-async def spawn_process(theirs: socket.socket) -> ProcessWorker:
-    """Starts `python -m ztunnel.worker`; its log lines go to our stderr."""
+async def spawn_process(theirs: socket.socket, *, log_format: str, log_level: str) -> ProcessWorker:
+    """Starts `python -m ztunnel.worker`; its log lines go to our stderr, in our form."""
     fd = theirs.fileno()
     command = [sys.executable, "-m", "ztunnel.worker", "--channel-fd", str(fd), "--parent", str(os.getpid())]
+    command += ["--log-format", log_format, "--log-level", log_level]
     process = await trio.lowlevel.open_process(command, pass_fds=[fd], stdin=subprocess.DEVNULL)
     return ProcessWorker(process)
 
@@ -112,10 +114,15 @@ class Supervised:
         self._queued_bytes = 0
         self._serving = False
         self._drained: Drained | None = None
-        self._draining = False
+        self._leaving = trio.Event()
         self._ended = trio.Event()
         self.running: Running | None = None
         self.restarts = 0
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether there is a worker that messages reach."""
+        return self._serving
 
     def send(self, message: Message, descriptors: tuple[int, ...] = ()) -> None:
         """Queues a message; takes over the descriptors. Without a worker it is dropped: the next one's `opening` will say it."""
@@ -125,7 +132,7 @@ class Supervised:
             return
         self._enqueue(outgoing)
         if self._queued_bytes > _MAX_QUEUED_BYTES and self.running is not None:
-            log.error("worker_stuck queued_bytes=%d", self._queued_bytes)
+            log.error("worker does not read its messages", extra=fields(queued_bytes=self._queued_bytes))
             self.running.kill()
 
     def _enqueue(self, outgoing: Outgoing) -> None:
@@ -136,7 +143,7 @@ class Supervised:
 
     async def drain(self, seconds: float) -> Drained | None:
         """Asks the worker to end its connections; returns when it has gone, at the latest a little after the deadline."""
-        self._draining = True
+        self._leaving.set()
         self.send(Drain(seconds))
         if self._serving:
             with trio.move_on_after(seconds + _EXIT_SECONDS):
@@ -146,13 +153,13 @@ class Supervised:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keeps a worker alive. Started once the first one has been sent its opening."""
         delay = _FIRST_RETRY_SECONDS
-        while not self._draining:
+        while not self._leaving.is_set():
             began = trio.current_time()
             reason = await self._serve_one(task_status if self.restarts == 0 else trio.TASK_STATUS_IGNORED)
-            if self._draining:
+            if self._leaving.is_set():
                 return
             self.restarts += 1
-            log.error("worker_died reason=%r restarts=%d", reason, self.restarts)
+            log.error("worker died", extra=fields(reason=reason, restarts=self.restarts))
             self._feed.worker_died(reason)
             if trio.current_time() - began > _STEADY_SECONDS:
                 delay = _FIRST_RETRY_SECONDS
@@ -226,7 +233,7 @@ class Supervised:
             try:
                 received = decoder.feed(data, [])
             except ChannelError as error:
-                log.critical("channel error=%r", str(error))
+                log.critical("worker broke the channel", extra=fields(error=error))
                 return
             for each in received:
                 if isinstance(each.message, Drained):
