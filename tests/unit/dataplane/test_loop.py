@@ -1,0 +1,89 @@
+"""The loop's rounds: who is called when, and that a bug costs one connection."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+import pytest
+
+from ztunnel.dataplane.loop import READABLE, WRITABLE, Loop
+
+
+class Recorder:
+    """Writes down what it is told."""
+
+    def __init__(self, diary: list[str], name: str, act: Callable[[], None] = lambda: None) -> None:
+        self.diary = diary
+        self.name = name
+        self.act = act
+
+    def on_event(self, events: int) -> None:
+        self.diary.append(f"{self.name}:{'r' if events & READABLE else ''}{'w' if events & WRITABLE else ''}")
+        self.act()
+
+    def flush(self) -> None:
+        self.diary.append(f"{self.name}:flush")
+        self.act()
+
+    def on_bug(self) -> None:
+        self.diary.append(f"{self.name}:bug")
+
+
+def fail() -> None:
+    raise RuntimeError("this is a bug")
+
+
+def test_a_round_has_an_order() -> None:
+    loop, diary = Loop(), list[str]()
+    loop.flush_later(Recorder(diary, "late"))
+    loop.call_later(0, lambda: diary.append("timer"))
+    loop.again(Recorder(diary, "again"), READABLE)
+    loop.run_once(0)
+    assert diary == ["again:r", "timer", "late:flush"]
+    loop.close()
+
+
+def test_news_and_silence() -> None:
+    loop, diary = Loop(), list[str]()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        loop.watch(ours.fileno(), Recorder(diary, "a"))
+        theirs.send(b"x")
+        loop.run_once(1)
+        loop.take(ours.fileno(), Recorder(diary, "b"))
+        loop.run_once(1)
+        loop.forget(ours.fileno())
+        theirs.send(b"y")
+        loop.run_once(0.01)
+    assert diary == ["a:rw", "b:rw"]
+    loop.close()
+
+
+def test_a_bug_ends_its_own_connection_only(caplog: pytest.LogCaptureFixture) -> None:
+    loop, diary = Loop(), list[str]()
+    loop.again(Recorder(diary, "bad", fail), READABLE)
+    loop.again(Recorder(diary, "good"), READABLE)
+    loop.flush_later(Recorder(diary, "worse", fail))
+    loop.call_later(0, fail)
+    loop.run_once(0)
+    assert diary == ["bad:r", "bad:bug", "good:r", "worse:flush", "worse:bug"]
+    assert loop.bugs == 3
+    assert "this is a bug" in caplog.text
+    loop.close()
+
+
+def test_a_cancelled_timer_is_not_waited_for() -> None:
+    loop = Loop()
+    loop.call_later(0.001, lambda: pytest.fail("cancelled")).cancel()
+    fired: list[int] = []
+    loop.call_later(0.02, lambda: fired.append(1))
+    while not fired:
+        loop.run_once(None)
+    loop.close()
+
+
+def test_stop_ends_run() -> None:
+    loop = Loop()
+    loop.call_later(0, loop.stop)
+    loop.run()

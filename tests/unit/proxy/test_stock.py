@@ -1,0 +1,76 @@
+"""The stock of sockets: asked for before it is empty, waited for in order, given up with its pod."""
+
+from __future__ import annotations
+
+import socket
+
+from ztunnel.proxy.stock import SocketStock
+
+
+class Shelf:
+    """A stock, what it asked for and what was taken from it."""
+
+    def __init__(self, max_waiting: int = 10) -> None:
+        self.asked: list[int] = []
+        self.taken: list[socket.socket | None] = []
+        self.stock = SocketStock(self.asked.append, max_waiting)
+
+    def take(self) -> bool:
+        return self.stock.take(self.taken.append)
+
+    def deliver(self, count: int) -> list[socket.socket]:
+        made = [socket.socket() for _ in range(count)]
+        self.stock.receive(made)
+        return made
+
+    def close(self) -> None:
+        self.stock.close()
+        for sock in self.taken:
+            if sock is not None:
+                sock.close()
+
+
+def test_asks_once_and_serves_in_order() -> None:
+    shelf = Shelf()
+    assert shelf.take()
+    assert shelf.take()
+    assert len(shelf.asked) == 1
+    made = shelf.deliver(16)
+    assert shelf.taken == made[:2]
+    shelf.close()
+    assert all(sock.fileno() == -1 for sock in made)
+
+
+def test_demand_that_outruns_it_doubles_the_batch() -> None:
+    shelf = Shelf()
+    for _ in range(3):
+        shelf.take()
+    shelf.deliver(1)
+    assert shelf.asked == [16, 64]
+    shelf.close()
+
+
+def test_waiting_is_bounded() -> None:
+    shelf = Shelf(max_waiting=2)
+    assert [shelf.take() for _ in range(3)] == [True, True, False]
+    shelf.close()
+    assert shelf.taken == [None, None]
+    assert not shelf.take()
+
+
+def test_a_batch_that_could_not_be_made_fails_who_waits_and_is_not_asked_for_at_once() -> None:
+    shelf = Shelf()
+    shelf.take()
+    shelf.deliver(0)
+    assert shelf.taken == [None]
+    assert shelf.asked == [16]
+    shelf.take()
+    assert len(shelf.asked) == 2
+    shelf.close()
+
+
+def test_a_batch_for_a_pod_that_is_gone_is_closed() -> None:
+    shelf = Shelf()
+    shelf.stock.close()
+    (sock,) = shelf.deliver(1)
+    assert sock.fileno() == -1
