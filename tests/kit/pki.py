@@ -31,6 +31,9 @@ class FakePki:
         now = _now()
         builder = _builder(name, name, self._key.public_key(), now - DAY, now + 10 * DAY)
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        # Roots of one name are told apart by key identifiers, as those of real authorities are.
+        self._root_id = x509.SubjectKeyIdentifier.from_public_key(self._key.public_key())
+        builder = builder.add_extension(self._root_id, critical=False)
         self._root = builder.add_extension(_usage(signs=True), critical=True).sign(self._key, hashes.SHA256())
 
     @cached_property
@@ -68,6 +71,8 @@ class FakePki:
         builder = _builder(_name(""), self._root.subject, key.public_key(), now + valid[0], now + valid[1])
         builder = builder.add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
         builder = builder.add_extension(_usage(signs=authority), critical=True)
+        issuer_id = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(self._root_id)
+        builder = builder.add_extension(issuer_id, critical=False)
         if usages:
             builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         names = [x509.UniformResourceIdentifier(uri) for uri in ((identity.uri,) if uris is None else uris)]
@@ -122,7 +127,7 @@ def _builder(
 
 def _usage(*, signs: bool) -> x509.KeyUsage:
     return x509.KeyUsage(
-        digital_signature=not signs,
+        digital_signature=True,
         content_commitment=False,
         key_encipherment=False,
         data_encipherment=False,

@@ -39,7 +39,6 @@ _NO_CERTIFICATE_COMPRESSION = (1 << 32) | (1 << 33)
 
 _OPERATOR_TEXTS = {
     "peer did not return a certificate": "the peer sent no certificate",
-    "no application protocol": "the peer does not offer ALPN h2",
     "unsupported protocol": "the peer does not speak TLS 1.3",
     "alert protocol version": "the peer refuses TLS 1.3 (alert protocol_version)",
     "no shared cipher": "no cipher suite in common with the peer",
@@ -65,7 +64,7 @@ _CHAIN_TEXTS = {
     9: "it is not valid yet",
     10: "it has expired",
     18: "it is self-signed",
-    19: "its chain ends in a root that is not ours",
+    19: "its issuer is not among our roots",
     20: "its issuer is not among our roots",
     21: "its issuer is not among our roots",
     22: "its chain is too long",
@@ -239,6 +238,11 @@ class Handshake:
             self._tls.do_handshake()
         except SSL.WantReadError:
             return
+        except HandshakeError:
+            # From the ALPN callback, through pyOpenSSL.
+            self._over = True
+            self._out += read_bio(self._tls)
+            raise
         except SSL.Error as error:
             self._over = True
             self._out += read_bio(self._tls)
@@ -418,8 +422,14 @@ def _keep_secret(tls: SSL.Connection, line: bytes) -> None:
             proof.server_secret = bytes.fromhex(line.rsplit(b" ", 1)[1].decode())
 
 
-def _select_alpn(_tls: SSL.Connection, offered: list[bytes]) -> bytes | SSL._NoOverlappingProtocols:
-    return ALPN if ALPN in offered else SSL.NO_OVERLAPPING_PROTOCOLS
+def _select_alpn(_tls: SSL.Connection, offered: list[bytes]) -> bytes:
+    """Called only if the client offers anything; one that offers nothing is taken to mean HTTP/2, as rustls does.
+
+    Raising is how pyOpenSSL lets a callback refuse: its NO_OVERLAPPING_PROTOCOLS would go on without ALPN.
+    """
+    if ALPN not in offered:
+        raise HandshakeError("the peer does not offer ALPN h2")
+    return ALPN
 
 
 def _count_records(flight: bytes) -> int:

@@ -1,7 +1,7 @@
 """The TLS 1.3 record layer after the handshake: what every implementation of it promises, and the values that they share.
 
 There are two implementations. `records_own` seals and opens between the caller's buffers without a copy and can be moved to another
-process; `records_openssl` lets OpenSSL do it and is the oracle that the first is tested against. Both refuse the same input. This module
+process; `records_openssl` lets OpenSSL do it and is the oracle that the first is tested against. This module
 knows neither of them, no sockets and no buffers' owners.
 
 Source: RFC 8446 §4.6 (post-handshake messages), §5 (record protocol), §6 (alerts).
