@@ -42,6 +42,8 @@ _ERROR = 2
 _DONE = 3
 _DUMP_INTERRUPTED = 0x10
 _HEADER = struct.Struct("=IHHII")
+_SEQUENCE = struct.Struct("=I")
+_SEQUENCE_AT = 8
 # A pod may fill its own tables; what we ask for is a few dozen messages. More is refused rather than read.
 MAX_REPLIES = 4096
 _RECEIVE_BYTES = 1 << 17
@@ -59,15 +61,19 @@ class KernelRefused(NetlinkError):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One message to the kernel, and the words for it in an error text.
+    """One encoded message to the kernel, and the words for it in an error text. Reusable: its sequence number is set when it is sent."""
 
-    `message` is a pyroute2 message whose fields and attributes are set; its header is filled in here.
-    """
-
-    message: Message
-    kind: int
-    flags: int
+    data: bytes
+    is_dump: bool
     what: str
+
+
+def request(message: Message, kind: int, flags: int, what: str) -> Request:
+    """A request out of a pyroute2 message whose fields and attributes are set; REQUEST is implied in `flags`."""
+    message["header"]["type"] = kind
+    message["header"]["flags"] = flags | REQUEST
+    message.encode()
+    return Request(bytes(message.data), flags & DUMP == DUMP, what)
 
 
 class Netlink:
@@ -100,7 +106,7 @@ class Netlink:
         return self._socket.fileno() == -1
 
     def change(self, requests: Sequence[Request]) -> None:
-        """Send the requests in one datagram and see each of them accepted. The last one must carry ACK.
+        """Send the requests in one datagram and see each of them accepted. The last one carries ACK.
 
         Raises: KernelRefused for the first request that was refused; NetlinkError when the kernel did not answer.
         """
@@ -117,20 +123,20 @@ class Netlink:
         if not acknowledged:
             raise NetlinkError(f"{requests[-1].what}: the kernel did not answer")
 
-    def query(self, request: Request, reply: type[Message]) -> list[Message]:
+    def query(self, question: Request, reply: type[Message]) -> list[Message]:
         """The decoded answers to one request: all of a DUMP, or the single one of a plain GET.
 
         Raises: KernelRefused (ENOENT: no such thing); NetlinkError when there are too many or the dump stays inconsistent.
         """
         for _ in range(3):
             try:
-                return self._query(request, reply)
+                return self._query(question, reply)
             except InterruptedError:
                 continue  # something changed during the dump: what was read may be half old, half new
-        raise NetlinkError(f"{request.what}: changes faster than it can be read")
+        raise NetlinkError(f"{question.what}: changes faster than it can be read")
 
-    def _query(self, request: Request, reply: type[Message]) -> list[Message]:
-        first = self._send([request])
+    def _query(self, question: Request, reply: type[Message]) -> list[Message]:
+        first = self._send([question])
         found: list[Message] = []
         interrupted = complete = False
         for sequence, kind, flags, body in self._replies():
@@ -138,18 +144,18 @@ class Netlink:
                 continue
             interrupted = interrupted or bool(flags & _DUMP_INTERRUPTED)
             if kind == _ERROR and (number := _error_number(body)):
-                raise KernelRefused(request.what, number)
+                raise KernelRefused(question.what, number)
             complete = kind in (_DONE, _ERROR)
             if complete:
                 break
             if len(found) == MAX_REPLIES:
-                raise NetlinkError(f"{request.what}: more than {MAX_REPLIES} answers")
+                raise NetlinkError(f"{question.what}: more than {MAX_REPLIES} answers")
             found.append(_decoded(reply, body))
-            complete = request.flags & DUMP != DUMP
+            complete = not question.is_dump
             if complete:
                 break
         if not complete:
-            raise NetlinkError(f"{request.what}: the kernel did not answer")
+            raise NetlinkError(f"{question.what}: the kernel did not answer")
         if interrupted:
             raise InterruptedError
         return found
@@ -158,14 +164,11 @@ class Netlink:
         self._discard_leftovers()
         first = self._sequence + 1
         data = bytearray()
-        for request in requests:
+        for each in requests:
             self._sequence += 1
-            message = request.message
-            message["header"]["type"] = request.kind
-            message["header"]["flags"] = request.flags | REQUEST
-            message["header"]["sequence_number"] = self._sequence
-            message.encode()
-            data += message.data
+            at = len(data)
+            data += each.data
+            _SEQUENCE.pack_into(data, at + _SEQUENCE_AT, self._sequence)
         try:
             self._socket.sendto(data, (0, 0))
         except OSError as error:

@@ -59,17 +59,23 @@ def identity(fd: int) -> NetnsId:
 
 
 def identity_at(path: str) -> NetnsId | None:
-    """The identity of the namespace that `path` leads to, or None when there is nothing (any more)."""
+    """The identity of the namespace that `path` leads to, or None when there is nothing to be seen (any more)."""
     try:
         found = os.stat(path)
-    except (FileNotFoundError, ProcessLookupError):
+    except OSError:
         return None
     return NetnsId(found.st_dev, found.st_ino)
 
 
 def open_current() -> int:
-    """A new file descriptor of the calling thread's namespace; the caller closes it."""
-    return os.open(CURRENT, os.O_RDONLY | os.O_CLOEXEC)
+    """A new file descriptor of the calling thread's namespace; the caller closes it.
+
+    Raises: NetnsError when file descriptors are used up.
+    """
+    try:
+        return os.open(CURRENT, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise NetnsError(f"cannot open the current namespace: {error.strerror}") from error
 
 
 def open_path(path: str) -> int:

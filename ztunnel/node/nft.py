@@ -13,6 +13,7 @@ import errno
 import os
 from collections.abc import Iterable
 from enum import Enum
+from functools import lru_cache
 
 from pyroute2.netlink.nfnetlink import nfgen_msg
 from pyroute2.netlink.nfnetlink.nftsocket import Cmp, Meta, Regs, nft_chain_msg, nft_gen_msg, nft_rule_msg, nft_table_msg
@@ -31,6 +32,7 @@ from ztunnel.node.netlink import (
     Netlink,
     Request,
     attribute,
+    request,
 )
 from ztunnel.node.redirect import TABLES, Chain, Expr, Rule, Ruleset, Stage, ruleset
 
@@ -59,12 +61,17 @@ _RANGE_FLAGS = ("NF_NAT_RANGE_MAP_IPS", "NF_NAT_RANGE_PROTO_SPECIFIED")
 # What the kernel adds to a listed expression: values that change by themselves, and defaults.
 _VOLATILE = {"counter": ("bytes", "packets"), "bitwise": ("op",), "redir": ("reg_proto_max",)}
 
+_GENERATION = request(nfgen_msg(), _SUBSYSTEM << 8 | _GETGEN, 0, "read rule generation")
+
 
 class Ownership(Enum):
     """What the kernel can do for tables that an application must not remove."""
 
     OWNED = "owned"
     SHARED = "shared"
+
+
+_FLAGS = {Ownership.OWNED: _F_OWNER | _F_PERSIST, Ownership.SHARED: 0}
 
 
 def probe_ownership() -> Ownership:
@@ -103,6 +110,7 @@ class PodTables:
     def __init__(self, ownership: Ownership) -> None:
         self._netlink = Netlink(NETLINK_NETFILTER)
         self._ownership = ownership
+        self._verified: tuple[Ruleset, int] | None = None
 
     def close(self) -> None:
         """Give the tables up; they stay in force."""
@@ -113,23 +121,29 @@ class PodTables:
 
         Raises: KernelRefused naming the operation; nothing has changed then. EPERM on a table: another live process owns it.
         """
-        changes = [change for table in TABLES for change in self._removal(table)]
-        changes += [_table(table, self._table_flags) for table in wanted.tables]
-        changes += [_chain(chain) for chain in wanted.chains]
-        changes += [_rule(rule) for rule in wanted.rules]
-        changes[-1] = Request(changes[-1].message, changes[-1].kind, changes[-1].flags | ACK, changes[-1].what)
-        self._netlink.change([_batch(_BATCH_BEGIN, 0, "begin rules"), *changes, _batch(_BATCH_END, ACK, "commit rules")])
+        before = self.generation()
+        self._netlink.change(_transaction(wanted, self._ownership))
+        # One transaction is one generation: if only that one went by, nobody else has changed anything since.
+        self._verified = (wanted, before + 1)
 
     def generation(self) -> int:
         """The namespace's rule set generation: it changes with every change of any table, ours or not."""
-        request = Request(nfgen_msg(), _SUBSYSTEM << 8 | _GETGEN, 0, "read rule generation")
-        return int(attribute(self._netlink.query(request, nft_gen_msg)[0], "NFTA_GEN_ID"))
+        return int(attribute(self._netlink.query(_GENERATION, nft_gen_msg)[0], "NFTA_GEN_ID"))
+
+    def check(self, wanted: Ruleset) -> str | None:
+        """Like `difference`, but reads the tables only when something has changed since they were last known to be `wanted`."""
+        generation = self.generation()
+        if self._verified == (wanted, generation):
+            return None
+        found = self.difference(wanted)
+        self._verified = None if found else (wanted, generation)
+        return found
 
     def difference(self, wanted: Ruleset) -> str | None:
         """The first thing in which the kernel's tables are not `wanted` and ours, in words; None when all is well."""
         for table in wanted.tables:
             found = self._read_table(table)
-            if found is not None and (attribute(found, "NFTA_TABLE_FLAGS") or 0) != self._table_flags:
+            if found is not None and (attribute(found, "NFTA_TABLE_FLAGS") or 0) != _FLAGS[self._ownership]:
                 return f"table {table} has another owner"
         return self._rules_difference(wanted)
 
@@ -144,16 +158,6 @@ class PodTables:
             if found := self._table_difference(table, table in wanted.tables, chains, rules):
                 return found
         return None
-
-    @property
-    def _table_flags(self) -> int:
-        return _F_OWNER | _F_PERSIST if self._ownership is Ownership.OWNED else 0
-
-    def _removal(self, table: str) -> list[Request]:
-        if self._ownership is Ownership.OWNED:
-            return [_table_request(_DESTROYTABLE, table, [], 0, f"remove table {table}")]
-        # Kernels without DESTROYTABLE: add, so that there is one to delete.
-        return [_table(table, 0), _table_request(_DELTABLE, table, [], 0, f"remove table {table}")]
 
     def _table_difference(self, table: str, exists: bool, chains: list[Chain], rules: list[Rule]) -> str | None:
         found = self._read_table(table)
@@ -176,9 +180,9 @@ class PodTables:
     def _read_table(self, table: str) -> Message | None:
         return self._get(_table_request(_GETTABLE, table, [], 0, f"read table {table}"), nft_table_msg)
 
-    def _get(self, request: Request, reply: type[Message]) -> Message | None:
+    def _get(self, question: Request, reply: type[Message]) -> Message | None:
         try:
-            return self._netlink.query(request, reply)[0]
+            return self._netlink.query(question, reply)[0]
         except KernelRefused as error:
             if error.errno == errno.ENOENT:
                 return None
@@ -186,8 +190,7 @@ class PodTables:
 
     def _listed_chain(self, chain: Chain) -> Chain | None:
         message = _message(nft_chain_msg, [("NFTA_CHAIN_TABLE", chain.table), ("NFTA_CHAIN_NAME", chain.name)])
-        request = Request(message, _SUBSYSTEM << 8 | _GETCHAIN, 0, f"read chain {chain.table}/{chain.name}")
-        found = self._get(request, nft_chain_msg)
+        found = self._get(request(message, _SUBSYSTEM << 8 | _GETCHAIN, 0, f"read chain {chain.table}/{chain.name}"), nft_chain_msg)
         hook = None if found is None else attribute(found, "NFTA_CHAIN_HOOK")
         if hook is None or attribute(found, "NFTA_CHAIN_POLICY") != _NF_ACCEPT:
             return None
@@ -198,8 +201,8 @@ class PodTables:
 
     def _listed_rules(self, table: str) -> list[Rule]:
         message = _message(nft_rule_msg, [("NFTA_RULE_TABLE", table)])
-        request = Request(message, _SUBSYSTEM << 8 | _GETRULE, DUMP, f"read rules of {table}")
-        return [listed_rule(each) for each in self._netlink.query(request, nft_rule_msg)]
+        question = request(message, _SUBSYSTEM << 8 | _GETRULE, DUMP, f"read rules of {table}")
+        return [listed_rule(each) for each in self._netlink.query(question, nft_rule_msg)]
 
 
 def listed_rule(message: Message) -> Rule:
@@ -248,10 +251,20 @@ def _in_our_order(name: str, fields: list[tuple[str, int | bytes]]) -> tuple[tup
     return tuple(fields) if order is None else tuple(sorted(fields, key=lambda field: order.index(field[0])))
 
 
+# Encoding takes pyroute2 tens of milliseconds; there are four stages and two ownerships.
+@lru_cache(maxsize=8)
+def _transaction(wanted: Ruleset, ownership: Ownership) -> tuple[Request, ...]:
+    changes = [change for table in TABLES for change in _removal(table, ownership)]
+    changes += [_table(table, _FLAGS[ownership]) for table in wanted.tables]
+    changes += [_chain(chain) for chain in wanted.chains]
+    changes += [_rule(rule) for rule in wanted.rules]
+    return (_batch(_BATCH_BEGIN, 0, "begin rules"), *changes, _batch(_BATCH_END, ACK, "commit rules"))
+
+
 def _batch(kind: int, flags: int, what: str) -> Request:
     message = nfgen_msg()
     message["res_id"] = _SUBSYSTEM
-    return Request(message, kind, flags, what)
+    return request(message, kind, flags, what)
 
 
 def _message(cls: type[Message], attributes: Attributes) -> Message:
@@ -262,25 +275,33 @@ def _message(cls: type[Message], attributes: Attributes) -> Message:
 
 
 def _table_request(kind: int, table: str, more: Attributes, flags: int, what: str) -> Request:
-    return Request(_message(nft_table_msg, [("NFTA_TABLE_NAME", table), *more]), _SUBSYSTEM << 8 | kind, flags, what)
+    return request(_message(nft_table_msg, [("NFTA_TABLE_NAME", table), *more]), _SUBSYSTEM << 8 | kind, flags, what)
 
 
-def _table(table: str, flags: int) -> Request:
-    return _table_request(_NEWTABLE, table, [("NFTA_TABLE_FLAGS", flags)] if flags else [], CREATE, f"add table {table}")
+def _table(table: str, table_flags: int) -> Request:
+    return _table_request(_NEWTABLE, table, [("NFTA_TABLE_FLAGS", table_flags)] if table_flags else [], CREATE, f"add table {table}")
+
+
+def _removal(table: str, ownership: Ownership) -> list[Request]:
+    what = f"remove table {table}"
+    if ownership is Ownership.OWNED:
+        return [_table_request(_DESTROYTABLE, table, [], ACK, what)]
+    # Kernels without DESTROYTABLE: add, so that there is one to delete.
+    return [_table(table, 0), _table_request(_DELTABLE, table, [], ACK, what)]
 
 
 def _chain(chain: Chain) -> Request:
     hook = {"attrs": [("NFTA_HOOK_HOOKNUM", chain.hook.value), ("NFTA_HOOK_PRIORITY", chain.priority)]}
     attributes: Attributes = [("NFTA_CHAIN_TABLE", chain.table), ("NFTA_CHAIN_NAME", chain.name), ("NFTA_CHAIN_HOOK", hook)]
     attributes += [("NFTA_CHAIN_TYPE", chain.kind), ("NFTA_CHAIN_POLICY", _NF_ACCEPT)]
-    return Request(_message(nft_chain_msg, attributes), _SUBSYSTEM << 8 | _NEWCHAIN, CREATE, f"add chain {chain.table}/{chain.name}")
+    return request(_message(nft_chain_msg, attributes), _SUBSYSTEM << 8 | _NEWCHAIN, CREATE, f"add chain {chain.table}/{chain.name}")
 
 
 def _rule(rule: Rule) -> Request:
     exprs = [_expression(each) for each in rule.exprs]
     attributes: Attributes = [("NFTA_RULE_TABLE", rule.table), ("NFTA_RULE_CHAIN", rule.chain), ("NFTA_RULE_EXPRESSIONS", exprs)]
-    return Request(
-        _message(nft_rule_msg, attributes), _SUBSYSTEM << 8 | _NEWRULE, CREATE | APPEND, f"add rule to {rule.table}/{rule.chain}"
+    return request(
+        _message(nft_rule_msg, attributes), _SUBSYSTEM << 8 | _NEWRULE, CREATE | APPEND | ACK, f"add rule to {rule.table}/{rule.chain}"
     )
 
 

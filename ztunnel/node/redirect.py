@@ -139,7 +139,7 @@ def _outbound(guard: Sequence[Expr]) -> tuple[Rule, ...]:
     replies = [rule(*_tcp(), *_mark(REPLY_MARK), _counter(), _accept())]
     # A pod that calls its own address goes over lo, and is not the mesh's business.
     itself = [rule(*_leaves_by("lo"), *_destination_not(each), _counter(), _accept()) for each in LOOPBACKS]
-    captured = [rule(*_tcp(), *_destination_not(each), *_mark_not(PROXY_MARK), *guard, *_redirect(OUTBOUND)) for each in LOOPBACKS]
+    captured = [rule(*_destination_not(each), *_mark_not(PROXY_MARK), *_tcp(), *guard, *_redirect(OUTBOUND)) for each in LOOPBACKS]
     return (*probes, *replies, *itself, *captured)
 
 

@@ -17,7 +17,20 @@ from pyroute2.netlink.rtnl.fibmsg import fibmsg
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from ztunnel.node.netlink import ACK, CREATE, DUMP, EXCL, NETLINK_ROUTE, REPLACE, KernelRefused, Message, Netlink, Request, attribute
+from ztunnel.node.netlink import (
+    ACK,
+    CREATE,
+    DUMP,
+    EXCL,
+    NETLINK_ROUTE,
+    REPLACE,
+    KernelRefused,
+    Message,
+    Netlink,
+    Request,
+    attribute,
+    request,
+)
 from ztunnel.node.redirect import MARK_MASK, REPLY_MARK, ROUTE_TABLE, RULE_PRIORITY
 
 _TO_TABLE = 1
@@ -62,9 +75,9 @@ def remove() -> None:
     """
     with Netlink(NETLINK_ROUTE) as netlink:
         for family in _FAMILIES:
-            for request in (_rule(family, _Kind.DELRULE, 0), _route(family, _Kind.DELROUTE, 0)):
+            for removal in (_rule(family, _Kind.DELRULE, 0), _route(family, _Kind.DELROUTE, 0)):
                 try:
-                    netlink.change([request])
+                    netlink.change([removal])
                 except KernelRefused as error:
                     if error.errno not in _ABSENT:
                         raise
@@ -77,9 +90,9 @@ def difference() -> str | None:
     """
     with Netlink(NETLINK_ROUTE) as netlink:
         for family in _families():
-            request = Request(_lookup(family), _Kind.GETROUTE, 0, f"look up the {_NAMES[family]} reply route")
+            question = request(_lookup(family), _Kind.GETROUTE, 0, f"look up the {_NAMES[family]} reply route")
             try:
-                found = netlink.query(request, rtmsg)[0]
+                found = netlink.query(question, rtmsg)[0]
             except KernelRefused:
                 return f"{_NAMES[family]} rule or route of table {ROUTE_TABLE} is missing"
             if found["type"] != _LOCAL:
@@ -90,7 +103,7 @@ def difference() -> str | None:
 def addresses() -> frozenset[str]:
     """Every address of the namespace, in canonical text."""
     with Netlink(NETLINK_ROUTE) as netlink:
-        found = netlink.query(Request(ifaddrmsg(), _Kind.GETADDR, DUMP, "list addresses"), ifaddrmsg)
+        found = netlink.query(request(ifaddrmsg(), _Kind.GETADDR, DUMP, "list addresses"), ifaddrmsg)
     # On point-to-point links IFA_ADDRESS is the other side's.
     held = (attribute(each, "IFA_LOCAL") or attribute(each, "IFA_ADDRESS") for each in found)
     return frozenset(str(ip_address(each)) for each in held if each)
@@ -120,7 +133,7 @@ def _rule(family: socket.AddressFamily, kind: _Kind, flags: int) -> Request:
         ("FRA_FWMASK", MARK_MASK),
         ("FRA_TABLE", ROUTE_TABLE),
     ]
-    return Request(message, kind, flags | ACK, f"{_verb(kind)} {_NAMES[family]} rule {RULE_PRIORITY}")
+    return request(message, kind, flags | ACK, f"{_verb(kind)} {_NAMES[family]} rule {RULE_PRIORITY}")
 
 
 def _route(family: socket.AddressFamily, kind: _Kind, flags: int) -> Request:
@@ -131,7 +144,7 @@ def _route(family: socket.AddressFamily, kind: _Kind, flags: int) -> Request:
     message["proto"] = _PROTO_STATIC
     message["scope"] = _SCOPE_HOST if family == socket.AF_INET else 0
     message["attrs"] = [("RTA_TABLE", ROUTE_TABLE), ("RTA_OIF", socket.if_nametoindex("lo"))]
-    return Request(message, kind, flags | ACK, f"{_verb(kind)} {_NAMES[family]} route of table {ROUTE_TABLE}")
+    return request(message, kind, flags | ACK, f"{_verb(kind)} {_NAMES[family]} route of table {ROUTE_TABLE}")
 
 
 def _lookup(family: socket.AddressFamily) -> Message:

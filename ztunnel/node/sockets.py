@@ -72,12 +72,7 @@ def make_listeners(netns_fd: int, pod: str) -> Listeners:
     except BaseException:
         _close_all(made)
         raise
-    outbound, plaintext, hbone = made
-    # Accepted sockets inherit this: a proxy that is killed then resets its plaintext connections. A FIN would make the
-    # application take a truncated stream for a complete one. The proxy clears it before it closes gracefully.
-    for each in (outbound, plaintext):
-        each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-    return Listeners(outbound, plaintext, hbone)
+    return Listeners(*made)
 
 
 def make_sockets(netns_fd: int, family: int, count: int) -> list[socket.socket]:
@@ -113,6 +108,7 @@ def _listener(netns_fd: int, pod: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if listener.family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        _set_inherited(listener, port)
         listener.bind((address, port))
         listener.listen(BACKLOG)
     except OSError as error:
@@ -135,6 +131,18 @@ def _listening_socket(netns_fd: int) -> tuple[socket.socket, str]:
                 return socket.socket(socket.AF_INET, kind), "0.0.0.0"  # noqa: S104 - traffic comes to whatever addresses the pod has
     except OSError as error:
         raise LocalError(f"cannot make a listening socket: {error.strerror}") from error
+
+
+def _set_inherited(listener: socket.socket, port: int) -> None:
+    """Options that accepted sockets take over from their listener."""
+    if port == INBOUND_HBONE:
+        # Without it, a tunnel whose conntrack entry is lost and in which this side speaks first would look like a connection
+        # that the application opens: it would be redirected to ourselves, and hang.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, PROXY_MARK)
+    else:
+        # A proxy that is killed then resets its plaintext connections. A FIN would make the application take a truncated
+        # stream for a complete one. The proxy clears it before it closes gracefully.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
 
 
 def _prepare(each: socket.socket) -> None:
