@@ -43,7 +43,8 @@ from ztunnel.mesh.errors import LocalError
 from ztunnel.mesh.identity import SpiffeId
 from ztunnel.mesh.index import Index
 from ztunnel.mesh.workloads import Workload
-from ztunnel.node.pods import Enroller, PodSpec
+from ztunnel.node.enrolment import PodSpec
+from ztunnel.node.pods import Enroller
 from ztunnel.node.sockets import Listeners
 from ztunnel.runtime.logs import fields
 from ztunnel.runtime.workers import Outgoing, Supervised
@@ -248,6 +249,7 @@ class Agent:
         self._plane = plane
         self._gone: OrderedDict[str, Workload] = OrderedDict()
         self._swept = False
+        self.on_gone: Callable[[Iterable[str]], None] = lambda _uids: None
         self.state = MeshState()
         self.refusals: tuple[Refusal, ...] = ()
         self.rotation: Rotation | None = None
@@ -302,6 +304,7 @@ class Agent:
                 self._gone[uid] = workload
         while len(self._gone) > _REMEMBERED:
             self._gone.popitem(last=False)
+        self.on_gone(delta.removed_workloads)
 
     def _tell_refusals(self, refusals: tuple[Refusal, ...]) -> None:
         for refusal in refusals:

@@ -125,6 +125,12 @@ class TunnelSettings:
     """A tunnel without streams is closed after this; 300 as Istio: a burst later finds it, an idle peer costs nothing for long."""
     max_streams: int = field(default=100, metadata=_range(1, 1000))
     """Streams on one outbound tunnel before another is opened; 100 as Istio, and what most peers allow."""
+    ping_seconds: float = field(default=10.0, metadata=_range(0.1, 3600))
+    """A tunnel that has been silent for this long is asked for a sign of life; 10 as Istio."""
+    ping_timeout_seconds: float = field(default=20.0, metadata=_range(0.1, 3600))
+    """A peer that owes such a sign for this long is gone, and with it every stream of its tunnel; 20 as Istio."""
+    report_seconds: float = field(default=5.0, metadata=_range(0.1, 3600))
+    """Between two reports of the bytes of a live connection; 5: under any scrape interval, a long connection shows while it lives."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +176,12 @@ class LimitsSettings:
     """Files in the manifest directory; more is a directory that was given by mistake."""
     manifest_documents: int = field(default=100_000, metadata=_range(1, 10_000_000))
     """Objects in one file; bounds memory that small documents can take."""
+    connections: int = field(default=50_000, metadata=_range(1, 10_000_000))
+    """Live connections of the node; each takes two descriptors and under a kilobyte. Further ones are reset."""
+    tunnels_per_peer: int = field(default=64, metadata=_range(1, 10_000))
+    """Outbound tunnels from one pod to one peer pod: 64 times tunnel.max_streams connections."""
+    handshakes_per_pod: int = field(default=512, metadata=_range(1, 100_000))
+    """TLS handshakes under way on one pod's 15008; each may hold 64 KiB until its deadline."""
     metric_series: int = field(default=20_000, metadata=_range(100, 1_000_000))
     """Label combinations of one metric; further ones are summed in a series labelled `overflow`. 20 000: a scrape stays under 15 MB."""
     admin_connections: int = field(default=64, metadata=_range(1, 10_000))

@@ -247,7 +247,7 @@ class Worker:
         assert self._pool is not None
         for uid in update.delta.removed_workloads:
             self._pool.retire_workload(uid)
-        if node.index.policies_generation != generation or update.delta.workloads or update.delta.removed_workloads:
+        if node.index.policies_generation != generation:
             self._judge_again(node)
 
     def _judge_again(self, node: Node) -> None:

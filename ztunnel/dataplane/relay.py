@@ -1,4 +1,4 @@
-"""Moves bytes between an application's socket and a stream of a tunnel, or between two sockets.
+"""Moves bytes between an application's socket and a stream of a tunnel.
 
 Half-closes pass through in each direction on their own; an error on one side is an error on the other (RST for a TCP side,
 RST_STREAM for a stream), so that a cut transfer is never taken for a whole one (RFC 9113 §8.5).
@@ -15,7 +15,6 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Protocol
 
-from ztunnel.dataplane.buffers import Scratch
 from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop
 from ztunnel.dataplane.sockets import finish, reset
 from ztunnel.hbone.mux import Mux
@@ -37,9 +36,12 @@ class Carrier(Protocol):
 
     loop: Loop
     mux: Mux
-    blocked: bool
     is_ready: bool
     is_dead: bool
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the socket takes nothing now."""
 
     def read_from(self, sock: socket.socket, stream: int, room: int) -> tuple[int, int]:
         """Reads from the application once and sends it on: (bytes read, bytes asked for)."""
@@ -141,6 +143,8 @@ class StreamRelay:
     def _read(self) -> None:
         tunnel = self._tunnel
         if not self._answered and not self._optimistic:
+            if self._hung:
+                self._check_error()
             return
         room = 0 if tunnel.blocked or not tunnel.is_ready else tunnel.mux.sendable(self._stream)
         if room <= 0:
@@ -325,139 +329,4 @@ class StreamRelay:
             else:
                 reset(self._sock)
         self._tunnel.release(self._stream)
-        self._owner.relay_done(error)
-
-
-class _SpliceEnd:
-    """One of the two sockets of a `Splice`."""
-
-    __slots__ = ("hung", "pending", "read_ended", "sock", "splice", "write_shut")
-
-    def __init__(self, splice: Splice, sock: socket.socket) -> None:
-        self.splice = splice
-        self.sock = sock
-        self.pending = b""
-        self.hung = 0
-        self.read_ended = False
-        self.write_shut = False
-
-    def on_event(self, events: int) -> None:
-        self.splice.on_end_event(self, events)
-
-    def on_bug(self) -> None:
-        self.splice.abort(UpstreamError("internal error"))
-
-
-class Splice:
-    """Two sockets joined: plain TCP through the node. Holds at most one scratch buffer of bytes per direction."""
-
-    __slots__ = ("_done", "_loop", "_owner", "_scratch", "_upper", "client", "down", "up")
-
-    def __init__(self, loop: Loop, scratch: Scratch, client: socket.socket, owner: RelayOwner) -> None:
-        self._loop = loop
-        self._scratch = scratch
-        self._owner = owner
-        self.client = _SpliceEnd(self, client)
-        self._upper: _SpliceEnd | None = None
-        self._done = False
-        self.up = 0
-        self.down = 0
-
-    @property
-    def state(self) -> str:
-        """For the listing: connecting, open or half-closed."""
-        if self._upper is None:
-            return "connecting"
-        return "half-closed" if self.client.read_ended or self._upper.read_ended else "open"
-
-    def attach(self, upper: socket.socket) -> None:
-        """The connected far side; bytes flow from now on."""
-        self._upper = _SpliceEnd(self, upper)
-        self._loop.take(upper.fileno(), self._upper)
-        self._loop.take(self.client.sock.fileno(), self.client)
-
-    def on_end_event(self, end: _SpliceEnd, events: int) -> None:
-        if self._done or self._upper is None:
-            return
-        other = self._upper if end is self.client else self.client
-        end.hung |= events & HANGUP
-        if events & WRITABLE and end.pending and self._write(end):
-            self._read(other, end)
-        if not self._done and events & (READABLE | HANGUP):
-            self._read(end, other)
-
-    def abort(self, error: MeshError) -> None:
-        """Ends both sides with a reset."""
-        self._end(error, graceful=False)
-
-    def _read(self, source: _SpliceEnd, sink: _SpliceEnd) -> None:
-        if source.read_ended or sink.pending or self._done:
-            return
-        scratch = self._scratch
-        try:
-            count = source.sock.recv_into(scratch.splice, 0, _FLAGS)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self._end(AppReset(f"{'client' if source is self.client else 'server'} side: {error.strerror}"), graceful=False)
-            return
-        if not count:
-            source.read_ended = True
-            self._shut(sink)
-            return
-        if source is self.client:
-            self.up += count
-        else:
-            self.down += count
-        sink.pending = b""
-        self._send(sink, scratch.splice_view[:count])
-        if not sink.pending and not self._done and (count == len(scratch.splice) or source.hung):
-            self._loop.again(source, READABLE)
-
-    def _send(self, sink: _SpliceEnd, data: memoryview) -> None:
-        try:
-            sent = sink.sock.send(data, _FLAGS)
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:
-            self._end(AppReset(f"{'client' if sink is self.client else 'server'} side: {error.strerror}"), graceful=False)
-            return
-        sink.pending = bytes(data[sent:])
-
-    def _write(self, sink: _SpliceEnd) -> bool:
-        """Whether all that was pending has left."""
-        self._send(sink, memoryview(sink.pending))
-        if self._done or sink.pending:
-            return False
-        source = self._upper if sink is self.client else self.client
-        if source is not None and source.read_ended:
-            self._shut(sink)
-        return not self._done
-
-    def _shut(self, sink: _SpliceEnd) -> None:
-        if sink.pending or sink.write_shut:
-            return
-        sink.write_shut = True
-        try:
-            sink.sock.shutdown(socket.SHUT_WR)
-        except OSError as error:
-            if error.errno != errno.ENOTCONN:
-                raise
-            self._end(AppReset(f"reset while closing: {error.strerror}"), graceful=False)
-            return
-        assert self._upper is not None
-        if self.client.write_shut and self._upper.write_shut:
-            self._end(None, graceful=True)
-
-    def _end(self, error: MeshError | None, *, graceful: bool) -> None:
-        if self._done:
-            return
-        self._done = True
-        for end in (self.client, self._upper):
-            if end is not None:
-                self._loop.forget(end.sock.fileno())
-                if graceful:
-                    finish(end.sock)
-                else:
-                    reset(end.sock)
         self._owner.relay_done(error)

@@ -1,11 +1,10 @@
 """One HBONE tunnel over a socket: handshake, then records and HTTP/2 streams, each stream joined to a relay.
 
-Theory of operation. The tunnel owns the socket and the order of everything that leaves it. Control frames and small payloads are
-collected in `_plain` and sealed once per loop round (`flush`); a large payload is read by a relay into the worker's scratch
-buffer behind room for its frame header, sealed where it lies, and sent at once, after what was collected before it. When the
-kernel takes no more, the sealed rest waits in `_backlog`, and relays that want to send are parked in `_parked` until it is gone:
-nothing else is buffered per connection. What arrives is opened into one scratch buffer and goes to the relays as views; credit
-for it is given only when it reached the application (the relay says so to the mux).
+Theory of operation. Control frames and small payloads are collected in `_plain` and sealed once per loop round (`flush`); a large
+payload is read by a relay into the worker's scratch buffer behind room for its frame header, sealed where it lies, and sent at once,
+after what was collected before it. When the kernel takes no more, the sealed rest waits in the outlet, and relays that want to send
+are parked until it is gone: nothing else is buffered per connection. What arrives is opened into one scratch buffer and goes to the
+relays as views; credit for it is given only when it reached the application (the relay says so to the mux).
 
 The tunnel knows nothing of policies, pods or pools: its owner decides what a request means (`TunnelOwner`).
 Invariant: after `_die` no callback of this tunnel reaches a relay or the owner again.
@@ -16,14 +15,13 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections import deque
 from dataclasses import dataclass
-from itertools import islice
 from typing import Protocol
 
 from ztunnel.dataplane.addresses import Address
 from ztunnel.dataplane.buffers import CHUNK, CHUNK_FRAMED, FRAME_HEADER, SMALL, SMALLEST_MAX_FRAME, Scratch, slot_offset
 from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop, Timer
+from ztunnel.dataplane.outlet import Outlet
 from ztunnel.dataplane.relay import StreamRelay
 from ztunnel.dataplane.sockets import Farewell
 from ztunnel.hbone.events import (
@@ -48,7 +46,6 @@ log = logging.getLogger(__name__)
 
 _NO_ERROR = 0
 _FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-_VECTORS = 64
 
 
 class TunnelLost(UpstreamError):
@@ -101,8 +98,6 @@ class Tunnel:
         self.is_ready = False
         self.is_dead = False
         self.is_draining = False
-        self.blocked = True
-        self.bytes_sent = 0
         self.bytes_received = 0
         self.opened_at = loop.now
         self.expires_at = float("inf")
@@ -110,9 +105,8 @@ class Tunnel:
         self._times = times
         self._sock: socket.socket | None = None
         self._handshake: Handshake | None = None
-        self._records: Records | None = None
+        self._outlet = Outlet(scratch, self._lost)
         self._plain = bytearray()
-        self._backlog: deque[memoryview] = deque()
         self._partial = b""
         self._parked: dict[StreamRelay, None] = {}
         self._dirty = False
@@ -128,10 +122,20 @@ class Tunnel:
         self._sock = sock
         self._handshake = handshake
         self.peer_address = peer
-        self.blocked = False
+        self._outlet.open(sock)
         self._timer = self.loop.call_later(self._times.handshake, self._handshake_expired)
         self.loop.take(sock.fileno(), self)
-        self._send_raw(handshake.outgoing())
+        self._outlet.send_raw(handshake.outgoing())
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the socket takes nothing now: whoever can wait must."""
+        return self._outlet.is_blocked
+
+    @property
+    def bytes_sent(self) -> int:
+        """On the wire, TLS included."""
+        return self._outlet.bytes_sent
 
     @property
     def stage(self) -> str:
@@ -171,7 +175,7 @@ class Tunnel:
     def _end_if_idle(self) -> None:
         if self.is_draining and not self.relays and not self.is_dead:
             self.flush()
-            if not self._backlog:
+            if not self._outlet.has_backlog:
                 self._die(None)
 
     # Sending, for relays
@@ -230,14 +234,14 @@ class Tunnel:
             self.mark_dirty()
         else:
             self._send_plain()
-            self._seal(self.scratch.frame, 0, length)
+            self._outlet.seal(self.scratch.frame, 0, length)
 
     # Sending, below the frames
 
     def flush(self) -> None:
         """Seals and sends what was collected in this round."""
         self._dirty = False
-        if self.is_ready and not self.blocked and not self.is_dead:
+        if self.is_ready and not self._outlet.is_blocked and not self.is_dead:
             self._send_plain()
 
     def _collect(self) -> None:
@@ -246,68 +250,18 @@ class Tunnel:
 
     def _send_plain(self) -> None:
         self._collect()
-        plain = self._plain
-        if not plain:
-            return
-        self._plain = bytearray()
-        end = len(plain)
-        plain.append(0)
-        for start in range(0, end, CHUNK_FRAMED):
-            self._seal(plain, start, min(start + CHUNK_FRAMED, end))
+        if self._plain:
+            plain, self._plain = self._plain, bytearray()
+            self._outlet.send_plain(plain)
 
-    def _seal(self, source: bytearray, start: int, end: int) -> None:
-        records = self._records
-        if records is None:
-            return
-        control = records.pending()
-        if control:
-            self._send_raw(control)
-        size = records.seal(source, start, end, self.scratch.sealed, 0)
-        self._transmit(self.scratch.sealed_view[:size])
+    def _lost(self, error: OSError) -> None:
+        self._die(TunnelLost(f"tunnel to {self.peer_address[0]}: {error.strerror}"))
 
-    def _send_raw(self, data: bytes) -> None:
-        if data:
-            self._transmit(memoryview(data))
-
-    def _transmit(self, data: memoryview) -> None:
-        if self._sock is None or self.is_dead:
+    def _unblock(self) -> None:
+        """The kernel has room again: send what waited, then let those go on who were parked."""
+        self._outlet.drain()
+        if self._outlet.is_blocked or self.is_dead:
             return
-        if self._backlog:
-            self._backlog.append(memoryview(bytes(data)))
-            return
-        try:
-            sent = self._sock.send(data, _FLAGS)
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:
-            self._die(TunnelLost(f"tunnel to {self.peer_address[0]}: {error.strerror}"))
-            return
-        self.bytes_sent += sent
-        if sent < len(data):
-            self._backlog.append(memoryview(bytes(data[sent:])))
-            self.blocked = True
-
-    def _drain_backlog(self) -> None:
-        sock = self._sock
-        if sock is None:
-            return
-        while self._backlog:
-            try:
-                sent = sock.sendmsg(list(islice(self._backlog, _VECTORS)), (), _FLAGS)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                self._die(TunnelLost(f"tunnel to {self.peer_address[0]}: {error.strerror}"))
-                return
-            self.bytes_sent += sent
-            while sent:
-                first = self._backlog[0]
-                if sent < len(first):
-                    self._backlog[0] = first[sent:]
-                    break
-                sent -= len(first)
-                self._backlog.popleft()
-        self.blocked = False
         if self.is_ready:
             self._send_plain()
             self._unpark()
@@ -324,8 +278,8 @@ class Tunnel:
     def on_event(self, events: int) -> None:
         if self.is_dead:
             return
-        if events & WRITABLE and self._backlog:
-            self._drain_backlog()
+        if events & WRITABLE and self._outlet.has_backlog:
+            self._unblock()
         if events & (READABLE | HANGUP) and not self.is_dead:
             self._read(events)
 
@@ -339,7 +293,7 @@ class Tunnel:
         except BlockingIOError:
             return
         except OSError as error:
-            self._die(TunnelLost(f"tunnel to {self.peer_address[0]}: {error.strerror}"))
+            self._lost(error)
             return
         if not count:
             self._peer_ended()
@@ -361,14 +315,14 @@ class Tunnel:
     def _take(self, end: int) -> None:
         start = 0
         raw = self.scratch.raw
-        if self._records is None:
-            rest = self._shake(bytes(raw[:end]))
-            if rest is None:
+        records = self._outlet.records
+        if records is None:
+            done = self._shake(bytes(raw[:end]))
+            if done is None:
                 return
+            records, rest = done
             end = len(rest)
             raw[:end] = rest
-        records = self._records
-        assert records is not None
         plain = self.scratch.plain
         while start < end and not self.is_dead:
             consumed, produced = records.open(raw, start, end, plain, 0)
@@ -384,26 +338,26 @@ class Tunnel:
         if records.peer_closed:
             self._peer_ended()
 
-    def _shake(self, data: bytes) -> bytes | None:
+    def _shake(self, data: bytes) -> tuple[Records, bytes] | None:
+        """The record layer and what came behind the handshake, once that is done."""
         handshake = self._handshake
         assert handshake is not None
         handshake.receive(data)
-        self._send_raw(handshake.outgoing())
+        self._outlet.send_raw(handshake.outgoing())
         if not handshake.done or self.is_dead:
             return None
         self._handshake = None
         self.peer = handshake.peer
         self.expires_at = self.loop.now + (handshake.peer_not_after.timestamp() - time.time())
-        self._records, rest = handshake.finish()
+        records, rest = handshake.finish()
+        self._outlet.records = records
         self.is_ready = True
         self.owner.tunnel_ready(self)
         if self.is_dead:
             return None
-        if not self._backlog:
-            self.blocked = False
         self._unpark()
         self.mark_dirty()
-        return rest
+        return records, rest
 
     def _dispatch(self, events: list[Event]) -> None:
         relays = self.relays
@@ -472,7 +426,7 @@ class Tunnel:
     # Ending
 
     def _peer_ended(self) -> None:
-        if self._records is None:
+        if self._outlet.records is None:
             self._die(TlsFailed(f"{self.peer_address[0]} closed the connection during the TLS handshake"))
         elif self.relays:
             self._die(TunnelLost(f"{self.peer_address[0]} closed the tunnel with {len(self.relays)} live streams"))
@@ -481,13 +435,13 @@ class Tunnel:
 
     def _refuse(self, error: MeshError) -> None:
         """The peer broke the rules: tell it in its own terms, then end."""
+        records = self._outlet.records
         if self._handshake is not None:
-            self._send_raw(self._handshake.outgoing())
-        elif self._records is not None:
-            if isinstance(error, RecordError):
-                self._send_raw(self._records.alert(error))
-            else:
-                self._send_plain()
+            self._outlet.send_raw(self._handshake.outgoing())
+        elif records is not None and isinstance(error, RecordError):
+            self._outlet.send_raw(records.alert(error))
+        elif records is not None:
+            self._send_plain()
         self._die(error)
 
     def _handshake_expired(self) -> None:
@@ -508,17 +462,19 @@ class Tunnel:
     def _die(self, error: MeshError | None) -> None:
         if self.is_dead:
             return
-        if error is None and self._records is not None:
-            self._send_raw(self._records.close_notify())
+        if error is None and self._outlet.records is not None:
+            self._outlet.send_raw(self._outlet.records.close_notify())
+            if self.is_dead:
+                return
         self.is_dead = True
         if self._timer is not None:
             self._timer.cancel()
-        if self._sock is not None and error is None and not self._backlog:
+        if self._sock is not None and error is None and not self._outlet.has_backlog:
             Farewell(self.loop, self._sock)
         elif self._sock is not None:
             self.loop.forget(self._sock.fileno())
             self._sock.close()
-        self._backlog.clear()
+        self._outlet.close()
         self._parked.clear()
         relays, self.relays = self.relays, {}
         for relay in relays.values():

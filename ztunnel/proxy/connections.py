@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from ztunnel.dataplane.addresses import Address, text
 from ztunnel.dataplane.flow import ConnectionState, Direction, FlowRecord
 from ztunnel.dataplane.loop import Loop
-from ztunnel.dataplane.relay import Splice, StreamRelay
+from ztunnel.dataplane.relay import StreamRelay
 from ztunnel.dataplane.sockets import Dial
+from ztunnel.dataplane.splice import Splice
 from ztunnel.mesh.errors import Flag, MeshError
 from ztunnel.mesh.identity import SpiffeId
 

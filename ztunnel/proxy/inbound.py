@@ -19,6 +19,7 @@ from ztunnel.hbone import connect
 from ztunnel.hbone.events import RequestReceived
 from ztunnel.hbone.handshake import Handshake
 from ztunnel.mesh.errors import BadConnect, LocalError, MeshError, PolicyDenied
+from ztunnel.mesh.identity import SpiffeId
 from ztunnel.mesh.inbound import InboundTarget, resolve_inbound
 from ztunnel.mesh.policy import Connection as Asked
 from ztunnel.mesh.workloads import Workload
@@ -71,7 +72,7 @@ class Inbound:
         except BadConnect as error:
             tunnel.mux.respond(request.stream, error.status, end=True)
             tunnel.mark_dirty()
-            self.refused(pod, tunnel.peer_address, local, error)
+            self.refused(pod, tunnel.peer_address, local, error, tunnel.peer)
             return
         connection = self._register(pod, tunnel, local, asked, target)
         verdict = node.index.decide(workload, asked_of(connection))
@@ -130,9 +131,10 @@ class Inbound:
         source_ip = tunnel.peer_address[0]
         dial(node, pod, connection, target, None if source_ip == target[0] else source_ip, opened)
 
-    def refused(self, pod: Pod, peer: Address, local: Address, error: MeshError) -> None:
+    def refused(self, pod: Pod, peer: Address, local: Address, error: MeshError, identity: SpiffeId | None = None) -> None:
         """A record for what never became a connection."""
         facts = Facts(Direction.INBOUND, pod.uid, peer, local, destination_uid=pod.uid)
+        facts.source_identity, facts.mutual_tls = identity, identity is not None
         if not self._node.connections.is_full:
             self._node.connections.register(facts).end(error)
 

@@ -8,8 +8,9 @@ import socket
 from ztunnel.dataplane.addresses import Address, original_destination, text
 from ztunnel.dataplane.addresses import canonical as canonical_address
 from ztunnel.dataplane.flow import Direction
-from ztunnel.dataplane.relay import Splice, StreamRelay
+from ztunnel.dataplane.relay import StreamRelay
 from ztunnel.dataplane.sockets import reset
+from ztunnel.dataplane.splice import Splice
 from ztunnel.hbone import connect
 from ztunnel.mesh.errors import LocalError, MeshError, UpstreamError, UpstreamTimeout
 from ztunnel.mesh.routing import Refusal, Route, RouteKind, resolve

@@ -9,8 +9,8 @@ import socket
 
 from ztunnel.dataplane.addresses import Address, original_destination, text
 from ztunnel.dataplane.flow import Direction
-from ztunnel.dataplane.relay import Splice
 from ztunnel.dataplane.sockets import reset
+from ztunnel.dataplane.splice import Splice
 from ztunnel.mesh.errors import LocalError, MeshError, PolicyDenied
 from ztunnel.mesh.inbound import service_for
 from ztunnel.mesh.ports import ILLEGAL_TARGETS

@@ -1,0 +1,224 @@
+"""The node agent: builds the object graph, runs it, and ends it in the right order.
+
+Composition root of `ztunnel run`. Start: certificates and data plane, then the mesh as the source tells it (which enrols the pods),
+then ready. End (SIGTERM, SIGINT): not ready, stop accepting, let connections finish until the drain deadline, leave the rules in the
+pods, so that nothing leaves them in plaintext until the next agent has taken over. A second signal ends at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+import signal
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import trio
+
+from ztunnel import worker
+from ztunnel.admin.server import serve_admin
+from ztunnel.agent import Agent, DataPlane
+from ztunnel.ca.authority import Authority
+from ztunnel.ca.root import open_root
+from ztunnel.ca.rotation import Rotation
+from ztunnel.dataplane.channel import Configure
+from ztunnel.flows import FlowReporter
+from ztunnel.mesh.derive import MeshOptions
+from ztunnel.mesh.index import Index
+from ztunnel.node.find import DirectoryFinder
+from ztunnel.node.enrolment import EnrolmentSettings as EnrollerSettings
+from ztunnel.node.pods import Enroller
+from ztunnel.node.status_files import StatusFiles
+from ztunnel.overview import Overview
+from ztunnel.runtime import logs
+from ztunnel.runtime.metrics import Metrics
+from ztunnel.runtime.workers import Running, Supervised, spawn_process
+from ztunnel.settings import RecordLayer, RedirectionStatus, Settings
+from ztunnel.sources.files import FileLimits, FileSource
+
+log = logging.getLogger(__name__)
+
+
+def run(settings: Settings) -> int:
+    """Runs the agent until it is told to end. Returns the exit status.
+
+    Raises:
+        MeshError: something that it cannot start without is not to be had; the text says what.
+    """
+    logs.configure(settings.log.format.value, settings.log.level.value)
+    _raise_descriptor_limit()
+    trio.run(_main, settings)
+    return 0
+
+
+@dataclass(slots=True)
+class _Parts:
+    """The object graph."""
+
+    agent: Agent
+    plane: DataPlane
+    supervised: Supervised
+    rotation: Rotation
+    enroller: Enroller
+    source: FileSource
+    metrics: Metrics
+    overview: Overview
+    status_files: StatusFiles | None
+
+
+def _build(settings: Settings) -> _Parts:
+    index = Index()
+    metrics = Metrics(max_series=settings.limits.metric_series)
+    plane = DataPlane(_configure(settings), index)
+    agent = Agent(settings.node, index, plane)
+    supervised = Supervised(plane, _spawn_thread if settings.workers == 0 else _spawner(settings))
+    root = open_root(settings.ca.directory, settings.trust_domain, time.time())
+    rotation = Rotation(Authority(root, settings.ca.leaf_hours), agent.certificate_changed, time.time)
+    enrolment = EnrollerSettings(grace_seconds=settings.enrolment.grace_seconds, drift_seconds=settings.enrolment.drift_seconds)
+    enroller = Enroller(DirectoryFinder(str(settings.pods.netns_directory)), plane, enrolment)
+    reporter = FlowReporter(metrics, agent.workload, time.monotonic)
+    agent.rotation, agent.enroller = rotation, enroller
+    plane.bind(supervised)
+    plane.identity_of = agent.identity_of
+    plane.make_sockets = enroller.make_sockets
+    plane.on_flows = reporter.take
+    plane.on_limits = partial(_count_limits, metrics)
+    plane.on_death = lambda _reason: metrics.worker_restarts.add(1)
+    agent.on_gone = reporter.forget
+    return _Parts(
+        agent=agent,
+        plane=plane,
+        supervised=supervised,
+        rotation=rotation,
+        enroller=enroller,
+        source=_source(settings),
+        metrics=metrics,
+        overview=Overview(settings.node, agent, plane, supervised, reporter),
+        status_files=StatusFiles(settings.pods.status_directory, enroller.status) if settings.pods.status_directory else None,
+    )
+
+
+async def _main(settings: Settings) -> None:
+    parts = _build(settings)
+    parts.overview.watch(parts.metrics)
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with _admin(settings, parts), trio.open_nursery() as nursery:
+            await nursery.start(parts.supervised.run)
+            await nursery.start(parts.rotation.run)
+            await nursery.start(parts.enroller.run)
+            if parts.status_files is not None:
+                await nursery.start(parts.status_files.run)
+            await nursery.start(partial(parts.source.run, parts.agent.mesh_changed))
+            parts.overview.is_ready = True
+            log.info("ready", extra=logs.fields(node=settings.node, pods=len(parts.agent.local_captures())))
+            await _next_signal(signals)
+            parts.overview.is_ready = False
+            await _drain(settings, parts, signals)
+            nursery.cancel_scope.cancel()
+
+
+async def _drain(settings: Settings, parts: _Parts, signals: AsyncIterator[int]) -> None:
+    log.info("draining", extra=logs.fields(seconds=settings.drain_seconds))
+    async with trio.open_nursery() as nursery:
+
+        async def drain() -> None:
+            # Our copies go first: a listener that anybody holds would let connections queue where nobody accepts.
+            parts.plane.close()
+            await parts.enroller.close(remove=False)
+            drained = await parts.supervised.drain(settings.drain_seconds)
+            log.info("drained", extra=logs.fields(cut=drained.cut if drained else None))
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(drain)
+        await _next_signal(signals)
+        log.warning("second signal: leaving at once")
+        nursery.cancel_scope.cancel()
+
+
+async def _next_signal(signals: AsyncIterator[int]) -> None:
+    async for _ in signals:
+        return
+
+
+@asynccontextmanager
+async def _admin(settings: Settings, parts: _Parts) -> AsyncIterator[None]:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(serve_admin, settings.admin, settings.limits, parts.overview, parts.metrics))
+        yield
+        nursery.cancel_scope.cancel()
+
+
+def _source(settings: Settings) -> FileSource:
+    options = MeshOptions(
+        trust_domain=settings.trust_domain,
+        root_namespace=settings.root_namespace,
+        cluster=settings.cluster,
+        cluster_domain=settings.cluster_domain,
+        hbone_needs_annotation=settings.sources.redirection_status is RedirectionStatus.ANNOTATION,
+    )
+    limits = FileLimits(settings.limits.manifest_bytes, settings.limits.manifest_files, settings.limits.manifest_documents)
+    return FileSource(settings.sources.files, options, limits, settings.sources.poll_seconds)
+
+
+def _configure(settings: Settings) -> Configure:
+    return Configure(
+        node=settings.node,
+        cluster=settings.cluster,
+        trust_domain=settings.trust_domain,
+        own_records=settings.tunnel.records is RecordLayer.OWN,
+        optimistic_data=settings.tunnel.optimistic_data,
+        idle_seconds=settings.tunnel.idle_seconds,
+        max_streams=settings.tunnel.max_streams,
+        tunnels_per_peer=settings.limits.tunnels_per_peer,
+        handshake_seconds=settings.deadlines.handshake_seconds,
+        connect_seconds=settings.deadlines.connect_seconds,
+        response_seconds=settings.deadlines.connect_response_seconds,
+        report_seconds=settings.tunnel.report_seconds,
+        max_connections=settings.limits.connections,
+        max_handshakes_per_pod=settings.limits.handshakes_per_pod,
+        ping_seconds=settings.tunnel.ping_seconds,
+        ping_timeout_seconds=settings.tunnel.ping_timeout_seconds,
+    )
+
+
+def _count_limits(metrics: Metrics, limits: dict[str, int], bugs: int) -> None:
+    for limit, hits in limits.items():
+        metrics.limit_hits.add(hits, limit)
+    if bugs:
+        metrics.bugs.add(bugs)
+
+
+def _spawner(settings: Settings) -> Callable[[socket.socket], Awaitable[Running]]:
+    return partial(spawn_process, log_format=settings.log.format.value, log_level=settings.log.level.value)
+
+
+class _ThreadWorker:
+    """`workers: 0`: the same loop in a thread of the daemon, for debugging. It cannot be killed, only left."""
+
+    def __init__(self, thread: threading.Thread) -> None:
+        self._thread = thread
+
+    async def wait(self) -> str:
+        while self._thread.is_alive():
+            await trio.sleep(0.01)
+        return "its thread ended"
+
+    def kill(self) -> None:
+        log.error("a worker in a thread cannot be killed")
+
+
+async def _spawn_thread(theirs: socket.socket) -> Running:
+    thread = threading.Thread(target=worker.serve, args=(theirs.dup(),), name="worker", daemon=True)
+    thread.start()
+    return _ThreadWorker(thread)
+
+
+def _raise_descriptor_limit() -> None:
+    """Every connection takes descriptors; the soft limit is often 1,024 for historical reasons (select)."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,119 @@
+"""News of connections, as metrics and as one log line at each end.
+
+The worker says what it saw (addresses, identities, bytes); the names come from the mesh here. Metrics follow Istio's convention,
+`received` from client to server on both reporters; the log's bytes are the pod's own, as Istio's ztunnel writes them.
+Source: Istio ztunnel `proxy/metrics.rs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+
+from ztunnel.dataplane.addresses import text
+from ztunnel.dataplane.flow import Direction, FlowRecord
+from ztunnel.mesh.errors import Flag
+from ztunnel.mesh.workloads import Workload
+from ztunnel.runtime.logs import log_flow
+from ztunnel.runtime.metrics import UNKNOWN, Metrics, Traffic
+
+FindWorkload = Callable[[str], Workload | None]
+
+
+class FlowReporter:
+    """Takes the worker's records; remembers when each pod last had traffic."""
+
+    def __init__(self, metrics: Metrics, find: FindWorkload, clock: Callable[[], float]) -> None:
+        self._metrics = metrics
+        self._find = find
+        self._clock = clock
+        self.last_seen: dict[str, float] = {}
+        """Time of `clock` by pod UID."""
+
+    def take(self, records: Iterable[FlowRecord], lost: int) -> None:
+        """News from the worker; `lost` records were dropped because we did not keep up."""
+        if lost:
+            self._metrics.limit_hits.add(lost, "flow_records")
+        for record in records:
+            self._take(record)
+
+    def forget(self, pods: Iterable[str]) -> None:
+        """Pods that are no more."""
+        for uid in pods:
+            self.last_seen.pop(uid, None)
+
+    def _take(self, record: FlowRecord) -> None:
+        source = self._find(record.source_uid) if record.source_uid else None
+        destination = self._find(record.destination_uid) if record.destination_uid else None
+        self.last_seen[record.pod_uid] = self._clock()
+        self._measure(record, source, destination)
+        if record.closed:
+            log_flow(log_fields(record, source, destination))
+
+    def _measure(self, record: FlowRecord, source: Workload | None, destination: Workload | None) -> None:
+        metrics = self._metrics
+        reporter = "source" if record.direction is Direction.OUTBOUND else "destination"
+        service = (record.service or UNKNOWN, record.service_namespace or UNKNOWN, record.service_name or UNKNOWN)
+        principals = (record.source_identity or UNKNOWN, record.destination_identity or UNKNOWN) if record.mutual_tls else (UNKNOWN, UNKNOWN)
+        labels = _labels(reporter, source, destination, service, principals)
+        if record.opened:
+            metrics.tcp_opened.add(1, *labels)
+            metrics.tcp_sockets_open.add(1, reporter)
+        if record.closed:
+            metrics.tcp_sockets_open.add(-1, reporter)
+        final = labels if record.flag is Flag.NONE else labels._replace(response_flags=record.flag.value)
+        if record.up_bytes:
+            metrics.tcp_received_bytes.add(record.up_bytes, *final)
+        if record.down_bytes:
+            metrics.tcp_sent_bytes.add(record.down_bytes, *final)
+        if record.closed:
+            metrics.tcp_closed.add(1, *final)
+            if record.flag is not Flag.NONE:
+                metrics.tcp_failed.add(1, *final)
+
+
+def log_fields(record: FlowRecord, source: Workload | None, destination: Workload | None) -> dict[str, object]:
+    """The access log's fields by their dotted names. Absent values are empty or None."""
+    sent, received = record.total_up_bytes, record.total_down_bytes
+    if record.direction is Direction.INBOUND:
+        sent, received = received, sent
+    return {
+        "src.addr": text(record.source),
+        "src.workload": source and source.name,
+        "src.namespace": source and source.namespace,
+        "src.identity": record.source_identity if record.mutual_tls else "",
+        "dst.addr": text(record.destination) if record.destination[0] else "",
+        "dst.hbone_addr": record.target if record.mutual_tls else "",
+        "dst.service": record.service,
+        "dst.workload": destination and destination.name,
+        "dst.namespace": destination and destination.namespace,
+        "dst.identity": record.destination_identity if record.mutual_tls else "",
+        "direction": record.direction.value,
+        "bytes_sent": sent,
+        "bytes_recv": received,
+        "duration": f"{record.duration_seconds * 1000:.0f}ms",
+        "policy": record.policy,
+        "flag": "" if record.flag is Flag.NONE else record.flag.value,
+        "trace": record.trace[3:35],
+        "connection": record.id,
+        "error": record.error,
+    }
+
+
+@lru_cache(maxsize=4096)
+def _labels(
+    reporter: str, source: Workload | None, destination: Workload | None, service: tuple[str, str, str], principals: tuple[str, str]
+) -> Traffic:
+    policy = UNKNOWN if principals == (UNKNOWN, UNKNOWN) else "mutual_tls"
+    values = (reporter, *_side(source, principals[0]), *service, *_side(destination, principals[1]), "tcp", Flag.NONE.value, policy)
+    return Traffic._make(values)
+
+
+def _side(workload: Workload | None, principal: str) -> tuple[str, ...]:
+    """workload, canonical service and revision, namespace, principal, app, version, cluster."""
+    if workload is None:
+        return (UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, principal, UNKNOWN, UNKNOWN, UNKNOWN)
+    name = workload.canonical_name or UNKNOWN
+    revision = workload.canonical_revision or UNKNOWN
+    workload_name = workload.workload_name or workload.name
+    return (workload_name, name, revision, workload.namespace, principal, name, revision, workload.cluster)
