@@ -4,3 +4,5 @@ Holds nothing itself. Rooms, from the bottom up: `mesh` and `hbone` (pure), `dat
 `runtime` (trio shells), `proxy`, `node`, `sources`, `ca`, `admin`, `lab`; `app` and `worker` build the object graphs; `cli` calls them.
 Imports go down only; the contract in `pyproject.toml` keeps it so.
 """
+
+__version__ = "0.1.0"

@@ -327,5 +327,5 @@ def _dup(descriptors: Iterable[int]) -> tuple[int, ...]:
     return tuple(os.dup(descriptor) for descriptor in descriptors)
 
 
-def _no_sockets(uid: str, family: int, count: int) -> list[socket.socket]:
+def _no_sockets(uid: str, _family: int, _count: int) -> list[socket.socket]:
     raise LocalError(f"no sockets for pod {uid}: the agent is not composed")

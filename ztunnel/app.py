@@ -14,14 +14,16 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
 import trio
 
+import ztunnel
 from ztunnel import worker
-from ztunnel.admin.server import serve_admin
+from ztunnel.admin.api import ControlApi
+from ztunnel.admin.readiness import Readiness
+from ztunnel.admin.server import AdminServer
 from ztunnel.agent import Agent, DataPlane
 from ztunnel.ca.authority import Authority
 from ztunnel.ca.root import open_root
@@ -30,11 +32,11 @@ from ztunnel.dataplane.channel import Configure
 from ztunnel.flows import FlowReporter
 from ztunnel.mesh.derive import MeshOptions
 from ztunnel.mesh.index import Index
-from ztunnel.node.find import DirectoryFinder
 from ztunnel.node.enrolment import EnrolmentSettings as EnrollerSettings
+from ztunnel.node.find import DirectoryFinder
 from ztunnel.node.pods import Enroller
 from ztunnel.node.status_files import StatusFiles
-from ztunnel.overview import Overview
+from ztunnel.overview import Overview, Watched
 from ztunnel.runtime import logs
 from ztunnel.runtime.metrics import Metrics
 from ztunnel.runtime.workers import Running, Supervised, spawn_process
@@ -42,6 +44,9 @@ from ztunnel.settings import RecordLayer, RedirectionStatus, Settings
 from ztunnel.sources.files import FileLimits, FileSource
 
 log = logging.getLogger(__name__)
+
+_DATA_PLANE = "data plane"
+_MESH = "mesh"
 
 
 def run(settings: Settings) -> int:
@@ -68,6 +73,8 @@ class _Parts:
     source: FileSource
     metrics: Metrics
     overview: Overview
+    readiness: Readiness
+    admin: AdminServer
     status_files: StatusFiles | None
 
 
@@ -90,6 +97,24 @@ def _build(settings: Settings) -> _Parts:
     plane.on_limits = partial(_count_limits, metrics)
     plane.on_death = lambda _reason: metrics.worker_restarts.add(1)
     agent.on_gone = reporter.forget
+    readiness = Readiness((_DATA_PLANE, _MESH))
+    watched = Watched(
+        settings.node,
+        ztunnel.__version__,
+        settings.trust_domain,
+        settings.workers == 0,
+        index,
+        agent,
+        plane,
+        supervised,
+        rotation,
+        enroller,
+        reporter,
+        readiness,
+    )
+    overview = Overview(watched, time.monotonic, time.time)
+    overview.watch(metrics)
+    api = ControlApi(overview, settings.node)
     return _Parts(
         agent=agent,
         plane=plane,
@@ -98,26 +123,30 @@ def _build(settings: Settings) -> _Parts:
         enroller=enroller,
         source=_source(settings),
         metrics=metrics,
-        overview=Overview(settings.node, agent, plane, supervised, reporter),
+        overview=overview,
+        readiness=readiness,
+        admin=AdminServer(api, readiness, metrics, settings.admin, settings.limits.admin_connections),
         status_files=StatusFiles(settings.pods.status_directory, enroller.status) if settings.pods.status_directory else None,
     )
 
 
 async def _main(settings: Settings) -> None:
     parts = _build(settings)
-    parts.overview.watch(parts.metrics)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with _admin(settings, parts), trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(parts.admin.run)
             await nursery.start(parts.supervised.run)
+            parts.readiness.done(_DATA_PLANE)
             await nursery.start(parts.rotation.run)
             await nursery.start(parts.enroller.run)
             if parts.status_files is not None:
                 await nursery.start(parts.status_files.run)
             await nursery.start(partial(parts.source.run, parts.agent.mesh_changed))
-            parts.overview.is_ready = True
+            parts.readiness.done(_MESH)
             log.info("ready", extra=logs.fields(node=settings.node, pods=len(parts.agent.local_captures())))
             await _next_signal(signals)
-            parts.overview.is_ready = False
+            parts.readiness.lost(_DATA_PLANE)
+            parts.overview.is_draining = True
             await _drain(settings, parts, signals)
             nursery.cancel_scope.cancel()
 
@@ -143,14 +172,6 @@ async def _drain(settings: Settings, parts: _Parts, signals: AsyncIterator[int])
 async def _next_signal(signals: AsyncIterator[int]) -> None:
     async for _ in signals:
         return
-
-
-@asynccontextmanager
-async def _admin(settings: Settings, parts: _Parts) -> AsyncIterator[None]:
-    async with trio.open_nursery() as nursery:
-        await nursery.start(partial(serve_admin, settings.admin, settings.limits, parts.overview, parts.metrics))
-        yield
-        nursery.cancel_scope.cancel()
 
 
 def _source(settings: Settings) -> FileSource:
@@ -200,12 +221,19 @@ def _spawner(settings: Settings) -> Callable[[socket.socket], Awaitable[Running]
 class _ThreadWorker:
     """`workers: 0`: the same loop in a thread of the daemon, for debugging. It cannot be killed, only left."""
 
-    def __init__(self, thread: threading.Thread) -> None:
-        self._thread = thread
+    def __init__(self, theirs: socket.socket) -> None:
+        self._ended = trio.Event()
+        self._token = trio.lowlevel.current_trio_token()
+        threading.Thread(target=self._serve, args=(theirs,), name="worker", daemon=True).start()
+
+    def _serve(self, theirs: socket.socket) -> None:
+        try:
+            worker.serve(theirs)
+        finally:
+            self._token.run_sync_soon(self._ended.set)
 
     async def wait(self) -> str:
-        while self._thread.is_alive():
-            await trio.sleep(0.01)
+        await self._ended.wait()
         return "its thread ended"
 
     def kill(self) -> None:
@@ -213,9 +241,7 @@ class _ThreadWorker:
 
 
 async def _spawn_thread(theirs: socket.socket) -> Running:
-    thread = threading.Thread(target=worker.serve, args=(theirs.dup(),), name="worker", daemon=True)
-    thread.start()
-    return _ThreadWorker(thread)
+    return _ThreadWorker(theirs.dup())
 
 
 def _raise_descriptor_limit() -> None:
