@@ -28,11 +28,12 @@ _Listed = TypeVar("_Listed", Workload, Service, Policy)
 class Index:
     """Workloads, services and policies, with the derived tables that make every look-up one dictionary access."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_memos: int = MAX_MEMOS) -> None:
         self.generation = 0
         """Grows with every delta that changes something."""
         self.policies_generation = 0
         """Grows when a verdict may have changed: a policy came, changed or left, or a workload is selected by others than before."""
+        self._max_memos = max_memos
         self._workloads: dict[str, Workload] = {}
         self._services: dict[str, Service] = {}
         self._policies: dict[str, Policy] = {}
@@ -87,7 +88,7 @@ class Index:
         found = self._candidates.get(memo)
         if found is None:
             found = tuple(self._serving(service, port))
-            _remember(self._candidates, memo, found)
+            self._remember(self._candidates, memo, found)
         return found
 
     def policies_for(self, workload: Workload) -> tuple[Policy, ...]:
@@ -104,7 +105,7 @@ class Index:
         compiled = self._compiled_for.get(memo)
         if compiled is None:
             compiled = tuple(CompiledPolicy(policy) for policy in self.policies_for(workload))
-            _remember(self._compiled_for, memo, compiled)
+            self._remember(self._compiled_for, memo, compiled)
         return decide_compiled(compiled, connection)
 
     def workloads(self) -> list[Workload]:
@@ -128,6 +129,11 @@ class Index:
                 if service_port == port:
                     yield Candidate(workload, number)
                     break
+
+    def _remember(self, table: dict[_Key, _Value], key: _Key, value: _Value) -> None:
+        if len(table) >= self._max_memos:
+            table.clear()
+        table[key] = value
 
     def _apply_workloads(self, delta: Delta) -> bool:
         changed = False
@@ -192,12 +198,6 @@ def _move(table: dict[_Key, tuple[_Listed, ...]], before: set[_Key], after: set[
             table[key] = tuple(listed)
         else:
             del table[key]
-
-
-def _remember(table: dict[_Key, _Value], key: _Key, value: _Value) -> None:
-    if len(table) >= MAX_MEMOS:
-        table.clear()
-    table[key] = value
 
 
 def _prefer(services: tuple[Service, ...] | None, namespace: str) -> Service | None:

@@ -56,7 +56,7 @@ def read_peer_authentication(document: Field) -> PeerAuthenticationObject:
 def _ports(place: Field) -> dict[int, Mode]:
     ports: dict[int, Mode] = {}
     for key, member in place.entries():
-        number = Field(member.subject, member.path, key).port_text()
+        number = member.instead(key).port_text()
         if number in ports:
             raise member.error(f"port {number} is listed twice")
         ports[number] = _mode(member)

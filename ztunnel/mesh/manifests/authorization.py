@@ -266,8 +266,8 @@ def _account(place: Field, namespace: str) -> ServiceAccountMatch:
         raise place.wrong("a service account, without *")
     first, slash, rest = text.partition("/")
     if not slash:
-        return ServiceAccountMatch(namespace, Field(place.subject, place.path, text).name())
-    return ServiceAccountMatch(Field(place.subject, place.path, first).namespace(), Field(place.subject, place.path, rest).name())
+        return ServiceAccountMatch(namespace, place.instead(text).name())
+    return ServiceAccountMatch(place.instead(first).namespace(), place.instead(rest).name())
 
 
 def _block(place: Field) -> Cidr:

@@ -16,6 +16,9 @@ from ztunnel.mesh.errors import ManifestError
 
 MAX_ITEMS = 4096
 """Entries of one list or mapping; what people write has tens."""
+MAX_VALUES = 100_000
+"""Entries of all lists and mappings of one document together. A YAML document may name one list many times, so that a small file
+is a huge document."""
 _SHOWN_CHARACTERS = 80
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _SUBDOMAIN = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?")
@@ -42,15 +45,24 @@ def show(value: object) -> str:
     return "null" if value is None else f"a {type(value).__name__}"
 
 
+class _Budget:
+    __slots__ = ("left",)
+
+    def __init__(self) -> None:
+        self.left = MAX_VALUES
+
+
 class Field:
     """One place in a document, present or not."""
 
-    __slots__ = ("path", "subject", "value")
+    __slots__ = ("_budget", "path", "subject", "value")
 
-    def __init__(self, subject: str, path: str, value: object) -> None:
+    def __init__(self, subject: str, path: str, value: object, budget: _Budget | None = None) -> None:
         self.subject = subject
         self.path = path
         self.value = value
+        self._budget = budget or _Budget()
+        """Shared by all fields of a document."""
 
     @property
     def absent(self) -> bool:
@@ -67,19 +79,24 @@ class Field:
 
     def get(self, name: str) -> Field:
         """A member of a mapping; of an absent mapping, an absent member."""
-        return Field(self.subject, self._child(name), self._mapping().get(name))
+        return self._at(self._child(name), self._mapping().get(name))
+
+    def instead(self, value: object) -> Field:
+        """Another value at the same place."""
+        return self._at(self.path, value)
 
     def entries(self) -> Iterator[tuple[object, Field]]:
         """The keys of a mapping, whatever type they have, and its members that are not null."""
+        self._spend(len(self._mapping()))
         for key, value in self._mapping().items():
             if value is not None:
-                yield key, Field(self.subject, self._child(key), value)
+                yield key, self._at(self._child(key), value)
 
     def only(self, names: Iterable[str]) -> None:
         """Refuses members that nobody knows, and members without a value: neither a misspelt nor an emptied restriction may vanish."""
         known = list(names)
         for key, value in self._mapping().items():
-            member = Field(self.subject, self._child(key), value)
+            member = self._at(self._child(key), value)
             if key not in known:
                 close = get_close_matches(key[:64], known, 1) if isinstance(key, str) else []
                 raise member.error(f'unknown field (did you mean "{close[0]}"?)' if close else "unknown field")
@@ -94,7 +111,8 @@ class Field:
             raise self.wrong("not a list")
         if len(self.value) > MAX_ITEMS:
             raise self.error(f"more than {MAX_ITEMS} items")
-        return [Field(self.subject, f"{self.path}[{index}]", item) for index, item in enumerate(self.value)]
+        self._spend(len(self.value))
+        return [self._at(f"{self.path}[{index}]", item) for index, item in enumerate(self.value)]
 
     def text(self, default: str | None = None) -> str:
         """Text that is not empty.
@@ -130,7 +148,7 @@ class Field:
         """A port number, also as text: where Istio's types have text and people write numbers."""
         value = self.value
         if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 5:
-            return Field(self.subject, self.path, int(value)).port()
+            return self.instead(int(value)).port()
         return self.port()
 
     def address(self) -> str:
@@ -164,6 +182,14 @@ class Field:
         if self.value == "":
             return ""
         return self._matching(_LABEL_VALUE, "not a label value (at most 63 letters, digits, -, _ and .)", None)
+
+    def _at(self, path: str, value: object) -> Field:
+        return Field(self.subject, path, value, self._budget)
+
+    def _spend(self, values: int) -> None:
+        self._budget.left -= values
+        if self._budget.left < 0:
+            raise self.error(f"the document has more than {MAX_VALUES} values")
 
     def _matching(self, pattern: re.Pattern[str], wanted: str, default: str | None) -> str:
         if self.value is None and default is not None:
