@@ -121,7 +121,8 @@ class Wire:
                     raise EOFError("the peer hung up in the handshake")
                 self.handshake.receive(data)
         except PeerError:
-            self.sock.sendall(self.handshake.outgoing())
+            if alert := self.handshake.outgoing():
+                self.sock.sendall(alert)
             raise
         self.end = End(*self.handshake.finish())
         return self.end

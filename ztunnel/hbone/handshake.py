@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from OpenSSL import SSL, crypto
 
-from ztunnel.hbone.records import HEADER_SIZE, Records
+from ztunnel.hbone.records import HEADER_SIZE, Alert, RecordError, Records
 from ztunnel.hbone.records_openssl import OpensslRecords, read_bio, reason_of
 from ztunnel.hbone.records_own import OwnRecords, fresh_state
 from ztunnel.mesh.errors import Flag, LocalError, PeerError, UntrustedPeer
@@ -52,6 +52,7 @@ _OPERATOR_TEXTS = {
     "alert bad certificate": "the peer does not accept our certificate (alert bad_certificate)",
     "alert unsupported certificate": "our certificate is not for this purpose, says the peer (alert unsupported_certificate)",
     "alert certificate required": "the peer requires a certificate and got none (alert certificate_required)",
+    "alert access denied": "the peer does not accept our identity (alert access_denied)",
     "alert no application protocol": "the peer does not accept ALPN h2 (alert no_application_protocol)",
 }
 """OpenSSL's reasons (parts of them: the prefixes change with its version), in words for the person who has to mend it. Anything else is
@@ -74,6 +75,11 @@ _CHAIN_TEXTS = {
 }
 """X509_V_ERR numbers that operators meet."""
 _NAMES_IN_TEXTS = 4
+
+_CLIENT_SECRET = b"CLIENT_TRAFFIC_SECRET_0"
+_SERVER_SECRET = b"SERVER_TRAFFIC_SECRET_0"
+_SECRETS = frozenset({_CLIENT_SECRET, _SERVER_SECRET})
+"""Labels of the NSS key log format."""
 
 
 class HandshakeError(PeerError):
@@ -209,9 +215,15 @@ class Handshake:
         if not self._own:
             return OpensslRecords(self._tls), self._leftover
         cipher = self._tls.get_cipher_name()
-        client, server = self._proof.client_secret, self._proof.server_secret
-        assert cipher is not None and client is not None and server is not None, "OpenSSL finished a handshake without keys"
-        state = fresh_state(server=self._server, cipher=cipher, client_secret=client, server_secret=server, tx_seq=self._sealed)
+        secrets = self._proof.secrets
+        assert cipher is not None, "OpenSSL finished a handshake without a cipher"
+        state = fresh_state(
+            server=self._server,
+            cipher=cipher,
+            client_secret=secrets.pop(_CLIENT_SECRET),
+            server_secret=secrets.pop(_SERVER_SECRET),
+            tx_seq=self._sealed,
+        )
         return OwnRecords(state), self._leftover
 
     def _feed(self, data: bytes, at: int) -> int:
@@ -245,8 +257,10 @@ class Handshake:
             raise
         except SSL.Error as error:
             self._over = True
-            self._out += read_bio(self._tls)
-            raise self._proof.explain(error) from error
+            alert = read_bio(self._tls)
+            failure = self._proof.explain(error)
+            self._out += self._access_denied() if isinstance(failure, UntrustedPeer) else alert
+            raise failure from error
         flight = read_bio(self._tls)
         self._out += flight
         self.done = True
@@ -254,6 +268,21 @@ class Handshake:
         # pyOpenSSL cannot turn off) is under its application key already, and our record layer has to go on counting there. Nothing
         # older is in `flight`: the client's Finished answers what the previous `receive` left in `outgoing`.
         self._sealed = _count_records(flight) if self._server else 0
+
+    def _access_denied(self) -> bytes:
+        """The alert for a good chain with the wrong name, in place of OpenSSL's.
+
+        pyOpenSSL cannot say why a callback refuses, and OpenSSL then writes internal_error, which sends the peer's operator looking in
+        the wrong place; rustls says access_denied here. A client of OpenSSL has no keys to write with yet, its alerts go in the clear.
+        A server writes with its application key, and this is the first record under it that leaves.
+        """
+        if not self._server:
+            return b"\x15\x03\x03\x00\x02\x02" + bytes((Alert.ACCESS_DENIED,))
+        cipher = self._tls.get_cipher_name()
+        secret = self._proof.secrets[_SERVER_SECRET]
+        assert cipher is not None, "OpenSSL verified a certificate without a cipher"
+        state = fresh_state(server=True, cipher=cipher, client_secret=secret, server_secret=secret, tx_seq=0)
+        return OwnRecords(state).alert(RecordError("the peer's name is refused", Alert.ACCESS_DENIED))
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,9 +317,9 @@ class _Leaves:
 
 
 class _Proof:
-    """What the callbacks of one handshake find out: the peer's identity, why it was refused, and the traffic secrets."""
+    """What the callbacks of one handshake find out: the peer's identity or why it was refused, and the traffic secrets by label."""
 
-    __slots__ = ("_domain", "_expected", "_failure", "_leaves", "client_secret", "not_after", "peer", "server_secret")
+    __slots__ = ("_domain", "_expected", "_failure", "_leaves", "not_after", "peer", "secrets")
 
     def __init__(self, domain: str, expected: frozenset[SpiffeId] | None, leaves: _Leaves) -> None:
         self._leaves = leaves
@@ -299,8 +328,7 @@ class _Proof:
         self._failure: PeerError | None = None
         self.peer: SpiffeId | None = None
         self.not_after: datetime | None = None
-        self.client_secret: bytes | None = None
-        self.server_secret: bytes | None = None
+        self.secrets: dict[bytes, bytes] = {}
 
     def verify(self, certificate: crypto.X509, error: int, depth: int, chain_ok: bool) -> bool:
         """One step of OpenSSL's walk over the chain; the leaf (depth 0) comes last, and only then the names count."""
@@ -415,11 +443,9 @@ def _verify(tls: SSL.Connection, certificate: crypto.X509, error: int, depth: in
 def _keep_secret(tls: SSL.Connection, line: bytes) -> None:
     """Key-log callback: the only way by which OpenSSL tells its traffic secrets. They go to the handshake's own memory, nowhere else."""
     proof = tls.get_app_data()
-    if isinstance(proof, _Proof):
-        if line.startswith(b"CLIENT_TRAFFIC_SECRET_0 "):
-            proof.client_secret = bytes.fromhex(line.rsplit(b" ", 1)[1].decode())
-        elif line.startswith(b"SERVER_TRAFFIC_SECRET_0 "):
-            proof.server_secret = bytes.fromhex(line.rsplit(b" ", 1)[1].decode())
+    label, _random, secret = line.split()
+    if isinstance(proof, _Proof) and label in _SECRETS:
+        proof.secrets[label] = bytes.fromhex(secret.decode())
 
 
 def _select_alpn(_tls: SSL.Connection, offered: list[bytes]) -> bytes:
