@@ -309,6 +309,17 @@ async def test_drift_is_healed_and_counted(directory: Path, plane: Plane, client
         assert only(enroller).captured
 
 
+async def test_drift_that_cannot_be_healed_is_a_problem(directory: Path, plane: Plane, client: Pod) -> None:
+    async with running(directory, plane) as enroller:
+        await enroller.reconcile([spec(client, strict=True)])
+        client.command("ip", "rule", "add", "priority", "7", "blackhole")
+        await eventually_async(lambda: "cannot be healed" in only(enroller).problem)
+        assert (only(enroller).enrolled, only(enroller).captured) == (True, False)
+        client.command("ip", "rule", "del", "priority", "7")
+        await eventually_async(lambda: only(enroller).captured)
+        assert only(enroller).problem == ""
+
+
 async def test_ending_the_agent_fails_closed_and_the_next_one_takes_over(directory: Path, plane: Plane, client: Pod, server: Pod) -> None:
     async with running(directory, plane) as enroller:
         await enroller.reconcile([spec(client, strict=True)])

@@ -309,3 +309,5 @@ def test_a_pod_without_ipv6_is_captured_on_ipv4(net: Topology) -> None:
             assert original_destination(accepted) == (server.v4, APP)
             talk(connection, accepted)
         assert foothold.check() is None
+        foothold.unload()
+        assert client.command("ip", "-4", "route", "show", "table", "100") == ""

@@ -333,6 +333,9 @@ class Enroller:
                 log.warning("redirection has drifted", extra=fields(pod=pod.label, problem=difference))
                 pod.captured, pod.problem = False, difference
                 await self._in_thread(foothold.heal)
+                # E.g. a rule that the application put before ours: then the pod is not captured, and saying so is all we can do.
+                if (remaining := await self._in_thread(foothold.check)) is not None:
+                    raise LocalError(f"cannot be healed: {remaining}")
                 self._count(healed=1)
         except LocalError as error:
             self._failed(pod, error)

@@ -15,6 +15,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from ipaddress import ip_address
 from typing import assert_never
 
@@ -103,6 +104,7 @@ CHAINS = (
 )
 
 
+@cache
 def ruleset(stage: Stage) -> Ruleset:
     """The rules of a stage, for IPv4 and IPv6 alike (IPv6 rules do no harm where IPv6 is off)."""
     match stage:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import socket
 from enum import IntEnum
+from functools import cache
 from ipaddress import ip_address
 
 from pyroute2.netlink.rtnl.fibmsg import fibmsg
@@ -25,7 +26,6 @@ from ztunnel.node.netlink import (
     NETLINK_ROUTE,
     REPLACE,
     KernelRefused,
-    Message,
     Netlink,
     Request,
     attribute,
@@ -90,9 +90,8 @@ def difference() -> str | None:
     """
     with Netlink(NETLINK_ROUTE) as netlink:
         for family in _families():
-            question = request(_lookup(family), _Kind.GETROUTE, 0, f"look up the {_NAMES[family]} reply route")
             try:
-                found = netlink.query(question, rtmsg)[0]
+                found = netlink.query(_lookup(family), rtmsg)[0]
             except KernelRefused:
                 return f"{_NAMES[family]} rule or route of table {ROUTE_TABLE} is missing"
             if found["type"] != _LOCAL:
@@ -147,12 +146,13 @@ def _route(family: socket.AddressFamily, kind: _Kind, flags: int) -> Request:
     return request(message, kind, flags | ACK, f"{_verb(kind)} {_NAMES[family]} route of table {ROUTE_TABLE}")
 
 
-def _lookup(family: socket.AddressFamily) -> Message:
+@cache
+def _lookup(family: socket.AddressFamily) -> Request:
     message = rtmsg()
     message["family"] = family
     message["dst_len"] = 32 if family == socket.AF_INET else 128
     message["attrs"] = [("RTA_DST", _ANYWHERE[family]), ("RTA_MARK", REPLY_MARK)]
-    return message
+    return request(message, _Kind.GETROUTE, 0, f"look up the {_NAMES[family]} reply route")
 
 
 def _verb(kind: _Kind) -> str:
