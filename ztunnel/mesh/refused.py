@@ -29,7 +29,9 @@ def stand_in(body: object, error: ManifestError) -> RefusedPolicy | None:
     Returns: None when nothing is lost by its absence: it is no policy of ours, or one that never denies (AUDIT, dry-run).
     """
     key = key_of(body)
-    if key is None or key.kind not in POLICY_KINDS or not isinstance(body, dict) or _never_denies(body):
+    if key is None or key.kind not in POLICY_KINDS or not isinstance(body, dict):
+        return None
+    if key.kind == "AuthorizationPolicy" and _never_denies(body):
         return None
     # Nameless documents share a key: each must stand for all of them.
     selector = _selector(body.get("spec")) if key.name else None

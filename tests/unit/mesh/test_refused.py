@@ -58,6 +58,11 @@ def test_what_never_denied_leaves_nothing(body: object) -> None:
     assert stand_in(body, ERROR) is None
 
 
+def test_a_peer_authentication_has_no_dry_run() -> None:
+    body = authentication("x", "STRCIT")
+    assert stand_in({**body, "metadata": {"name": "x", "annotations": {"istio.io/dry-run": "true"}}}, ERROR) is not None
+
+
 @pytest.mark.parametrize("metadata", [5, {"annotations": 5}, {"annotations": {"istio.io/dry-run": "false"}}])
 def test_broken_metadata_is_no_way_out(metadata: object) -> None:
     assert stand_in({**authorization("x"), "metadata": metadata}, ERROR) is not None

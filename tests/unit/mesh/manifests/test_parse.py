@@ -69,8 +69,10 @@ def test_a_stand_in_has_the_key_of_what_it_stands_for() -> None:
         ),
         (
             {"kind": "AuthorizationPolicy", "apiVersion": "security.istio.io/v1alpha1", "metadata": {"name": "x"}},
-            "AuthorizationPolicy default/x: apiVersion: not a version of AuthorizationPolicy that is known (v1, v1beta1): "
-            '"security.istio.io/v1alpha1"',
+            (
+                "AuthorizationPolicy default/x: apiVersion: not a version of AuthorizationPolicy that is known (v1, v1beta1): "
+                '"security.istio.io/v1alpha1"'
+            ),
         ),
         (
             {"kind": "AuthorizationPolicy", "apiVersion": "v1", "metadata": {"name": "x"}},

@@ -1,0 +1,90 @@
+"""What manifests add up to depends on which they are, not on their order."""
+
+from __future__ import annotations
+
+from random import Random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.kit.builders import Json, authentication, authorization, index_of, namespace, pod, selecting, service_manifest
+from ztunnel.mesh.derive import MeshOptions, MeshState, derive
+from ztunnel.mesh.errors import ManifestError
+from ztunnel.mesh.manifests.parse import KubeObject, key, parse
+from ztunnel.mesh.policy import Connection
+from ztunnel.mesh.refused import stand_in
+
+NAMES = st.sampled_from(["a", "b", "c"])
+SPACES = st.sampled_from(["default", "shop", "istio-system"])
+LABELS = st.sampled_from([{}, {"app": "x"}, {"app": "y"}, {"app": "x", "istio.io/dataplane-mode": "none"}])
+SELECTORS = st.sampled_from([selecting(app="x"), selecting(app="y")])
+ADDRESSES = st.lists(st.sampled_from(["10.0.0.1", "10.0.0.2", "fd00::1"]), max_size=2, unique=True)
+
+
+@st.composite
+def bodies(draw: st.DrawFn) -> Json:
+    name, space = draw(NAMES), draw(SPACES)
+    match draw(st.integers(0, 5)):
+        case 0:
+            return namespace(space, ambient=draw(st.booleans()))
+        case 1:
+            return pod(name, *draw(ADDRESSES), namespace=space, labels=draw(LABELS), meta={"uid": draw(NAMES), "labels": draw(LABELS)})
+        case 2:
+            return service_manifest(name, *draw(st.sampled_from([(), ("10.1.0.1",)])), namespace=space, selector=draw(LABELS))
+        case 3:
+            rules = draw(st.sampled_from([[], [{}], [{"from": [{"source": {"namespaces": ["shop"]}}]}], [{"form": []}]]))
+            selector = {"selector": draw(SELECTORS)} if draw(st.booleans()) else {}
+            spec = {"action": draw(st.sampled_from(["ALLOW", "DENY"])), "rules": rules, **selector}
+            return {**authorization(name, namespace=space), "spec": spec}
+        case 4:
+            return authentication(name, draw(st.sampled_from(["STRICT", "PERMISSIVE", "UNSET", "STRCIT"])), namespace=space)
+        case _:
+            ports = {80: {"mode": draw(st.sampled_from(["STRICT", "DISABLE"]))}}
+            mode = draw(st.sampled_from(["STRICT", "PERMISSIVE", None]))
+            return authentication(name, mode, namespace=space, selector=draw(SELECTORS), portLevelMtls=ports)
+
+
+def read(body: object) -> KubeObject:
+    try:
+        return parse(body, "test")
+    except ManifestError as error:
+        found = stand_in(body, error)
+        assert found is not None
+        return found
+
+
+def state(objects: list[KubeObject]) -> MeshState:
+    return derive({key(each): each for each in objects}, MeshOptions())
+
+
+@st.composite
+def meshes(draw: st.DrawFn) -> list[KubeObject]:
+    objects = {key(each): each for each in (read(body) for body in draw(st.lists(bodies(), max_size=12)))}
+    return list(objects.values())
+
+
+@given(meshes(), st.randoms(use_true_random=False))
+def test_order_does_not_show(objects: list[KubeObject], dice: Random) -> None:
+    shuffled = list(objects)
+    dice.shuffle(shuffled)
+    one, other = state(objects), state(shuffled)
+    assert one == other
+    assert list(one.workloads) == list(other.workloads)
+
+
+@given(meshes())
+def test_a_state_refers_only_to_what_it_holds(objects: list[KubeObject]) -> None:
+    found = state(objects)
+    assert {policy for workload in found.workloads.values() for policy in workload.policies} <= found.policies.keys()
+    assert {endpoint.workload_uid for service in found.services.values() for endpoint in service.endpoints} <= found.workloads.keys()
+    assert found.workloads.keys() <= found.captures.keys()
+    assert all(key == policy.key for key, policy in found.policies.items())
+
+
+@given(meshes(), st.sampled_from([80, 81]))
+def test_strict_means_that_no_plaintext_is_allowed(objects: list[KubeObject], port: int) -> None:
+    found = state(objects)
+    index = index_of(found)
+    for uid, workload in found.workloads.items():
+        if found.captures[uid].strict:
+            assert not index.decide(workload, Connection("10.9.9.9", None, workload.addresses[0], port)).allowed
