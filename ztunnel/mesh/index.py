@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from ztunnel.mesh.balance import Candidate
 from ztunnel.mesh.delta import Delta
-from ztunnel.mesh.policy import CompiledPolicy, Connection, Verdict, decide_compiled
+from ztunnel.mesh.policy import Connection, PolicySet, Verdict
 from ztunnel.mesh.refused import unknown_policy
 from ztunnel.mesh.rules import Policy, Scope
 from ztunnel.mesh.workloads import Protocol, Service, Workload
@@ -42,7 +42,7 @@ class Index:
         self._by_hostname: dict[str, tuple[Service, ...]] = {}
         self._by_endpoint: dict[str, tuple[Service, ...]] = {}
         self._policies_at: dict[str | None, tuple[Policy, ...]] = {}
-        self._compiled_for: dict[tuple[str, tuple[str, ...]], tuple[CompiledPolicy, ...]] = {}
+        self._compiled_for: dict[tuple[str, tuple[str, ...]], PolicySet] = {}
         self._candidates: dict[tuple[str, int], tuple[Candidate, ...]] = {}
 
     def apply(self, delta: Delta) -> None:
@@ -104,9 +104,9 @@ class Index:
         memo = (workload.namespace, workload.policies)
         compiled = self._compiled_for.get(memo)
         if compiled is None:
-            compiled = tuple(CompiledPolicy(policy) for policy in self.policies_for(workload))
+            compiled = PolicySet(self.policies_for(workload))
             self._remember(self._compiled_for, memo, compiled)
-        return decide_compiled(compiled, connection)
+        return compiled.decide(connection)
 
     def workloads(self) -> list[Workload]:
         """All of them, by UID."""

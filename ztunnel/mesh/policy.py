@@ -8,7 +8,7 @@ Source: Istio ztunnel `rbac.rs`; the algebra is described in `rules`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from ztunnel.mesh.addresses import block_bounds, number
@@ -82,21 +82,15 @@ class _Facts:
 _Test = Callable[[_Facts], bool]
 
 
-class CompiledPolicy:
+class _Compiled:
     """A policy ready to be asked."""
 
-    __slots__ = ("label", "needs_addresses", "policy", "rules")
+    __slots__ = ("label", "policy", "rules")
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.label = f"{policy.kind} {policy.namespace}/{policy.name}"
         self.rules: tuple[_Test, ...] = tuple(_rule(rule) for rule in policy.rules)
-        self.needs_addresses = any(
-            match.source_ips or match.not_source_ips or match.destination_ips or match.not_destination_ips
-            for rule in policy.rules
-            for clause in rule.clauses
-            for match in clause.matches
-        )
 
     def matching_rule(self, facts: _Facts) -> int | None:
         """Index of the first rule that matches."""
@@ -104,6 +98,46 @@ class CompiledPolicy:
             if test(facts):
                 return index
         return None
+
+
+class PolicySet:
+    """Policies that apply together, compiled: `decide` for those who ask more than once."""
+
+    __slots__ = ("_allows", "_denies", "_dry_run", "_needs_addresses")
+
+    def __init__(self, policies: Iterable[Policy]) -> None:
+        compiled = [_Compiled(policy) for policy in policies]
+        self._dry_run = tuple(each for each in compiled if each.policy.dry_run)
+        enforced = [each for each in compiled if not each.policy.dry_run]
+        self._denies = tuple(each for each in enforced if each.policy.action is Action.DENY)
+        self._allows = tuple(each for each in enforced if each.policy.action is Action.ALLOW)
+        # Parsing addresses costs more than the rest of a verdict, and few policies look at them.
+        self._needs_addresses = any(_reads_addresses(each.policy) for each in compiled)
+
+    def decide(self, connection: Connection) -> Verdict:
+        """The verdict for one connection, as the function of this name."""
+        facts = _facts(connection, self._needs_addresses)
+        verdict = self._enforced(facts)
+        if not self._dry_run:
+            return verdict
+        return replace(verdict, dry_run=tuple(_would(policy, facts, verdict) for policy in self._dry_run))
+
+    def _enforced(self, facts: _Facts) -> Verdict:
+        for policy in self._denies:
+            rule = policy.matching_rule(facts)
+            if rule is not None:
+                return Verdict(False, policy.label, VerdictReason.DENIED, _denied_text(policy, rule), rule)
+        if not self._allows:
+            return _OPEN
+        for policy in self._allows:
+            rule = policy.matching_rule(facts)
+            if rule is not None:
+                return Verdict(True, policy.label, VerdictReason.ALLOWED, f"allowed by {policy.label}, rules[{rule}]", rule)
+        tried = tuple(policy.label for policy in self._allows)
+        return Verdict(False, tried[0], VerdictReason.NOT_ALLOWED, _missed_text(self._allows), None, tried)
+
+
+_OPEN = Verdict(True, None, VerdictReason.NO_ALLOW_POLICY, "no policy denies it and no ALLOW policy applies")
 
 
 def decide(policies: Iterable[Policy], connection: Connection) -> Verdict:
@@ -117,19 +151,16 @@ def decide(policies: Iterable[Policy], connection: Connection) -> Verdict:
         connection: a plaintext connection has no identity, and such a peer matches no principal, namespace or account.
     Source: Istio AuthorizationPolicy, implicit enablement.
     """
-    return decide_compiled(tuple(CompiledPolicy(policy) for policy in policies), connection)
+    return PolicySet(policies).decide(connection)
 
 
-def decide_compiled(policies: Iterable[CompiledPolicy], connection: Connection) -> Verdict:
-    """`decide`, for policies that are compiled already."""
-    policies = tuple(policies)
-    facts = _facts(connection, any(policy.needs_addresses for policy in policies))
-    enforced = [policy for policy in policies if not policy.policy.dry_run]
-    verdict = _enforced(enforced, facts)
-    if len(enforced) == len(policies):
-        return verdict
-    dry_run = tuple(_would(policy, facts, verdict) for policy in policies if policy.policy.dry_run)
-    return Verdict(verdict.allowed, verdict.policy, verdict.reason, verdict.text, verdict.rule, verdict.tried, dry_run)
+def _reads_addresses(policy: Policy) -> bool:
+    return any(
+        match.source_ips or match.not_source_ips or match.destination_ips or match.not_destination_ips
+        for rule in policy.rules
+        for clause in rule.clauses
+        for match in clause.matches
+    )
 
 
 def _facts(connection: Connection, with_addresses: bool) -> _Facts:
@@ -142,36 +173,17 @@ def _facts(connection: Connection, with_addresses: bool) -> _Facts:
     return _Facts(identity.principal, identity.namespace, account, source, destination, connection.destination_port)
 
 
-def _enforced(policies: list[CompiledPolicy], facts: _Facts) -> Verdict:
-    allows: list[CompiledPolicy] = []
-    for policy in policies:
-        if policy.policy.action is Action.ALLOW:
-            allows.append(policy)
-            continue
-        rule = policy.matching_rule(facts)
-        if rule is not None:
-            return Verdict(False, policy.label, VerdictReason.DENIED, _denied_text(policy, rule), rule)
-    if not allows:
-        return Verdict(True, None, VerdictReason.NO_ALLOW_POLICY, "no policy denies it and no ALLOW policy applies")
-    for policy in allows:
-        rule = policy.matching_rule(facts)
-        if rule is not None:
-            return Verdict(True, policy.label, VerdictReason.ALLOWED, f"allowed by {policy.label}, rules[{rule}]", rule)
-    tried = tuple(policy.label for policy in allows)
-    return Verdict(False, tried[0], VerdictReason.NOT_ALLOWED, _missed_text(allows), None, tried)
-
-
-def _denied_text(policy: CompiledPolicy, rule: int) -> str:
+def _denied_text(policy: _Compiled, rule: int) -> str:
     text = f"denied by {policy.label}, rules[{rule}]"
     return f"{text}: {policy.policy.reason}" if policy.policy.reason else text
 
 
-def _missed_text(allows: list[CompiledPolicy]) -> str:
+def _missed_text(allows: tuple[_Compiled, ...]) -> str:
     tried = ", ".join(f"{policy.label} ({policy.policy.reason})" if policy.policy.reason else policy.label for policy in allows)
     return f"ALLOW policies apply and none matches; tried {tried}"
 
 
-def _would(policy: CompiledPolicy, facts: _Facts, verdict: Verdict) -> DryRun:
+def _would(policy: _Compiled, facts: _Facts, verdict: Verdict) -> DryRun:
     rule = policy.matching_rule(facts)
     if policy.policy.action is Action.DENY:
         return DryRun(policy.label, rule is not None, rule)
