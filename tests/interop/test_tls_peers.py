@@ -1,4 +1,4 @@
-"""Our handshake and records against TLS implementations that are not ours: the interpreter's `ssl` module and the `openssl` program."""
+"""Our handshake and records against TLS that is not ours: the interpreter's `ssl` module, the `openssl` program, and Envoy's BoringSSL."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import socket
 import ssl
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.kit import envoy
 from tests.kit.pki import FakePki
+from tests.kit.polling import eventually
 from tests.kit.tls import CIPHERS, SOCKET_SECONDS, Wire
 from ztunnel.hbone.handshake import Credentials, Handshake, HandshakeError, TlsContexts
 from ztunnel.hbone.records import AlertReceived
@@ -286,19 +287,10 @@ def s_server(where: Path, *more: str, own: bool) -> Iterator[tuple[Wire, Openssl
     trust = ("-cert", chain, "-key", key, "-CAfile", roots, "-Verify", "3", "-verify_return_error", "-alpn", "h2", "-tls1_3")
     with openssl("s_server", "-accept", f"127.0.0.1:{port}", "-naccept", "1", *trust, *more) as program:
         program.expect(b"ACCEPT")
-        with closing(connected(int(port))) as sock:
+        with socket.create_connection(("127.0.0.1", int(port))) as sock:
             wire = Wire(sock, ours(server=False, own=own))
             wire.greet()
             yield wire, program
-
-
-def connected(port: int) -> socket.socket:
-    deadline = time.monotonic() + SOCKET_SECONDS
-    while True:
-        try:
-            return socket.create_connection(("127.0.0.1", port), timeout=SOCKET_SECONDS)
-        except ConnectionRefusedError:
-            assert time.monotonic() < deadline
 
 
 @pytest.mark.parametrize("cipher", CIPHERS)
@@ -344,3 +336,44 @@ def test_no_server_name_and_only_our_suites_are_offered(tmp_path: Path) -> None:
     assert b"TLS_AES_128_GCM_SHA256" in hello
     assert b"TLS_AES_256_GCM_SHA384" in hello
     assert b"CHACHA20" not in hello
+
+
+# Envoy, whose TLS is BoringSSL
+
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+NO_SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+
+
+@BOTH
+def test_envoys_server_talks_with_us(own: bool) -> None:
+    with envoy.running(envoy.hbone_server(GOOD, app=("127.0.0.1", 1), client=OURS)) as there:
+        with socket.create_connection(("127.0.0.1", there.port("hbone"))) as sock:
+            wire = Wire(sock, ours(server=False, own=own))
+            end = wire.greet()
+            wire.send(PREFACE + NO_SETTINGS)
+            assert wire.expect(5)[3:] == b"\x04\x00", "its SETTINGS"
+            sock.sendall(end.records.close_notify())
+        with socket.create_connection(("127.0.0.1", there.port("hbone"))) as sock:
+            stranger = Handshake(MINE, server=False, expected=frozenset({OURS}), own_records=own)
+            with pytest.raises(UntrustedPeer):
+                Wire(sock, stranger).greet()
+            eventually(lambda: there.counter("listener.hbone.ssl.connection_error") == 1)
+
+
+def test_envoys_client_talks_with_us_twice() -> None:
+    """Envoy keeps session tickets and offers them the next time; we accept none and verify anew."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(SOCKET_SECONDS)
+        config = envoy.hbone_client(GOOD, peer=("127.0.0.1", listener.getsockname()[1]), authority="10.0.0.1:80", server=OURS)
+        with envoy.running(config) as here:
+            for _ in range(2):
+                with socket.create_connection(("127.0.0.1", here.port("tcp"))), listener.accept()[0] as sock:
+                    wire = Wire(sock, ours(server=True))
+                    end = wire.greet()
+                    assert wire.handshake.peer == THEIRS
+                    assert wire.expect(len(PREFACE)) == PREFACE
+                    wire.send(NO_SETTINGS)
+                    sock.sendall(end.records.close_notify())
+            assert here.counter("cluster.tunnel.ssl.handshake") == 2
+            assert here.counter("cluster.tunnel.ssl.session_reused") == 0

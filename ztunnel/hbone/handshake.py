@@ -209,7 +209,10 @@ class Handshake:
         self._leftover += data[at:]
 
     def finish(self) -> tuple[Records, bytes]:
-        """The record layer, and the ciphertext that came with or after the peer's last flight. Once, when `done`."""
+        """The record layer, and the ciphertext that came with or after the peer's last flight. Once, when `done`.
+
+        Let go of this object afterwards: it still holds OpenSSL's connection.
+        """
         assert self.done and not self._over, "finish before done, or twice"
         self._over = True
         if not self._own:
