@@ -232,6 +232,10 @@ class Cluster:
         if spec is not None and account != "default" and Key("ServiceAccount", key.namespace, account) not in scratch:
             where = "spec.serviceAccountName" if key.kind == "Pod" else "spec.template.spec.serviceAccountName"
             raise offered.refuse(where, f'serviceaccount "{account}" not found in namespace {key.namespace}')
+        node = text(spec, "nodeName")
+        if node and Key("Node", "", node) not in scratch:
+            known = ", ".join(other.name for other in scratch if other.kind == "Node")
+            raise offered.refuse("spec.nodeName" if key.kind == "Pod" else "spec.template.spec.nodeName", f"no node {node!r}; there are {known}")
 
     def _with_addresses(self, offered: Offered, body: Tree, scratch: dict[Key, Tree]) -> Tree:
         if key_of(body).kind != "Service" or text(body, "spec", "clusterIP") == "None":
