@@ -296,6 +296,20 @@ def test_drift_is_found_and_healed(client: Pod, damaging: tuple[str, ...], said:
         foothold.close()
 
 
+def test_a_flood_of_foreign_rules_is_drift_too(client: Pod) -> None:
+    foothold = Foothold.open(os.dup(client.fd), "test/client", Ownership.SHARED)
+    try:
+        foothold.load(Stage.FULL)
+        for _ in range(10):  # one transaction must fit into what an ordinary user's socket may send
+            client.command("nft", "-f", "-", stdin="add rule inet ztunnel-nat output counter\n" * 500)
+        assert foothold.check() == "table ztunnel-nat holds far too many rules"
+        assert foothold.found_stage() is None
+        foothold.heal()
+        assert foothold.check() is None
+    finally:
+        foothold.close()
+
+
 def test_what_others_do_in_their_own_tables_is_not_drift(client: Pod) -> None:
     with captured(client) as foothold:
         client.command("nft", "add", "table", "inet", "of-the-application")

@@ -59,6 +59,10 @@ class KernelRefused(NetlinkError):
         self.errno = number
 
 
+class TooManyAnswersError(NetlinkError):
+    """A dump is longer than anything that we put there: somebody else has."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One encoded message to the kernel, and the words for it in an error text. Reusable: its sequence number is set when it is sent."""
@@ -126,7 +130,7 @@ class Netlink:
     def query(self, question: Request, reply: type[Message]) -> list[Message]:
         """The decoded answers to one request: all of a DUMP, or the single one of a plain GET.
 
-        Raises: KernelRefused (ENOENT: no such thing); NetlinkError when there are too many or the dump stays inconsistent.
+        Raises: KernelRefused (ENOENT: no such thing); TooManyAnswersError; NetlinkError when the dump stays inconsistent.
         """
         for _ in range(3):
             try:
@@ -149,7 +153,7 @@ class Netlink:
             if complete:
                 break
             if len(found) == MAX_REPLIES:
-                raise NetlinkError(f"{question.what}: more than {MAX_REPLIES} answers")
+                raise TooManyAnswersError(f"{question.what}: more than {MAX_REPLIES} answers")
             found.append(_decoded(reply, body))
             complete = not question.is_dump
             if complete:

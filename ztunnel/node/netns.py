@@ -175,7 +175,10 @@ def _in_new_thread(body: Callable[[], T]) -> T:
             future.set_exception(error)
 
     thread = threading.Thread(target=run, name="netns")
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:  # the limit of tasks is reached
+        raise NetnsError(f"cannot enter a network namespace: {error}") from error
     thread.join()
     return future.result()
 
