@@ -12,17 +12,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ztunnel.hbone.events import Headers
 from ztunnel.mesh.addresses import canonical
 from ztunnel.mesh.errors import BadConnect
 
 _LONGEST_AUTHORITY = 255
+_LONGEST_HOST = 253
 _LONGEST_VALUE = 256
 """Bytes of one baggage value: longer than every Kubernetes name (253). Longer ones are left out."""
 _LONGEST_HEADER = 8192
 """Bytes of baggage or forwarded that are read at all, all instances together."""
+_REMEMBERED = 256
+"""Baggage texts that are remembered, both ways: one per workload that talks much, its connections differ only in their trace."""
+_REMEMBERED_BYTES = 512
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
+_IPV4 = re.compile(r"(?:(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])(?:\.(?!$)|$)){4}")
+"""An address in its only spelling, so that it needs no parsing."""
 _HOSTNAME = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*(?=[a-z0-9_-]*[a-z_-])[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 """Labels of letters, digits, hyphens and underscores. The last is not a number, or a broken IPv4 address would be a host name."""
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
@@ -87,24 +94,25 @@ def parse_authority(text: bytes) -> Authority:
     Raises:
         BadConnect: 400 for anything else: no port, port 0, user information, a zone, an address that is nearly one.
     """
-    try:
-        host, colon, port = text.decode("ascii").rpartition(":")
-    except UnicodeDecodeError as error:
-        raise BadConnect("authority is not ASCII") from error
-    if len(text) > _LONGEST_AUTHORITY or not colon or not host or _PORT.fullmatch(port) is None or int(port) > 65535:
+    if len(text) > _LONGEST_AUTHORITY or not text.isascii():
+        raise BadConnect(f"authority too long or not ASCII: {text[:100]!r}")
+    host, _, port = text.decode("ascii").rpartition(":")
+    if not host or _PORT.fullmatch(port) is None or int(port) > 65535:
         raise BadConnect(f"authority without a host or a port: {text[:100]!r}")
+    if _IPV4.fullmatch(host) is not None:
+        return Authority(host, int(port))
     if host[0] == "[":
         address = canonical(host[1:-1]) if host[-1] == "]" and ":" in host else None
         if address is None:
             raise BadConnect(f"authority with a broken IPv6 address: {text[:100]!r}")
         return Authority(address, int(port))
-    lowered = host.lower()
-    address = canonical(lowered) if ":" not in lowered else None
-    if address is None and (len(host) > 253 or _HOSTNAME.fullmatch(lowered) is None):
+    host = host.lower()
+    if len(host) > _LONGEST_HOST or _HOSTNAME.fullmatch(host) is None:
         raise BadConnect(f"authority with a broken host: {text[:100]!r}")
-    return Authority(address or lowered, int(port))
+    return Authority(host, int(port))
 
 
+@lru_cache(_REMEMBERED)
 def build_baggage(baggage: Baggage) -> bytes:
     """The header's value, in Istio's order; what is empty or cannot be carried as it is is left out. May be empty altogether."""
     workload = f"k8s.{baggage.workload_type}.name" if baggage.workload_type in _WORKLOAD_TYPES else ""
@@ -130,9 +138,17 @@ def parse_baggage(values: Iterable[bytes]) -> Baggage:
 
     One instance that is not visible ASCII, or more than 8 KiB in all, discards everything.
     """
+    instances = tuple(values)
+    if sum(map(len, instances)) > _REMEMBERED_BYTES:
+        return _parse_baggage.__wrapped__(instances)
+    return _parse_baggage(instances)
+
+
+@lru_cache(_REMEMBERED)
+def _parse_baggage(instances: tuple[bytes, ...]) -> Baggage:
     found: dict[str, str] = {}
     room = _LONGEST_HEADER
-    for instance in values:
+    for instance in instances:
         room -= len(instance)
         if room < 0 or _VISIBLE.fullmatch(instance) is None:
             return Baggage()
@@ -176,7 +192,7 @@ def parse_forwarded(value: bytes) -> tuple[tuple[str, int] | None, str]:
 
 def _unquoted(text: str) -> str:
     bare = text.removeprefix('"').removesuffix('"')
-    return bare if _HOSTNAME.fullmatch(bare.lower()) is not None and len(bare) <= 253 else ""
+    return bare if len(bare) <= _LONGEST_HOST and _HOSTNAME.fullmatch(bare.lower()) is not None else ""
 
 
 def _client(text: str) -> tuple[str, int] | None:
@@ -184,7 +200,8 @@ def _client(text: str) -> tuple[str, int] | None:
         authority = parse_authority(text.encode("ascii"))
     except BadConnect:
         return None
-    return (authority.host, authority.port) if canonical(authority.host) is not None else None
+    is_address = ":" in authority.host or _IPV4.fullmatch(authority.host) is not None
+    return (authority.host, authority.port) if is_address else None
 
 
 def new_traceparent(random: bytes) -> str:
