@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 
 from ztunnel.hbone.handshake import Credentials
 from ztunnel.mesh.identity import SpiffeId
@@ -52,7 +52,8 @@ class FakePki:
         uris: tuple[str, ...] | None = None,
         usages: tuple[x509.ObjectIdentifier, ...] = BOTH_SIDES,
         valid: tuple[datetime.timedelta, datetime.timedelta] = (-DAY, DAY),
-        authority: bool = False,
+        authority: bool | None = False,
+        san_der: bytes | None = None,
         roots_pem: bytes | None = None,
     ) -> Credentials:
         """Credentials signed by this root.
@@ -62,21 +63,25 @@ class FakePki:
             uris: the certificate's URI SANs if they are not just the identity's; empty for a certificate without SAN extension.
             usages: extended key usages; empty for a certificate without that extension.
             valid: notBefore and notAfter, relative to now.
-            authority: make the leaf a CA certificate.
+            authority: make the leaf a CA certificate; None leaves out the basic constraints.
+            san_der: the SAN extension's value as it is, valid or not, in place of `uris`.
             roots_pem: whom the holder trusts, if not this root.
         """
         identity = identity or self.identity()
         key = ec.generate_private_key(ec.SECP256R1())
         now = _now()
         builder = _builder(_name(""), self._root.subject, key.public_key(), now + valid[0], now + valid[1])
-        builder = builder.add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
-        builder = builder.add_extension(_usage(signs=authority), critical=True)
+        if authority is not None:
+            builder = builder.add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+        builder = builder.add_extension(_usage(signs=bool(authority)), critical=True)
         issuer_id = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(self._root_id)
         builder = builder.add_extension(issuer_id, critical=False)
         if usages:
             builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         names = [x509.UniformResourceIdentifier(uri) for uri in ((identity.uri,) if uris is None else uris)]
-        if names:
+        if san_der is not None:
+            builder = builder.add_extension(x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, san_der), critical=False)
+        elif names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=True)
         leaf = builder.sign(self._key, hashes.SHA256())
         return Credentials(

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -75,6 +76,8 @@ _CHAIN_TEXTS = {
 }
 """X509_V_ERR numbers that operators meet."""
 _NAMES_IN_TEXTS = 4
+
+_Extension = TypeVar("_Extension", bound=x509.ExtensionType)
 
 _CLIENT_SECRET = b"CLIENT_TRAFFIC_SECRET_0"
 _SERVER_SECRET = b"SERVER_TRAFFIC_SECRET_0"
@@ -311,7 +314,10 @@ class _Leaves:
         key = certificate.digest("sha256")
         leaf = self._read.get(key)
         if leaf is None:
-            parsed = certificate.to_cryptography()
+            try:
+                parsed = certificate.to_cryptography()
+            except x509.InvalidVersion as error:
+                raise ValueError(str(error)) from error
             leaf = _Leaf(spiffe_ids(parsed), parsed.not_valid_after_utc, is_authority(parsed))
             if len(self._read) >= MAX_REMEMBERED_LEAVES:
                 del self._read[next(iter(self._read))]
@@ -356,7 +362,7 @@ class _Proof:
         if self._expected is not None:
             self.peer = next((name for name in names if name in self._expected), None)
             if self.peer is None:
-                wanted = _listed(sorted(self._expected, key=str))
+                wanted = _listed(sorted(self._expected, key=str)) if self._expected else "nobody"
                 got = _listed(names)
                 self._failure = UntrustedPeer(f"identity verification error: peer did not present the expected SAN ({wanted}), got {got}")
         elif not names or names[0].trust_domain != self._domain:
@@ -385,12 +391,9 @@ def spiffe_ids(certificate: x509.Certificate) -> tuple[SpiffeId, ...]:
     Raises:
         ValueError: the certificate's extensions do not parse.
     """
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
+    names = _extension(certificate, x509.SubjectAlternativeName)
+    if names is None:
         return ()
-    except (x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
-        raise ValueError(str(error)) from error
     found = []
     for uri in names.get_values_for_type(x509.UniformResourceIdentifier):
         try:
@@ -402,10 +405,15 @@ def spiffe_ids(certificate: x509.Certificate) -> tuple[SpiffeId, ...]:
 
 def is_authority(certificate: x509.Certificate) -> bool:
     """Whether a certificate may sign others: such a one is nobody's identity (X.509-SVID §4.1, as webpki does)."""
+    constraints = _extension(certificate, x509.BasicConstraints)
+    return constraints is not None and constraints.ca
+
+
+def _extension(certificate: x509.Certificate, kind: type[_Extension]) -> _Extension | None:
     try:
-        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        return certificate.extensions.get_extension_for_class(kind).value
     except x509.ExtensionNotFound:
-        return False
+        return None
     except (x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
         raise ValueError(str(error)) from error
 

@@ -101,6 +101,12 @@ def test_a_certificate_without_extended_key_usage_serves_both_sides() -> None:
     assert (ours.done, theirs.done) == (True, True)
 
 
+def test_a_certificate_without_basic_constraints_is_no_authority() -> None:
+    ours, theirs = pair(client=PKI.credentials(CLIENT, authority=None))
+    greet(ours, theirs)
+    assert theirs.done
+
+
 def test_every_root_of_the_root_set_is_an_anchor() -> None:
     old, new = FakePki(), FakePki()
     both = old.root_pem + new.root_pem
@@ -225,10 +231,15 @@ def test_an_empty_set_of_expected_identities_accepts_nobody() -> None:
         ),
         (PKI.without_san(CLIENT), UntrustedPeer, "got no SPIFFE name"),
         (PKI.credentials(CLIENT, authority=True), UntrustedPeer, "a CA's"),
+        # registeredID, a name of a kind that nobody reads (x400Address), and what is not even a sequence
+        (PKI.credentials(CLIENT, san_der=bytes.fromhex("300488022a03")), UntrustedPeer, "got no SPIFFE name"),
+        (PKI.credentials(CLIENT, san_der=bytes.fromhex("3004a3023000")), (UntrustedPeer, HandshakeError), ""),
+        (PKI.credentials(CLIENT, san_der=b"\x02\x01\x00"), (UntrustedPeer, HandshakeError), ""),
+        (PKI.credentials(CLIENT, san_der=b"\x30\x03\x86\x01\xff"), (UntrustedPeer, HandshakeError), ""),
     ],
-    ids=["expired", "usage", "foreign", "trust-domain", "second-name", "no-san", "authority"],
+    ids=["expired", "usage", "foreign", "trust-domain", "second-name", "no-san", "authority", "odd", "x400", "broken", "not-ascii"],
 )
-def test_a_server_refuses_the_client(client: Credentials, error: type[Exception], text: str) -> None:
+def test_a_server_refuses_the_client(client: Credentials, error: type[Exception] | tuple[type[Exception], ...], text: str) -> None:
     ours, theirs = pair(client=forged(client))
     with pytest.raises(error) as caught:
         greet(ours, theirs)
