@@ -79,7 +79,7 @@ Spawn = Callable[[socket.socket], Awaitable[Running]]
 class ProcessWorker:
     """A worker in a process of its own, which the kernel kills when the supervisor dies."""
 
-    def __init__(self, process: trio.Process) -> None:
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
 
     @property
@@ -87,7 +87,13 @@ class ProcessWorker:
         return self._process.pid
 
     async def wait(self) -> str:
-        code = await self._process.wait()
+        if self._process.returncode is None:
+            ended = os.pidfd_open(self.pid)
+            try:
+                await trio.lowlevel.wait_readable(ended)
+            finally:
+                os.close(ended)
+        code = self._process.wait()
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
 
     def kill(self) -> None:
@@ -99,8 +105,9 @@ async def spawn_process(theirs: socket.socket, *, log_format: str, log_level: st
     fd = theirs.fileno()
     command = [sys.executable, "-m", "ztunnel.worker", "--channel-fd", str(fd), "--parent", str(os.getpid())]
     command += ["--log-format", log_format, "--log-level", log_level]
-    process = await trio.lowlevel.open_process(command, pass_fds=[fd], stdin=subprocess.DEVNULL)
-    return ProcessWorker(process)
+    # Not trio's open_process: it forks on a pooled thread, and the worker's parent-death signal is sent when the forking *thread* ends,
+    # which for an idle pooled thread is ten seconds later.
+    return ProcessWorker(subprocess.Popen(command, pass_fds=[fd], stdin=subprocess.DEVNULL))  # noqa: ASYNC220
 
 
 class Supervised:
