@@ -1,0 +1,5 @@
+"""`python -m ztunnel` is the `ztunnel` command."""
+
+from ztunnel.cli.main import main
+
+main()

@@ -1,0 +1,99 @@
+"""`ztunnel`: the group, and where each command lives. Commands are imported when they are asked for; their one-line help is here, so
+that `ztunnel --help` imports none of them.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import NamedTuple, NoReturn
+
+import click
+
+from ztunnel.mesh.errors import ConfigError, MeshError
+
+
+class Lazy(NamedTuple):
+    """Where a command is and what the list of commands says of it."""
+
+    module: str
+    attribute: str
+    summary: str
+
+
+COMMANDS = {
+    "status": Lazy("ztunnel.cli.show", "status", "The agent in one look: pods, certificates, problems."),
+    "connections": Lazy("ztunnel.cli.show", "connections", "Live connections of this node's pods."),
+    "tunnels": Lazy("ztunnel.cli.show", "tunnels", "Live HBONE tunnels to and from other nodes."),
+    "workloads": Lazy("ztunnel.cli.show", "workloads", "Workloads of the mesh, as this agent knows them."),
+    "services": Lazy("ztunnel.cli.show", "services", "Services of the mesh and their endpoints."),
+    "policies": Lazy("ztunnel.cli.show", "policies", "Authorization policies in force."),
+    "certificates": Lazy("ztunnel.cli.show", "certificates", "Certificates of this node's identities."),
+    "log-level": Lazy("ztunnel.cli.show", "log_level", "Show or change what a running agent logs."),
+    "lab": Lazy("ztunnel.cli.lab", "lab", "A cluster in network namespaces, without Kubernetes."),
+    "run": Lazy("ztunnel.cli.run", "run", "Run the node agent."),
+    "completion": Lazy("ztunnel.cli.completion", "completion", "Shell completion for bash, zsh and fish."),
+    "version": Lazy("ztunnel.cli.completion", "version", "Which version this is."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name and imports them when needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of COMMANDS: what one looks at first, first."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, imported."""
+        lazy = COMMANDS.get(cmd_name)
+        if lazy is None:
+            return None
+        command: object = getattr(import_module(lazy.module), lazy.attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, lazy.summary) for name, lazy in COMMANDS.items()])
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click's, with a suggestion: click itself would look for one among commands that are imported."""
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            from difflib import get_close_matches  # only for a mistake
+
+            close = get_close_matches(name, COMMANDS, n=1)
+            ctx.fail(f"No such command '{name}'.{f' Did you mean {close[0]!r}?' if close else ''}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def cli() -> None:
+    """An ambient-mode service mesh: a proxy per node, HBONE tunnels between nodes, identities for workloads.
+
+    \b
+    Examples:
+      ztunnel lab up -f deploy/samples        a two-node cluster on this machine
+      ztunnel status                          is everything in the mesh that should be?
+      ztunnel connections -n shop -o wide     who talks to whom, with which identity
+      ztunnel run --config agent.yaml         the daemon itself
+
+    \b
+    Exit codes: 0 ok, 1 problem found, 2 usage, 3 cannot reach the daemon.
+    """
+
+
+def main() -> NoReturn:
+    """The console script. Errors of ours are sentences on stderr, not tracebacks."""
+    try:
+        cli.main(prog_name="ztunnel")
+    except ConfigError as error:
+        for problem in error.problems:
+            click.echo(f"error: {problem}", err=True)
+        sys.exit(2)
+    except MeshError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    sys.exit(0)

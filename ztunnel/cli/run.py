@@ -1,0 +1,77 @@
+"""`ztunnel run`: settings from a file, the environment and the command line, then the daemon."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+MAX_FILE_BYTES = 1 << 20
+"""A settings file over 1 MiB is somebody's mistake: they have forty lines."""
+
+
+@click.command()
+@click.option("--config", "file", type=click.Path(path_type=Path, dir_okay=False), required=True, help="YAML file with the settings.")
+@click.option("--ca-dir", type=click.Path(path_type=Path, file_okay=False), help="Where the embedded authority keeps its root.")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Least severe line that is logged.")
+@click.option("--check", is_flag=True, help="Read the settings, report all problems, do nothing else.")
+def run(file: Path, ca_dir: Path | None, log_level: str | None, check: bool) -> None:
+    """Run the node agent until SIGTERM.
+
+    Every setting of the file can be overridden by an environment variable: ZTUNNEL_ and its name in capitals, with _ for a dot.
+
+    \b
+    Examples:
+      ztunnel run --config /etc/ztunnel/agent.yaml
+      ztunnel run --config agent.yaml --ca-dir ./ca --log-level debug
+      ZTUNNEL_ADMIN_METRICS_PORT=9100 ztunnel run --config agent.yaml
+      ztunnel run --config agent.yaml --check
+
+    \b
+    A file needs at least:
+      node: node-1
+      sources:
+        files: /etc/ztunnel/manifests
+    """
+    from ztunnel.settings import parse, variable
+
+    given = {"ca.directory": ca_dir, "log.level": log_level}
+    environ = {**os.environ, **{variable(key): str(value) for key, value in given.items() if value is not None}}
+    settings = parse(read_settings(file), environ)
+    if check:
+        click.echo(f"{file}: fine, for node {settings.node}")
+        return
+    from ztunnel.app import run as run_agent
+
+    sys.exit(run_agent(settings))
+
+
+def read_settings(file: Path) -> dict[str, object]:
+    """What a settings file says.
+
+    Raises:
+        ConfigError: it cannot be read, is larger than 1 MiB, or is not one YAML mapping.
+    """
+    from ztunnel.mesh.errors import ConfigError
+    from ztunnel.sources.documents import DocumentError, read_yaml
+
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(MAX_FILE_BYTES + 1)
+        documents = list(read_yaml(content[: MAX_FILE_BYTES + 1]))
+    except OSError as error:
+        raise ConfigError([f"{file}: {error.strerror}"]) from error
+    except DocumentError as error:
+        raise ConfigError([f"{file}: {error}"]) from error
+    if len(content) > MAX_FILE_BYTES:
+        raise ConfigError([f"{file}: larger than {MAX_FILE_BYTES} bytes"])
+    if len(documents) > 1:
+        raise ConfigError([f"{file}: {len(documents)} documents; one is expected"])
+    settings = documents[0] if documents else {}
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict):
+        raise ConfigError([f"{file}: a mapping of settings is expected"])
+    return {str(key): value for key, value in settings.items()}
