@@ -22,6 +22,7 @@ from ztunnel.mesh.ports import INBOUND_HBONE
 from ztunnel.node import netns
 from ztunnel.node.enrolment import EnrolmentSettings, PodSpec, PodStatus, State
 from ztunnel.node.find import DirectoryFinder
+from ztunnel.node.foothold import TCP_LOOSE
 from ztunnel.node.nft import Ownership, probe_ownership
 from ztunnel.node.pods import Enroller, NotEnrolledError
 from ztunnel.node.redirect import Stage
@@ -444,6 +445,43 @@ async def test_a_data_plane_that_stalls_is_a_problem_with_a_name(directory: Path
     async with running(directory, Stalling(), settings) as enroller:
         await enroller.reconcile([spec(client)])
         assert only(enroller).problem == "the data plane did not answer in time"
+        assert stage_of(client) is Stage.REMOVED
+
+
+async def test_a_data_plane_that_stalls_on_leaving_does_not_keep_the_namespace(directory: Path, client: Pod) -> None:
+    class Stalling(Plane):
+        async def remove(self, uid: str, drain: bool) -> None:
+            await trio.sleep_forever()
+
+    settings = EnrolmentSettings(sink_seconds=0.1, retry_seconds=0.05, drain_poll_seconds=0.02)
+    before = len(os.listdir("/proc/self/fd"))
+    enroller = Enroller(DirectoryFinder(str(directory)), Stalling(), settings)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(enroller.run)
+        await enroller.reconcile([spec(client)])
+        await enroller.reconcile([])
+        await eventually_async(lambda: not enroller.status())
+        nursery.cancel_scope.cancel()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert stage_of(client) is Stage.REMOVED
+
+
+@pytest.fixture
+def read_only_sysctls() -> Iterator[None]:
+    subprocess.run(["mount", "--bind", "/proc/sys", "/proc/sys"], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", "/proc/sys"], check=True)
+    yield
+    subprocess.run(["umount", "/proc/sys"], check=True)
+
+
+async def test_a_hardened_pod_is_refused_rather_than_cut_off(
+    directory: Path, plane: Plane, client: Pod, request: pytest.FixtureRequest
+) -> None:
+    client.command("sh", "-c", f"echo 0 > {TCP_LOOSE}")
+    request.getfixturevalue("read_only_sysctls")
+    async with running(directory, plane) as enroller:
+        await enroller.reconcile([spec(client, strict=True)])
+        assert "nf_conntrack_tcp_loose is not 1 and cannot be set" in only(enroller).problem
         assert stage_of(client) is Stage.REMOVED
 
 

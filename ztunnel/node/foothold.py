@@ -86,9 +86,12 @@ class Foothold:
         os.close(self.netns_fd)
 
     def _load(self) -> None:
+        # First, so that nothing is redirected where this fails; and again, because where conntrack is a module that nobody has
+        # used yet, only the rules bring it into the namespace.
+        if os.path.exists(TCP_LOOSE):
+            _pin_tcp_loose()
         routes.ensure()
         self._tables.apply(ruleset(self._wanted))
-        # After the rules: only they bring conntrack into a namespace for certain.
         _pin_tcp_loose()
 
     def _check(self) -> str | None:
