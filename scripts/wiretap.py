@@ -1,8 +1,8 @@
 """Prints every TCP segment with payload that passes one network interface, one JSON line each: the demo's witness.
 
-Stand-alone, standard library only: it runs in a node's network namespace as `python -I -S wiretap.py INTERFACE SECONDS`, on a packet
-socket (CAP_NET_RAW there). The first line is `{"listening": INTERFACE}`, so that the caller knows when to begin. It refuses to
-interpret: what the bytes mean is `scripts/demo.py`'s business.
+Stand-alone, standard library only: it runs in a network namespace as `python -I -S wiretap.py INTERFACE SECONDS`, on a packet socket
+(CAP_NET_RAW there), until its standard input ends, at most that long. The first line is `{"listening": INTERFACE}`, so that the caller
+knows when to begin. It refuses to interpret: what the bytes mean is `scripts/wire.py`'s business.
 """
 
 import json
@@ -16,6 +16,9 @@ from typing import NamedTuple
 ETH_P_ALL = 0x0003
 ETH_P_IP = 0x0800
 ETH_P_IPV6 = 0x86DD
+SOL_PACKET = 263
+PACKET_ADD_MEMBERSHIP = 1
+PACKET_MR_PROMISC = 1
 FRAME_BYTES = 1 << 17  # segmentation offload hands over frames beyond the MTU
 BUFFER_BYTES = 8 << 20
 
@@ -59,17 +62,32 @@ def segment_of(frame: bytes) -> Segment | None:
 
 
 def listen(interface: str, seconds: float) -> None:
-    """Print what passes for that long."""
+    """Print what passes until standard input ends or the seconds are over, whichever is first."""
     deadline = time.monotonic() + seconds
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as tap:
         tap.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
         tap.bind((interface, ETH_P_ALL))
+        # A bridge shows its own interface what it forwards only while somebody listens to everything.
+        everything = struct.pack("iHH8s", socket.if_nametoindex(interface), PACKET_MR_PROMISC, 0, b"")
+        tap.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP, everything)
         say({"listening": interface})
-        while (left := deadline - time.monotonic()) > 0:
-            readable, _, _ = select.select([tap], [], [], left)
-            segment = segment_of(tap.recv(FRAME_BYTES)) if readable else None
-            if segment is not None:
-                say({**segment._asdict(), "payload": segment.payload.hex()})
+        ending = False
+        while not ending and (left := deadline - time.monotonic()) > 0:
+            readable, _, _ = select.select([tap, sys.stdin], [], [], left)
+            ending = sys.stdin in readable
+            report(tap)
+
+
+def report(tap: socket.socket) -> None:
+    """Print every segment that waits in the socket."""
+    while True:
+        try:
+            frame = tap.recv(FRAME_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        segment = segment_of(frame)
+        if segment is not None:
+            say({**segment._asdict(), "payload": segment.payload.hex()})
 
 
 def say(line: dict[str, object]) -> None:
