@@ -88,22 +88,34 @@ def derive(objects: Mapping[ObjectKey, KubeObject], options: MeshOptions) -> Mes
         uid: _capture(pod, enrolment(pod, labels.get(pod.metadata.namespace, {}), options.excluded_namespaces), attached, options)
         for uid, pod in sorted(pods.items())
     }
-    running: dict[str, list[Pod]] = {}
-    for uid in captures:
-        if pods[uid].addresses and not pods[uid].terminal:
-            running.setdefault(pods[uid].metadata.namespace, []).append(pods[uid])
-    workloads = (_workload(pod, captures[pod.metadata.uid], attached, options) for each in running.values() for pod in each)
+    running = [pods[uid] for uid in captures if pods[uid].addresses and not pods[uid].terminal]
+    by_label = _ByLabel(running)
     services = (
-        _service(each, running.get(each.metadata.namespace, []), options)
+        _service(each, by_label.selected(each.metadata.namespace, each.selector), options)
         for each in listed
         if isinstance(each, ServiceObject) and not each.ignored
     )
     return MeshState(
-        workloads={workload.uid: workload for workload in workloads},
+        workloads={pod.metadata.uid: _workload(pod, captures[pod.metadata.uid], attached, options) for pod in running},
         services={service.key: service for service in services},
         policies=attached.policies,
         captures=captures,
     )
+
+
+class _ByLabel:
+    """Pods by each of their labels: with thousands of pods and services, trying each selector on each pod takes seconds."""
+
+    def __init__(self, pods: Iterable[Pod]) -> None:
+        self._pods: dict[tuple[str, str, str], list[Pod]] = {}
+        for pod in pods:
+            for key, value in pod.metadata.labels.items():
+                self._pods.setdefault((pod.metadata.namespace, key, value), []).append(pod)
+
+    def selected(self, namespace: str, selector: Mapping[str, str]) -> list[Pod]:
+        """The pods of a namespace that a service's selector selects; without a selector, none. In order of their UIDs."""
+        found = [self._pods.get((namespace, key, value), []) for key, value in selector.items()]
+        return [pod for pod in min(found, key=len, default=[]) if selects(selector, pod.metadata.labels)]
 
 
 class _Attached:
@@ -236,11 +248,7 @@ def _service(item: ServiceObject, pods: Iterable[Pod], options: MeshOptions) -> 
         hostname=f"{metadata.name}.{metadata.namespace}.svc.{options.cluster_domain}",
         vips=item.vips,
         ports=tuple(ServicePort(each.port, each.target if isinstance(each.target, int) else 0, each.name) for each in item.ports),
-        endpoints=tuple(
-            Endpoint(pod.metadata.uid, _numbers(item, pod), item.publish_not_ready or _is_ready(pod))
-            for pod in pods
-            if item.selector and selects(item.selector, pod.metadata.labels)
-        ),
+        endpoints=tuple(Endpoint(pod.metadata.uid, _numbers(item, pod), item.publish_not_ready or _is_ready(pod)) for pod in pods),
     )
 
 
