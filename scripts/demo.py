@@ -52,6 +52,8 @@ def main() -> int:
         raise
     finally:
         close(lab, terminal, keep=keep)
+    if not keep:
+        farewell(terminal)
     for claim in terminal.failed:
         print(f"demo: failed: {claim}", file=sys.stderr)
     print(f"\n{'Some proofs failed' if terminal.failed else 'Every proof held'} ({time.monotonic() - began:.0f} s).")
@@ -103,11 +105,18 @@ def close(lab: Lab, terminal: Terminal, *, keep: bool) -> None:
     down = lab.run("lab", "down", "--name", lab.name)
     if lab_state_dir(lab.name).exists():
         terminal.failed.append(f"the lab is gone afterwards\n{down.output}")
+
+
+def farewell(terminal: Terminal) -> None:
+    """What to do after a demo that left nothing behind."""
     terminal.chapter("What to try next")
-    terminal.say(
-        "./scripts/demo --keep          the same, and the cluster stays up to play with", "./scripts/test                 all tests"
-    )
-    terminal.say(f"{SAMPLES}/README.md     what else the samples show", "README.md                      how it works, and where to read on")
+    for what, why in (
+        ("./scripts/demo --keep", "the same, and the cluster stays up to play with"),
+        ("./scripts/test", "all tests"),
+        (f"{SAMPLES}/README.md", "what else the samples show"),
+        ("README.md", "how it works, and where to read on"),
+    ):
+        terminal.say(f"{what:<27}{why}")
 
 
 def cluster(lab: Lab, terminal: Terminal) -> None:

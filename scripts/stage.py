@@ -90,10 +90,16 @@ class Lab:
         self._curl = shutil.which("curl") is not None
 
     def run(self, *words: str, stdin: str = "") -> Done:
-        """Run `ztunnel WORDS` unseen."""
-        done = subprocess.run(
-            [self._program, *words], input=stdin, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False, cwd=ROOT
-        )
+        """Run `ztunnel WORDS` unseen.
+
+        Raises:
+            DemoError: it did not end in time.
+        """
+        line = [self._program, *words]
+        try:
+            done = subprocess.run(line, input=stdin, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False, cwd=ROOT)
+        except subprocess.TimeoutExpired as error:
+            raise DemoError(f"ztunnel {shlex.join(words)} did not end within {COMMAND_SECONDS:g} s") from error
         return Done(done.returncode, (done.stdout + done.stderr).rstrip())
 
     def show(self, *words: str) -> str:
