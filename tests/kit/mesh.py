@@ -7,7 +7,7 @@
         with server.listener(8080) as listening, client.connect((server.v4, 8080)) as connection: ...
 
 Each agent is `ztunnel run` in its own process, killed when the test ends. Pods are namespaces that belong to the test process, so
-applications are plain sockets here.
+applications are plain sockets here. Leaving a mesh, and `check`, assert that no agent met a bug of its own.
 """
 
 from __future__ import annotations
@@ -20,14 +20,26 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from tests.kit.netns import Node, Pod, Topology
+from tests.kit.hbone import HbonePeer
+from tests.kit.netns import Node, Place, Pod, Topology
 from tests.kit.polling import eventually
+from ztunnel.ca.authority import Authority
+from ztunnel.ca.root import open_root
+from ztunnel.hbone.handshake import Credentials
+from ztunnel.mesh.identity import SpiffeId
+from ztunnel.mesh.ports import INBOUND_HBONE
 
 REPOSITORY = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "ztunnel"]
+TRUST_DOMAIN = "cluster.local"
+DEFAULT_SETTINGS = "enrolment: {grace_seconds: 0.3, drift_seconds: 1}\n"
+AMBIENT = "istio.io/dataplane-mode"
 Json = dict[str, object]
 
 
@@ -102,11 +114,60 @@ class Agent:
         status = self.status()
         return status is not None and status["ready"] is True
 
-    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
-        """Ends it; returns its exit status."""
+    def await_ready(self) -> None:
+        """Returns when it serves."""
+        eventually(lambda: self.is_ready, within=20, saying=f"{self.node.name} is ready")
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its process lives."""
+        return self.process is not None and self.process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    @property
+    def workers(self) -> list[int]:
+        """Process ids of its data plane."""
+        return [int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit() and _parent(each) == self.pid]
+
+    def row(self, pod: Pod) -> Json:
+        """A pod's row of `status`; empty if it has none."""
+        return next((row for row in self.rows("status") if row["uid"] == pod.uid), {})
+
+    @property
+    def problems(self) -> list[str]:
+        """What `status` says is wrong, each as one line."""
+        problems = self.ask("status")["problems"]
+        assert isinstance(problems, list)
+        return [" ".join(str(part) for part in problem.values()) for problem in problems]
+
+    def said(self, *words: str) -> bool:
+        """Whether one log line holds all of these words."""
+        return any(all(word in line for word in words) for line in self.log.splitlines())
+
+    def send(self, how: signal.Signals) -> None:
+        """Sends a signal and does not wait."""
         assert self.process is not None
         self.process.send_signal(how)
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
+        """Ends it; returns its exit status."""
+        self.send(how)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Its exit status, once it has ended."""
+        assert self.process is not None
         return self.process.wait(20)
+
+    def check(self) -> None:
+        """Asserts that it has met no bug of its own so far."""
+        assert "Traceback" not in self.log, f"{self.node.name} logged a traceback:\n{self.log[self.log.index('Traceback') - 600 :][:4000]}"
+        if self.is_running and self.status() is not None:
+            assert self.metric("ztunnel_bugs_total") == 0, f"{self.node.name} counted a bug"
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of all series of a metric that carry these labels."""
@@ -123,7 +184,7 @@ class Agent:
 class Mesh:
     """A topology, its manifests and its agents. A context manager."""
 
-    def __init__(self, nodes: int = 2, *, settings: str = "", start: bool = True) -> None:
+    def __init__(self, nodes: int = 2, *, settings: str = DEFAULT_SETTINGS, start: bool = True) -> None:
         """`settings`: lines of YAML that each agent's configuration gets in addition."""
         self.net = Topology()
         self._root = tempfile.TemporaryDirectory(prefix="mesh-")
@@ -134,6 +195,7 @@ class Mesh:
             directory.mkdir()
         self.pods: dict[str, Pod] = {}
         self._documents: dict[str, Json] = {}
+        self._namespaces: dict[str, str] = {}
         self.namespace("default")
         self.agents = [self._agent(self.net.node(), settings) for _ in range(nodes)]
         if start:
@@ -142,20 +204,36 @@ class Mesh:
     def __enter__(self) -> Mesh:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.check()
+            else:
+                self.tell()
+        finally:
+            for agent in self.agents:
+                if agent.process is not None and agent.is_running:
+                    agent.process.kill()
+                    agent.process.wait()
+            self.net.close()
+            self._root.cleanup()
+
+    def check(self) -> None:
+        """Asserts that no agent has met a bug of its own."""
         for agent in self.agents:
-            if agent.process is not None and agent.process.poll() is None:
-                agent.process.kill()
-                agent.process.wait()
-        self.net.close()
-        self._root.cleanup()
+            agent.check()
+
+    def tell(self) -> None:
+        """Shows the ends of the logs, for whoever looks at a failure."""
+        for agent in self.agents:
+            sys.stderr.write(f"---- {agent.node.name}\n{agent.log[-6000:]}\n")
 
     def start(self) -> None:
         """Starts all agents and waits until they are ready."""
         for agent in self.agents:
             agent.start()
         for agent in self.agents:
-            eventually(lambda agent=agent: agent.is_ready, within=20, saying=f"{agent.node.name} is ready")
+            agent.await_ready()
 
     def _agent(self, node: Node, settings: str) -> Agent:
         directory = self.root / node.name
@@ -165,7 +243,7 @@ class Mesh:
             f"sources: {{files: {self.manifests}, poll_seconds: 0.05, redirection_status: annotation}}\n"
             f"pods: {{netns_directory: {self.netns}, status_directory: {directory / 'status'}}}\n"
             f"ca: {{directory: {self.root / 'ca'}}}\n"
-            f"admin: {{socket: {directory / 'agent.sock'}}}\n" + (settings or "enrolment: {grace_seconds: 0.3, drift_seconds: 1}\n")
+            f"admin: {{socket: {directory / 'agent.sock'}}}\n" + settings
         )
         return Agent(node, directory)
 
@@ -188,6 +266,7 @@ class Mesh:
         (self.manifests / f"{key}.json").unlink()
 
     def namespace(self, name: str, **labels: str) -> None:
+        """Creates or replaces a namespace."""
         self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
 
     def pod(
@@ -197,27 +276,25 @@ class Mesh:
         node: int,
         ambient: bool = False,
         account: str = "",
+        namespace: str = "default",
         labels: dict[str, str] | None = None,
         ports: dict[str, int] | None = None,
         ipv6: bool = True,
     ) -> Pod:
-        """A running pod in `default`; its service account is its own name unless told."""
+        """A running pod; its service account is its own name unless told. Names are unique in the mesh."""
         pod = self.net.nodes[node].pod(name, ipv6=ipv6)
         self.pods[name] = pod
+        self._namespaces[name] = namespace
         (self.netns / pod.uid).symlink_to(pod.path)
-        self._write_pod(pod, account or name, {"app": name, **(labels or {})}, ports or {}, ambient=ambient)
-        return pod
-
-    def _write_pod(self, pod: Pod, account: str, labels: dict[str, str], ports: dict[str, int], *, ambient: bool) -> None:
-        if ambient:
-            labels = {**labels, "istio.io/dataplane-mode": "ambient"}
-        container = {"name": "app", "image": "app", "ports": [{"name": name, "containerPort": port} for name, port in ports.items()]}
+        labels = {"app": name, **(labels or {}), **({AMBIENT: "ambient"} if ambient else {})}
+        named = [{"name": each, "containerPort": port} for each, port in (ports or {}).items()]
+        containers = [{"name": "app", "image": "app", "ports": named}]
         self.apply(
             {
                 "apiVersion": "v1",
                 "kind": "Pod",
-                "metadata": {"name": pod.name, "namespace": "default", "uid": pod.uid, "labels": labels, "annotations": {}},
-                "spec": {"nodeName": pod.node, "serviceAccountName": account, "containers": [container]},
+                "metadata": {"name": pod.name, "namespace": namespace, "uid": pod.uid, "labels": labels, "annotations": {}},
+                "spec": {"nodeName": pod.node, "serviceAccountName": account or name, "containers": containers},
                 "status": {
                     "phase": "Running",
                     "podIP": pod.v4,
@@ -226,6 +303,35 @@ class Mesh:
                 },
             }
         )
+        return pod
+
+    def remove_pod(self, name: str) -> None:
+        """What a container runtime and an API server do when a pod is deleted: its interface and namespace go, then the object."""
+        pod = self.pods.pop(name)
+        node = next(node for node in self.net.nodes if node.name == pod.node)
+        (self.netns / pod.uid).unlink()
+        pod.command("ip", "link", "delete", "eth0")
+        self.net.forget(node, pod)
+        self.delete("Pod", name, self._namespaces.pop(name))
+
+    def agent_of(self, pod: Pod) -> Agent:
+        """The agent of a pod's node."""
+        return next(agent for agent in self.agents if agent.node.name == pod.node)
+
+    def identity(self, name: str) -> SpiffeId:
+        """The identity of a pod whose service account is its name."""
+        return SpiffeId(TRUST_DOMAIN, self._namespaces.get(name, "default"), name)
+
+    def credentials(self, account: str, *, trust_domain: str = TRUST_DOMAIN) -> Credentials:
+        """Credentials of any identity in `default`, signed by the mesh's own root."""
+        now = time.time()
+        return Authority(open_root(self.root / "ca", trust_domain, now)).issue(SpiffeId(trust_domain, "default", account), now)
+
+    def peer(self, place: Place, to: Pod, *, account: str = "stranger", family: int = socket.AF_INET) -> HbonePeer:
+        """A tunnel from a place without ztunnel to a pod's 15008, by somebody whom the mesh's root has certified."""
+        sock = place.tcp_socket(family)
+        sock.connect((to.address(family), INBOUND_HBONE))
+        return HbonePeer(sock, self.credentials(account), self.identity(to.name))
 
     def service(self, name: str, app: str, ports: dict[int, int | str], vips: tuple[str, ...] = ()) -> None:
         """A service of the pods labelled `app`; headless without `vips`."""
@@ -244,68 +350,94 @@ class Mesh:
         )
 
     def policy(self, name: str, spec: Json, kind: str = "AuthorizationPolicy", namespace: str = "default") -> None:
+        """Creates or replaces a policy."""
         self.apply({"apiVersion": "security.istio.io/v1", "kind": kind, "metadata": {"name": name, "namespace": namespace}, "spec": spec})
 
-    def relabel(self, name: str, **labels: str | None) -> None:
-        """Changes a pod's labels; None removes one. Underscores stand for nothing: use `ambient=` words through `enrol`."""
-        document = json.loads(json.dumps(self._documents[f"Pod-default-{name}"]))
-        for key, value in labels.items():
-            if value is None:
-                document["metadata"]["labels"].pop(key, None)
-            else:
-                document["metadata"]["labels"][key] = value
+    def clear(self, *kinds: str) -> None:
+        """Removes all objects of these kinds."""
+        for key in [key for key in self._documents if key.partition("-")[0] in kinds]:
+            del self._documents[key]
+            (self.manifests / f"{key}.json").unlink()
+
+    def relabel(self, name: str, label: str, value: str | None) -> None:
+        """Sets a pod's label; None removes it."""
+        document = self._pod_document(name)
+        if value is None:
+            document["metadata"]["labels"].pop(label, None)
+        else:
+            document["metadata"]["labels"][label] = value
         self.apply(document)
 
     def enrol(self, name: str, ambient: bool = True) -> None:
         """Puts a pod into the mesh or takes it out, at run time."""
-        self.relabel(name, **{"istio.io/dataplane-mode": "ambient" if ambient else None})
+        self.relabel(name, AMBIENT, "ambient" if ambient else None)
+
+    def ready(self, name: str, is_ready: bool) -> None:
+        """What the kubelet says of a pod's readiness probe."""
+        document = self._pod_document(name)
+        document["status"]["conditions"] = [{"type": "Ready", "status": str(is_ready)}]
+        self.apply(document)
+
+    def _pod_document(self, name: str) -> Any:
+        """A copy."""
+        return json.loads(json.dumps(self._documents[f"Pod-{self._namespaces[name]}-{name}"]))
 
     def annotate(self) -> None:
         """What an API server's client does: the agents' word about their pods becomes an annotation."""
         for name, pod in self.pods.items():
-            document = self._documents.get(f"Pod-default-{name}")
-            if document is None:
-                continue
-            agent = next(agent for agent in self.agents if agent.node.name == pod.node)
-            path = agent.directory / "status" / pod.uid
+            path = self.agent_of(pod).directory / "status" / pod.uid
             word = path.read_text().strip() if path.exists() else ""
-            changed = json.loads(json.dumps(document))
-            if word:
-                changed["metadata"]["annotations"]["ambient.istio.io/redirection"] = word
-            else:
-                changed["metadata"]["annotations"].pop("ambient.istio.io/redirection", None)
-            if changed != document:
-                self.apply(changed)
+            document = self._pod_document(name)
+            annotations = {"ambient.istio.io/redirection": word} if word else {}
+            if document["metadata"]["annotations"] != annotations:
+                document["metadata"]["annotations"] = annotations
+                self.apply(document)
 
     def settle(self) -> None:
-        """Waits until every agent has taken over what was said and its pods are as they are wanted."""
+        """Waits until every agent, its worker included, has taken over what was said and its pods are as they are wanted."""
         eventually(self._is_settled, within=20, saying="the mesh has settled")
 
     def _is_settled(self) -> bool:
         self.annotate()
-        ambient = {name for name, document in self._documents.items() if document["kind"] == "Pod" and _is_ambient(document)}
-        for agent in self.agents:
-            if agent.process is None or agent.process.poll() is not None:
-                continue
-            rows = {f"Pod-{row['namespace']}-{row['name']}": row for row in agent.rows("status")}
-            workloads = {f"Pod-{row['namespace']}-{row['name']}": row for row in agent.rows("workloads")}
-            services = len(agent.rows("services"))
-            for name, row in rows.items():
-                if row["captured"] is not (name in ambient) or row["labelled"] is not (name in ambient):
-                    return False
-            for name in self._documents:
-                if name.startswith("Pod-"):
-                    row_ = workloads.get(name)
-                    if row_ is None or (row_["protocol"] == "HBONE") is not (name in ambient):
-                        return False
-            if services != sum(document["kind"] == "Service" for document in self._documents.values()):
+        agents = [agent for agent in self.agents if agent.is_running]
+        # The last question is answered by the worker, behind all changes that were sent to it before.
+        return all(self._has_taken_over(agent) and agent.rows("connections") is not None for agent in agents)
+
+    def _has_taken_over(self, agent: Agent) -> bool:
+        pods = {key: document for key, document in self._documents.items() if document["kind"] == "Pod"}
+        workloads = {f"Pod-{row['namespace']}-{row['name']}": row for row in agent.rows("workloads")}
+        if set(workloads) != set(pods) or any(not _agrees(workloads[key], document) for key, document in pods.items()):
+            return False
+        for row in agent.rows("status"):
+            ambient = _is_ambient(pods[f"Pod-{row['namespace']}-{row['name']}"])
+            if row["captured"] is not ambient or row["labelled"] is not ambient:
                 return False
-            if set(workloads) != {name for name in self._documents if name.startswith("Pod-")}:
-                return False
-        return True
+        said = {(row["namespace"], row["name"]) for row in agent.rows("policies") if row["kind"] == "AuthorizationPolicy"}
+        if said != set(self._named("AuthorizationPolicy")):
+            return False
+        return {(row["namespace"], row["name"]) for row in agent.rows("services")} == set(self._named("Service"))
+
+    def _named(self, kind: str) -> Iterator[tuple[str, str]]:
+        for document in self._documents.values():
+            if document["kind"] == kind:
+                metadata = document["metadata"]
+                assert isinstance(metadata, dict)
+                yield metadata["namespace"], metadata["name"]
 
 
-def _is_ambient(document: Json) -> bool:
-    metadata = document["metadata"]
-    assert isinstance(metadata, dict)
-    return bool(metadata["labels"].get("istio.io/dataplane-mode") == "ambient")
+def _agrees(row: Json, document: Any) -> bool:
+    ready = document["status"]["conditions"][0]["status"] == "True"
+    return bool(
+        (row["protocol"] == "HBONE") is _is_ambient(document) and row["ready"] is ready and row["uid"] == document["metadata"]["uid"]
+    )
+
+
+def _is_ambient(document: Any) -> bool:
+    return bool(document["metadata"]["labels"].get(AMBIENT) == "ambient")
+
+
+def _parent(process: Path) -> int:
+    try:
+        return int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0

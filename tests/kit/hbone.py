@@ -1,0 +1,123 @@
+"""An HBONE client for end-to-end tests: real TLS and HTTP/2 over a blocking socket, and the freedom to ask for what no client should.
+
+Its credentials come from the caller, so it can be a good peer, a foreign one or a hostile one.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+
+from tests.kit.tls import Wire
+from ztunnel.hbone.connect import Baggage, request_headers
+from ztunnel.hbone.events import DataReceived, Event, PeerGoingAway, ResponseReceived, StreamEnded, StreamReset
+from ztunnel.hbone.handshake import Credentials, Handshake, TlsContexts
+from ztunnel.hbone.limits import MuxLimits
+from ztunnel.hbone.mux import Mux
+from ztunnel.mesh.identity import SpiffeId
+
+Headers = tuple[tuple[bytes, bytes], ...]
+
+
+def connect_headers(authority: str, method: bytes = b"CONNECT") -> Headers:
+    """The headers of a request for `authority`; another method gets the pseudo-headers that HTTP/2 wants then."""
+    if method != b"CONNECT":
+        return ((b":method", method), (b":scheme", b"http"), (b":authority", authority.encode()), (b":path", b"/"))
+    return request_headers(authority=authority, baggage=Baggage(), source=("10.0.0.1", 1), service_host="", traceparent="")
+
+
+class HbonePeer:
+    """A tunnel to somebody's 15008. A context manager that closes the socket."""
+
+    def __init__(self, sock: socket.socket, credentials: Credentials, expected: SpiffeId) -> None:
+        """Does the handshake; raises what that raises."""
+        self.sock = sock
+        self.wire = Wire(sock, Handshake(TlsContexts(credentials), server=False, expected=frozenset({expected}), own_records=True))
+        self.wire.greet()
+        self.mux = Mux(client=True, limits=MuxLimits())
+        self.data: dict[int, bytearray] = {}
+        self.events: list[Event] = []
+        self.flush()
+
+    def __enter__(self) -> HbonePeer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+
+    def flush(self) -> None:
+        """Sends what the machine has to say."""
+        if out := bytes(self.mux.take()):
+            self.wire.send(out)
+
+    def send_raw(self, frames: bytes) -> None:
+        """Sends bytes as they are, inside of TLS."""
+        self.wire.send(frames)
+
+    def ask(self, authority: str, method: bytes = b"CONNECT") -> int:
+        """A request; returns its stream."""
+        stream = self.mux.open_stream(connect_headers(authority, method))
+        self.data[stream] = bytearray()
+        self.flush()
+        return stream
+
+    def status(self, stream: int) -> int:
+        """The answer to a request."""
+        return self._until(lambda: next((each.status for each in self._answers(stream)), 0))
+
+    def request(self, authority: str, method: bytes = b"CONNECT") -> int:
+        """`ask` and `status`."""
+        return self.status(self.ask(authority, method))
+
+    def send(self, stream: int, payload: bytes) -> None:
+        """DATA of a stream; at most what the windows allow."""
+        buffer = bytearray(9) + payload
+        self.mux.data_header(buffer, 0, stream, len(payload))
+        self.wire.send(bytes(self.mux.take()) + bytes(buffer))
+
+    def receive(self, stream: int, size: int) -> bytes:
+        """The next `size` bytes of a stream."""
+        self._until(lambda: len(self.data[stream]) >= size)
+        taken = bytes(self.data[stream][:size])
+        del self.data[stream][:size]
+        return taken
+
+    def gone(self) -> PeerGoingAway | None:
+        """The peer's GOAWAY, None if it hangs up without one. Blocks until one or the other."""
+        try:
+            self._until(lambda: any(isinstance(each, PeerGoingAway) for each in self.events))
+        except (EOFError, ConnectionResetError):
+            pass
+        return next((each for each in self.events if isinstance(each, PeerGoingAway)), None)
+
+    def ended(self, stream: int) -> bool:
+        """Waits for the end of a stream; True for an orderly one, False for a reset."""
+        self._until(lambda: any(isinstance(each, StreamEnded | StreamReset) and each.stream == stream for each in self.events))
+        return any(isinstance(each, StreamEnded) and each.stream == stream for each in self.events)
+
+    def _answers(self, stream: int) -> list[ResponseReceived]:
+        return [each for each in self.events if isinstance(each, ResponseReceived) and each.stream == stream]
+
+    def _until(self, condition: Callable[[], int]) -> int:
+        while not (answer := condition()):
+            self._take()
+        return answer
+
+    def _take(self) -> None:
+        end = self.wire.end
+        assert end is not None
+        if not end.plain:
+            data = self.sock.recv(1 << 16)
+            if not data:
+                raise EOFError("the peer hung up")
+            end.receive(data)
+        buffer = bytearray(end.plain)
+        end.plain.clear()
+        for event in self.mux.receive(buffer, 0, len(buffer), time.monotonic()):
+            if isinstance(event, DataReceived):
+                self.data[event.stream] += event.data
+                self.mux.consumed(event.stream, len(event.data))
+            else:
+                self.events.append(event)
+        self.flush()
