@@ -2,4 +2,4 @@
 
 from ztunnel.cli.main import main
 
-main()
+main(prog_name="ztunnel")

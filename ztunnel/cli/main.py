@@ -4,9 +4,9 @@ that `ztunnel --help` imports none of them.
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator
 from importlib import import_module
-from typing import NamedTuple, NoReturn
+from typing import IO, NamedTuple
 
 import click
 
@@ -35,6 +35,25 @@ COMMANDS = {
     "completion": Lazy("ztunnel.cli.completion", "completion", "Shell completion for bash, zsh and fish."),
     "version": Lazy("ztunnel.cli.completion", "version", "Which version this is."),
 }
+
+
+class Failure(click.ClickException):
+    """Errors of ours, as sentences on stderr instead of a traceback; exit code 1."""
+
+    def __init__(self, sentences: list[str]) -> None:
+        super().__init__("\n".join(sentences))
+        self.sentences = sentences
+
+    def show(self, file: IO[str] | None = None) -> None:
+        """Print one line for each."""
+        for sentence in self.sentences:
+            click.echo(f"Error: {sentence}", file=file, err=file is None)
+
+
+class WrongSettings(Failure):
+    """Settings that cannot be used; exit code 2, as for any other usage error."""
+
+    exit_code = 2
 
 
 class LazyGroup(click.Group):
@@ -68,9 +87,35 @@ class LazyGroup(click.Group):
             ctx.fail(f"No such command '{name}'.{f' Did you mean {close[0]!r}?' if close else ''}")
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> object:
+        """As click's, with the errors that this program raises on purpose turned into sentences."""
+        try:
+            result: object = super().invoke(ctx)
+        except ConfigError as error:
+            raise WrongSettings(error.problems) from error
+        except MeshError as error:
+            raise Failure([str(error)]) from error
+        except BaseExceptionGroup as group:
+            # What a daemon's tasks raise arrives in groups; a group with a bug in it keeps its traceback.
+            ours, others = group.split(MeshError)
+            if ours is None or others is not None:
+                raise
+            errors = list(_leaves(ours))
+            failure = WrongSettings if all(isinstance(error, ConfigError) for error in errors) else Failure
+            raise failure([str(error) for error in errors]) from group
+        return result
+
+
+def _leaves(group: BaseExceptionGroup[MeshError]) -> Iterator[MeshError]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-def cli() -> None:
+def main() -> None:
     """An ambient-mode service mesh: a proxy per node, HBONE tunnels between nodes, identities for workloads.
 
     \b
@@ -83,17 +128,3 @@ def cli() -> None:
     \b
     Exit codes: 0 ok, 1 problem found, 2 usage, 3 cannot reach the daemon.
     """
-
-
-def main() -> NoReturn:
-    """The console script. Errors of ours are sentences on stderr, not tracebacks."""
-    try:
-        cli.main(prog_name="ztunnel")
-    except ConfigError as error:
-        for problem in error.problems:
-            click.echo(f"error: {problem}", err=True)
-        sys.exit(2)
-    except MeshError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(1)
-    sys.exit(0)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import pytest
 import trio
 from click.testing import CliRunner, Result
@@ -20,8 +21,9 @@ from tests.kit.views import CERTIFICATE, FAILING, LOST_POD, POD, PROBLEM, Canned
 from ztunnel.admin.api import ControlApi
 from ztunnel.admin.listen import control_socket
 from ztunnel.admin.views import Status, WorkloadRow
-from ztunnel.cli.main import COMMANDS, cli, main
+from ztunnel.cli.main import COMMANDS, LazyGroup, main
 from ztunnel.lab.paths import agent_socket, lab_state_dir
+from ztunnel.mesh.errors import ConfigError, LocalError
 from ztunnel.runtime.http import HttpServer
 from ztunnel.sources.documents import read_yaml
 
@@ -59,7 +61,7 @@ def yaml_of(text: str) -> object:
 
 
 def invoke(*arguments: str, environ: dict[str, str] | None = None) -> Result:
-    return CliRunner().invoke(cli, arguments, env={"ZTUNNEL_SOCKET": None, "ZTUNNEL_LAB_DIR": None, **(environ or {})})
+    return CliRunner().invoke(main, arguments, env={"ZTUNNEL_SOCKET": None, "ZTUNNEL_LAB_DIR": None, **(environ or {})})
 
 
 @pytest.fixture
@@ -243,7 +245,7 @@ def test_an_explicit_lab_wins_over_a_socket_in_the_environment(socket_path: str,
 
 def test_colours_only_on_a_terminal_and_never_with_no_color(socket_path: str) -> None:
     def output(**environ: str) -> str:
-        return CliRunner().invoke(cli, ["status", "--socket", socket_path], env=environ, color=True).stdout
+        return CliRunner().invoke(main, ["status", "--socket", socket_path], env=environ, color=True).stdout
 
     assert "\x1b[" in output()
     assert "\x1b[" not in output(NO_COLOR="1")
@@ -282,13 +284,13 @@ def test_version() -> None:
     assert invoke("version").stdout.startswith("ztunnel 0")
 
 
-def test_run_checks_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_checks_its_settings(tmp_path: Path) -> None:
     file = tmp_path / "agent.yaml"
     file.write_text("node: node-1\nsources: {files: /etc/mesh}\n")
     result = invoke("run", "--config", str(file), "--check", "--ca-dir", "/ca", "--log-level", "debug")
     assert (result.exit_code, result.stdout) == (0, f"{file}: fine, for node node-1\n")
     for content, expected in {
-        b"nod: x\n": "error: nod: no such setting; did you mean node?\nerror: node: required\nerror: sources.files: required\n",
+        b"nod: x\n": "Error: nod: no such setting; did you mean node?\nError: node: required\nError: sources.files: required\n",
         b"- x\n": "a mapping of settings is expected",
         b"a: [\n": "line 2:",
         b"a: 1\n---\nb: 1\n": "2 documents; one is expected",
@@ -297,15 +299,39 @@ def test_run_checks_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         b"#" * (1 << 21): "larger than",
     }.items():
         file.write_bytes(content)
-        monkeypatch.setattr(sys, "argv", ["ztunnel", "run", "--config", str(file)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        assert caught.value.code == 2
-        assert expected in capsys.readouterr().err
-    monkeypatch.setattr(sys, "argv", ["ztunnel", "run", "--config", str(tmp_path / "none")])
-    with pytest.raises(SystemExit):
-        main()
-    assert "No such file" in capsys.readouterr().err
+        result = invoke("run", "--config", str(file))
+        assert result.exit_code == 2
+        assert expected in result.stderr
+    assert "No such file" in invoke("run", "--config", str(tmp_path / "none")).stderr
+
+
+@pytest.mark.parametrize(
+    ("raised", "exit_code", "stderr"),
+    [
+        (LocalError("the port is taken"), 1, "Error: the port is taken\n"),
+        (ExceptionGroup("tasks", [ExceptionGroup("x", [LocalError("a")]), LocalError("b")]), 1, "Error: a\nError: b\n"),
+        (ExceptionGroup("tasks", [ConfigError(["a: wrong", "b: wrong"])]), 2, "Error: a: wrong; b: wrong\n"),
+    ],
+)
+def test_errors_of_ours_are_sentences(raised: Exception, exit_code: int, stderr: str) -> None:
+    result = CliRunner().invoke(failing(raised), ["status"])
+    assert (result.exit_code, result.stderr) == (exit_code, stderr)
+
+
+def test_bugs_keep_their_traceback() -> None:
+    group = ExceptionGroup("tasks", [LocalError("a"), KeyError("b")])
+    assert CliRunner().invoke(failing(group), ["status"]).exception is group
+
+
+def failing(error: Exception) -> LazyGroup:
+    class Group(LazyGroup):
+        def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+            def fail() -> None:
+                raise error
+
+            return click.Command(cmd_name, callback=fail)
+
+    return Group("ztunnel")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["status", "--socket", "/nonexistent"], ["version"]])
@@ -313,7 +339,7 @@ def test_the_command_starts_without_the_heavy_libraries(arguments: list[str]) ->
     script = (
         "import sys, atexit; sys.argv = ['ztunnel', *sys.argv[1:]]\n"
         f"atexit.register(lambda: print('heavy:', [name for name in {HEAVY!r} if name in sys.modules]))\n"
-        "from ztunnel.cli.main import main; main()"
+        "from ztunnel.cli.main import main; main(prog_name='ztunnel')"
     )
     ended = subprocess.run([sys.executable, "-c", script, *arguments], check=False, capture_output=True, text=True, timeout=20)
     assert ended.stdout.rstrip().endswith("heavy: []"), ended
