@@ -13,6 +13,9 @@ from ztunnel.lab.paths import DEFAULT_LAB
 if TYPE_CHECKING:
     from ztunnel.lab.client import Client
 
+NO_LAB = 3
+"""Exit code when nobody answers, as for a daemon."""
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -21,6 +24,7 @@ class LabCommand(click.Command):
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the command."""
+        from ztunnel.lab.client import NoLab
         from ztunnel.mesh.errors import LocalError
 
         # A reader that went away (`| head`) ends us silently, as it ends any other command.
@@ -30,7 +34,7 @@ class LabCommand(click.Command):
         except LocalError as error:
             words = str(error)
             click.echo(words if words.startswith(("error: ", "Error ")) else f"error: {words}", err=True)
-            ctx.exit(1)
+            ctx.exit(NO_LAB if isinstance(error, NoLab) else 1)
         except KeyboardInterrupt:
             ctx.exit(130)
 

@@ -235,7 +235,9 @@ class Cluster:
         node = text(spec, "nodeName")
         if node and Key("Node", "", node) not in scratch:
             known = ", ".join(other.name for other in scratch if other.kind == "Node")
-            raise offered.refuse("spec.nodeName" if key.kind == "Pod" else "spec.template.spec.nodeName", f"no node {node!r}; there are {known}")
+            raise offered.refuse(
+                "spec.nodeName" if key.kind == "Pod" else "spec.template.spec.nodeName", f"no node {node!r}; there are {known}"
+            )
 
     def _with_addresses(self, offered: Offered, body: Tree, scratch: dict[Key, Tree]) -> Tree:
         if key_of(body).kind != "Service" or text(body, "spec", "clusterIP") == "None":
