@@ -80,7 +80,7 @@ class _Parts:
 
 def _build(settings: Settings) -> _Parts:
     index = Index()
-    metrics = Metrics(max_series=settings.limits.metric_series)
+    metrics = Metrics(ztunnel.__version__, settings.limits.metric_series)
     plane = DataPlane(_configure(settings), index)
     agent = Agent(settings.node, index, plane)
     supervised = Supervised(plane, _spawn_thread if settings.workers == 0 else _spawner(settings))

@@ -11,8 +11,12 @@ def problems(answer: Row) -> list[str]:
     if not answer.get("ready"):
         found.append(f"not ready: waiting for {shown(answer.get('pending'))}")
     for problem in rows_of(answer.get("problems")):
-        place = ": ".join(shown(problem[name]) for name in ("file", "object", "field") if problem.get(name))
-        found.append(f"{shown(problem.get('kind'))} {place}: {shown(problem.get('reason'))}")
+        kind, place = (
+            shown(problem.get("kind")),
+            ": ".join(shown(problem[name]) for name in ("file", "object", "field") if problem.get(name)),
+        )
+        subject = place if place.lower().startswith(f"{kind} ") else f"{kind} {place}"
+        found.append(f"{subject}: {shown(problem.get('reason'))}")
     said = " ".join(found)
     for row in rows_of(answer.get("certificates")):
         wrong = certificate_problem(row)

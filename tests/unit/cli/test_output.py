@@ -113,7 +113,7 @@ def test_problems_are_sentences_and_said_once() -> None:
         "pending": ["proxy", "certificates"],
         "problems": [
             {"kind": "manifest", "file": "a.yaml", "object": "Pod shop/x", "field": "spec", "reason": "not a mapping"},
-            {"kind": "pod", "object": "web/web", "file": "", "field": "", "reason": "its namespace is gone"},
+            {"kind": "pod", "object": "Pod web/web", "file": "", "field": "", "reason": "its namespace is gone"},
         ],
         "certificates": [
             {"identity": "spiffe://a", "state": "Unavailable", "error": "away"},
@@ -130,7 +130,7 @@ def test_problems_are_sentences_and_said_once() -> None:
     assert problems(answer) == [
         "not ready: waiting for proxy,certificates",
         "manifest a.yaml: Pod shop/x: spec: not a mapping",
-        "pod web/web: its namespace is gone",
+        "Pod web/web: its namespace is gone",
         "certificate spiffe://a: unavailable: away",
         "certificate spiffe://c: pending",
         "pod shop/a: it is labelled but not enrolled yet",
