@@ -43,7 +43,8 @@ def main() -> int:
     try:
         story(lab, terminal)
     except DemoError as error:
-        terminal.failed.append(str(error))
+        print(f"demo: it ends here: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         keep = False
         return 128 + signal.SIGINT

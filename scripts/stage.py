@@ -86,7 +86,7 @@ class Lab:
     def __init__(self, name: str, terminal: Terminal) -> None:
         self.name = name
         self._terminal = terminal
-        self._program = str(Path(sys.executable).with_name("ztunnel"))
+        self._program = [sys.executable, "-m", "ztunnel"]
         self._curl = shutil.which("curl") is not None
 
     def run(self, *words: str, stdin: str = "") -> Done:
@@ -95,7 +95,7 @@ class Lab:
         Raises:
             DemoError: it did not end in time.
         """
-        line = [self._program, *words]
+        line = [*self._program, *words]
         try:
             done = subprocess.run(line, input=stdin, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False, cwd=ROOT)
         except subprocess.TimeoutExpired as error:
@@ -117,7 +117,7 @@ class Lab:
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         """Run it beside the story, its input and output as pipes."""
-        return subprocess.Popen([self._program, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        return subprocess.Popen([*self._program, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
     def fetch(self, pod: Pod, url: str, *headers: str) -> Done:
         """An HTTP request from inside a pod: the command as one would type it, and the answer, are printed."""
