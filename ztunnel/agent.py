@@ -218,7 +218,8 @@ class DataPlane:
         self._worker.send(message, descriptors)
 
     def _removed(self, uid: str) -> None:
-        if event := self._removing.pop(uid, None):
+        event = self._removing.pop(uid, None)
+        if event is not None:
             event.set()
 
     def _give_sockets(self, request: NeedSockets) -> None:

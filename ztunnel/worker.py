@@ -87,6 +87,7 @@ class Worker:
         self._told_bugs = 0
         self._pods: dict[str, Pod] = {}
         self._draining = False
+        self._leaving = False
         self._node: Node | None = None
         self._pool: Pool | None = None
         channel.setblocking(False)
@@ -174,6 +175,8 @@ class Worker:
                 self._unsent[0] = self._unsent[0][sent:]
             else:
                 self._unsent.popleft()
+        if self._leaving:
+            self._loop.stop()
 
     # News
 
@@ -358,10 +361,8 @@ class Worker:
         for pod in list(self._pods.values()):
             self._close_pod(pod)
         self._tell()
+        self._leaving = True
         self._send(Drained(cut))
-        self._channel.setblocking(True)
-        self._send_more()
-        self._loop.stop()
 
 
 def _count(node: Node, limit: str) -> None:

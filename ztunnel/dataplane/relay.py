@@ -242,10 +242,14 @@ class StreamRelay:
             self._shut_app()
 
     def remote_reset(self, code: int, *, graceful: bool) -> None:
-        """RST_STREAM. NO_ERROR and CANCEL end the stream like an end of file, as Istio's peers mean them."""
+        """RST_STREAM. NO_ERROR and CANCEL end the stream like an end of file, as Istio's peers mean them.
+
+        So does any code behind END_STREAM: what came before it is whole, and only our own direction is cut. (Envoy resets a stream
+        with CONNECT_ERROR when the server behind it half-closes first.)
+        """
         if self._done:
             return
-        if not graceful or not self._answered or self._sock is None:
+        if not self._answered or self._sock is None or not (graceful or self._remote_ended):
             self._end(UpstreamError(f"peer reset the stream with error {code:#x}"), graceful=False)
             return
         self._app_ended = True
