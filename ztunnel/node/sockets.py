@@ -135,6 +135,8 @@ def _listening_socket(netns_fd: int) -> tuple[socket.socket, str]:
 
 def _set_inherited(listener: socket.socket, port: int) -> None:
     """Options that accepted sockets take over from their listener."""
+    # A small answer behind another that is not yet acknowledged would wait for the peer's delayed acknowledgement: 40 ms.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if port == INBOUND_HBONE:
         # Without it, a tunnel whose conntrack entry is lost and in which this side speaks first would look like a connection
         # that the application opens: it would be redirected to ourselves, and hang.
