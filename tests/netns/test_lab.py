@@ -15,7 +15,7 @@ from tests.kit.polling import eventually
 from ztunnel.lab import lifecycle
 from ztunnel.lab.client import NoLab
 from ztunnel.lab.objects import LabError
-from ztunnel.lab.tree import at, branches, integer, text
+from ztunnel.lab.tree import Tree, at, branches, integer, text
 
 pytestmark = pytest.mark.slow
 
@@ -87,7 +87,8 @@ def test_pods_are_spread_over_nodes(lab: Lab) -> None:
 
 def test_a_service_address_reaches_every_ready_pod(lab: Lab) -> None:
     addresses = at(lab.get("service", "orders", "shop"), "spec", "clusterIPs")
-    assert isinstance(addresses, list) and len(addresses) == 2
+    assert isinstance(addresses, list)
+    assert len(addresses) == 2
     for address in addresses:
         host = f"[{address}]" if ":" in address else address
         script = f"for i in $(seq 60); do curl -s --max-time 3 http://{host}/; done"
@@ -146,7 +147,8 @@ def test_exec_returns_the_exit_code_and_keeps_streams_apart(lab: Lab) -> None:
     assert (answer.code, answer.stdout) == (7, "out\n")
     assert answer.stderr == "err\ncommand terminated with exit code 7\n"
     missing = lab.run("exec", "client", "-n", "shop", "--", "no-such-program")
-    assert missing.code == 127 and "executable file not found" in missing.stderr
+    assert missing.code == 127
+    assert "executable file not found" in missing.stderr
 
 
 def test_exec_works_in_pipes(lab: Lab) -> None:
@@ -158,12 +160,14 @@ def test_exec_works_in_pipes(lab: Lab) -> None:
 
 def test_exec_forwards_signals_and_ends_the_command_when_it_is_killed(lab: Lab) -> None:
     trapped = lab.start("client", "sh", "-c", "trap 'echo caught; exit 3' INT; echo ready; while :; do sleep 0.05; done", namespace="shop")
-    assert trapped.stdout is not None and trapped.stdout.readline() == b"ready\n"
+    assert trapped.stdout is not None
+    assert trapped.stdout.readline() == b"ready\n"
     trapped.send_signal(signal.SIGINT)
     assert trapped.stdout.readline() == b"caught\n"
     assert trapped.wait(10) == 3
     killed = lab.start("client", "sh", "-c", "echo ready; exec sleep 987654", namespace="shop")
-    assert killed.stdout is not None and killed.stdout.readline() == b"ready\n"
+    assert killed.stdout is not None
+    assert killed.stdout.readline() == b"ready\n"
     killed.kill()
     eventually(lambda: not _runs(lab, b"sleep\x00987654"))
 
@@ -211,8 +215,8 @@ def test_the_command_line_speaks_like_kubectl(lab: Lab) -> None:
 
 
 def test_nonsense_is_refused_whole(lab: Lab) -> None:
-    good = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "half"}}
-    for bad, where in (
+    good: Tree = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "half"}}
+    cases: list[tuple[Tree, str]] = [
         ({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x"}}, "kind: the lab has no kind 'ConfigMap'"),
         (
             {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": [{"name": "db", "image": "mysql:8"}]}},
@@ -222,7 +226,8 @@ def test_nonsense_is_refused_whole(lab: Lab) -> None:
             {"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": {"name": "p"}, "spec": {"action": "MAYBE"}},
             "AuthorizationPolicy default/p: spec.action",
         ),
-    ):
+    ]
+    for bad, where in cases:
         with pytest.raises(LabError) as refused:
             lab.apply([good, bad])
         assert where in str(refused.value)

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import trio
 
-import ztunnel
 from ztunnel.lab import probes
+from ztunnel.lab.images import python_path
 from ztunnel.lab.objects import REDIRECTION, key_of, uid_of
 from ztunnel.lab.processes import Order, Process, base_environment, host_pid
 from ztunnel.lab.site import NodeSite, Site
@@ -37,7 +37,6 @@ READY_POLL_SECONDS = 0.02
 WATCH_READY_SECONDS = 1.0
 GRACE_SECONDS = 0.5
 IN_MOVED_TO, IN_CLOSE_WRITE, IN_DELETE, IN_MOVED_FROM = 0x80, 0x08, 0x200, 0x40
-PACKAGE_ROOT = str(Path(ztunnel.__file__).parent.parent)
 
 
 class Agent:
@@ -133,7 +132,7 @@ class Agent:
         output = os.open(self.directory / "agent.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         argv = [sys.executable, "-m", "ztunnel", "run", "--config", str(self.directory / "agent.yaml")]
-        environment = base_environment() | {"PYTHONPATH": PACKAGE_ROOT}
+        environment = base_environment() | {"PYTHONPATH": python_path(os.environ)}
         try:
             order = Order(argv=argv, env=environment, netns=self._node.fd, cwd="/")
             self.process = self._site.processes.start(order, nothing, output, output)

@@ -45,7 +45,6 @@ class Lab(Protocol):
     """What the verbs need of the controller."""
 
     ended: trio.Event
-    timings: dict[str, float]
 
     def are_services_current(self) -> bool:
         """Whether the nodes' forwarding is up to date."""
@@ -151,7 +150,7 @@ class Api:
             "ready_pods": sum(is_ready(pod) for pod in site.cluster.pods()),
             "services": len(site.cluster.select("Service")),
             "unsettled": self.unsettled(),
-            "timings": dict(self._lab.timings),
+            "timings": dict(site.timings),
         }
 
     async def _agent(self, request: Tree) -> object:

@@ -24,9 +24,10 @@ import trio
 from ztunnel.lab import isolation, kubeproxy, placement, topology
 from ztunnel.lab.addresses import DNS_VIPS, FAMILIES, MAX_NODES, pod_network
 from ztunnel.lab.admission import Offered, Rules
-from ztunnel.lab.agents import PACKAGE_ROOT, Agent, RedirectionReports
+from ztunnel.lab.agents import Agent, RedirectionReports
 from ztunnel.lab.api import Api
 from ztunnel.lab.cluster import Cluster, Mint
+from ztunnel.lab.images import python_path
 from ztunnel.lab.objects import is_deleting, key_of, uid_of
 from ztunnel.lab.pods import Kubelet
 from ztunnel.lab.processes import Processes
@@ -53,7 +54,6 @@ class Controller:
         self.agents = {name: Agent(site, node) for name, node in site.nodes.items()} if has_mesh else {}
         self.ended = trio.Event()
         self.forwards: tuple[placement.Forward, ...] = ()
-        self.timings: dict[str, float] = {}
         site.cluster.listeners.append(self._persist)
 
     async def run(self, ready: int) -> None:
@@ -190,7 +190,7 @@ def _dns(site: Site) -> list[Tree]:
     addresses = [DNS_VIPS[version] for version in site.versions]
     command = [sys.executable, "-m", "ztunnel.lab.resolver", "--manifests", str(site.state / "manifests")]
     ports = [{"containerPort": 53, "name": "dns", "protocol": "UDP"}, {"containerPort": 53, "name": "dns-tcp", "protocol": "TCP"}]
-    container = {"name": "coredns", "command": command, "ports": ports, "env": [{"name": "PYTHONPATH", "value": PACKAGE_ROOT}]}
+    container = {"name": "coredns", "command": command, "ports": ports, "env": [{"name": "PYTHONPATH", "value": python_path(os.environ)}]}
     labels = {"k8s-app": "kube-dns"}
     service_ports = [{"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "dns-tcp", "port": 53, "protocol": "TCP"}]
     service = {"selector": labels, "clusterIP": addresses[0], "clusterIPs": addresses, "ports": service_ports}
@@ -234,7 +234,7 @@ async def _build(options: argparse.Namespace) -> Controller:
     cluster = Cluster(rules, versions, mint)
     site = Site(options.state, cluster, Processes(), nodes, versions, isolation.host_process().pid, fabric)
     controller = Controller(site, not options.no_mesh)
-    controller.timings["nodes"] = time.perf_counter() - began
+    site.timings["fabric and nodes"] = time.perf_counter() - began
     return controller
 
 

@@ -6,17 +6,25 @@ asked first. An image that nobody knows is refused when the manifest is applied,
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import ztunnel
 from ztunnel.lab.tree import Tree, branches, text, texts
 
 ECHO = str(Path(__file__).with_name("echo.py"))
 PYTHON = (sys.executable, "-I", "-S")
+PACKAGE_ROOT = str(Path(ztunnel.__file__).parent.parent)
 IDLE = ("sleep", "infinity")
+
+
+def python_path(environ: Mapping[str, str]) -> str:
+    """PYTHONPATH with which a child finds this package wherever it was found, and everything else where we find it."""
+    return os.pathsep.join(dict.fromkeys([PACKAGE_ROOT, *filter(None, environ.get("PYTHONPATH", "").split(os.pathsep))]))
 
 
 class UnknownImage(Exception):

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import ztunnel
 from ztunnel.lab.client import Client, NoLab
+from ztunnel.lab.images import python_path
 from ztunnel.lab.isolation import ProcessId
 from ztunnel.lab.objects import LabError
 from ztunnel.lab.paths import lab_state_dir, labs_root
@@ -160,7 +160,7 @@ def _launch(state: Path, options: Options) -> str | None:
     """Start the controller; None when it is ready, else why it is not."""
     read, write = os.pipe()
     command = [sys.executable, "-m", "ztunnel.lab.controller", "--state", str(state), "--ready", str(write), *options.arguments()]
-    environment = os.environ | {"PYTHONPATH": str(Path(ztunnel.__file__).parent.parent)}
+    environment = os.environ | {"PYTHONPATH": python_path(os.environ)}
     quiet = subprocess.DEVNULL
     with (
         open(state / LOG_NAME, "ab") as log,

@@ -94,12 +94,8 @@ class PodRun:
     started: str = ""
 
     async def run(self) -> None:
-        """Run the pod until it is deleted and nothing of it is left."""
-        try:
-            await self._connect()
-        except LocalError as error:
-            log.error("pod=%s/%s cannot be connected: %s", self.key.namespace, self.key.name, error)
-            self.site.happened(self.uid, "FailedCreatePodSandBox", str(error))
+        """Run a connected pod until it is deleted and nothing of it is left; one without a network only waits for its deletion."""
+        if self.netns == -1:
             await self.deleting.wait()
         else:
             self.runs = [ContainerRun(container) for container in branches(self.pod, "spec", "containers")]
@@ -127,18 +123,32 @@ class PodRun:
 
     # The network
 
-    async def _connect(self) -> None:
-        site, node = self.site, self.node
+    def place(self) -> topology.PodPlan | None:
+        """Take the pod's addresses; what to build for it, None for a pod in its node's own network, which is connected by this.
+
+        Raises:
+            LabError: the node is full.
+        """
+        node, versions = self.node, self.site.versions
         if is_host_network(self.pod):
-            self.netns = os.dup(node.fd)
-            self.addresses = tuple(node.plan.address(version) for version in site.versions)
-        else:
-            self.index = node.indexes.take()
-            self.addresses = tuple(pod_address(node.plan.number, self.index, version) for version in site.versions)
-            async with node.lock:
-                self.netns = await in_thread(partial(topology.make_pod, node.fd, node.plan, self._plan()))
-            self._link().symlink_to(site.fd_path(self.netns))
-        self.started = site.cluster.mint.timestamp()
+            self.addresses = tuple(node.plan.address(version) for version in versions)
+            self.connected(os.dup(node.fd))
+            return None
+        self.index = node.indexes.take()
+        self.addresses = tuple(pod_address(node.plan.number, self.index, version) for version in versions)
+        return self._plan()
+
+    def connected(self, netns: int) -> None:
+        """The pod has its network."""
+        self.netns = netns
+        self.started = self.site.cluster.mint.timestamp()
+        if self.index:
+            self._link().symlink_to(self.site.fd_path(netns))
+
+    def failed(self, error: LocalError) -> None:
+        """It cannot have one."""
+        log.error("pod=%s/%s cannot be connected: %s", self.key.namespace, self.key.name, error)
+        self.site.happened(self.uid, "FailedCreatePodSandBox", str(error))
 
     async def _disconnect(self) -> None:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + TEARDOWN_SECONDS):
@@ -305,6 +315,7 @@ class Kubelet:
 
     def reconcile(self, nursery: trio.Nursery) -> None:
         """Begin the life of pods that were given a node, and the end of those that were deleted."""
+        new: dict[str, list[PodRun]] = {}
         for pod in self._site.cluster.pods():
             key, uid = key_of(pod), uid_of(pod)
             run = self.runs.get(uid)
@@ -315,7 +326,38 @@ class Kubelet:
                 self._site.cluster.finalize(key, uid)
             elif node := self._site.nodes.get(text(pod, "spec", "nodeName")):
                 self.runs[uid] = PodRun(self._site, node, key, uid, pod)
-                nursery.start_soon(self._run, self.runs[uid])
+                new.setdefault(node.plan.name, []).append(self.runs[uid])
+        for name, runs in new.items():
+            nursery.start_soon(self._begin, self._site.nodes[name], runs, nursery)
+
+    async def _begin(self, node: NodeSite, runs: list[PodRun], nursery: trio.Nursery) -> None:
+        """Connect new pods of one node, then run them: while the machine is busy with networks, their programs would only be in the way."""
+        began = trio.current_time()
+        planned = []
+        for run in runs:
+            try:
+                if (plan := run.place()) is not None:
+                    planned.append((run, plan))
+            except LocalError as error:
+                run.failed(error)
+        try:
+            await self._connect(node, planned)
+        except LocalError:
+            for each in planned:  # one by one, to find the one that fails
+                try:
+                    await self._connect(node, [each])
+                except LocalError as error:
+                    each[0].failed(error)
+        self._site.timings[f"networks of {len(runs)} pods on {node.plan.name}"] = trio.current_time() - began
+        for run in runs:
+            nursery.start_soon(self._run, run)
+
+    async def _connect(self, node: NodeSite, planned: list[tuple[PodRun, topology.PodPlan]]) -> None:
+        if planned:
+            async with node.lock:
+                fds = await in_thread(partial(topology.make_pods, node.fd, node.plan, [plan for _, plan in planned]))
+            for (run, _), fd in zip(planned, fds, strict=True):
+                run.connected(fd)
 
     async def _run(self, run: PodRun) -> None:
         await run.run()

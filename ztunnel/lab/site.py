@@ -73,6 +73,8 @@ class Site:
     fabric: int
     """The namespace with the bridge that all nodes hang on."""
     bell: Bell = field(default_factory=Bell)
+    timings: dict[str, float] = field(default_factory=dict)
+    """Seconds that the steps of building took, for `up -v`."""
     happenings: deque[Happening] = field(default_factory=lambda: deque(maxlen=MAX_EVENTS))
 
     def happened(self, uid: str, reason: str, message: str) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pyroute2 import IPRoute
@@ -74,7 +75,7 @@ def make_node(fabric: int, node: NodePlan, nodes: Sequence[NodePlan], versions: 
     """
     fd = netns.new()
     try:
-        netns.run_inside(fd, _mapped, _quick_ipv6)
+        netns.run_inside(fd, _mapped, _no_duplicate_detection)
         netns.run_inside(fabric, _mapped, lambda: _attach(node.name, fd))
         netns.run_inside(fd, _mapped, lambda: _configure_node(node, nodes, versions))
     except BaseException:
@@ -83,20 +84,27 @@ def make_node(fabric: int, node: NodePlan, nodes: Sequence[NodePlan], versions: 
     return fd
 
 
-def make_pod(node_fd: int, node: NodePlan, pod: PodPlan) -> int:
-    """The namespace of a new pod, connected to its node; the caller closes it and calls `remove_pod`.
+def make_pods(node_fd: int, node: NodePlan, pods: Sequence[PodPlan]) -> list[int]:
+    """The namespaces of new pods, connected to their node; the caller closes them and calls `remove_pod`.
 
-    Raises: NetlinkError when the kernel refuses; nothing is left then.
+    Several at once, because most of the time goes into opening netlink sockets.
+
+    Raises:
+        NetlinkError: the kernel refuses one of them; nothing of any is left then.
     """
-    fd = netns.new()
+    fds: list[int] = []
     try:
-        netns.run_inside(fd, _mapped, _quick_ipv6)
-        netns.run_inside(node_fd, _mapped, lambda: _connect(node, pod, fd))
-        netns.run_inside(fd, _mapped, lambda: _configure_pod(pod))
+        for _ in pods:
+            fds.append(netns.new())
+            netns.run_inside(fds[-1], _mapped, _no_duplicate_detection)
+        netns.run_inside(node_fd, _mapped, lambda: _connect(node, pods, fds))
+        for fd, pod in zip(fds, pods, strict=True):
+            netns.run_inside(fd, _mapped, partial(_configure_pod, pod))
     except BaseException:
-        os.close(fd)
+        for fd in fds:
+            os.close(fd)
         raise
-    return fd
+    return fds
 
 
 def remove_pod(node_fd: int, pod: PodPlan) -> None:
@@ -118,13 +126,11 @@ def _sysctl(name: str, value: int) -> None:
     Path("/proc/sys/net", name).write_text(str(value))
 
 
-def _quick_ipv6() -> None:
-    # Before any link exists: duplicate address detection of the link-locals costs the first IPv6 connection two seconds.
+def _no_duplicate_detection() -> None:
+    """Before any link exists: duplicate address detection of the link-locals costs the first IPv6 connection two seconds."""
     if Path("/proc/sys/net/ipv6").exists():
         for scope in ("all", "default"):
             _sysctl(f"ipv6/conf/{scope}/accept_dad", 0)
-    with IPRoute() as route:
-        _up(route, "lo")
 
 
 def _up(route: IPRoute, name: str) -> int:
@@ -141,8 +147,9 @@ def _address(route: IPRoute, index: int, address: str, prefix: int) -> None:
 
 
 def _fabric() -> None:
-    _quick_ipv6()
+    _no_duplicate_detection()
     with IPRoute() as route:
+        _up(route, "lo")
         # Multicast snooping without a querier swallows neighbour discovery for the first seconds.
         route.link("add", ifname=BRIDGE, kind="bridge", br_mcast_snooping=0)
         _up(route, BRIDGE)
@@ -162,6 +169,7 @@ def _configure_node(node: NodePlan, nodes: Sequence[NodePlan], versions: Sequenc
     if 6 in versions:
         _sysctl("ipv6/conf/all/forwarding", 1)
     with IPRoute() as route:
+        _up(route, "lo")
         index = _up(route, "eth0")
         for version in versions:
             own = node.address(version)
@@ -173,21 +181,23 @@ def _configure_node(node: NodePlan, nodes: Sequence[NodePlan], versions: Sequenc
             route.route("add", dst=str(SERVICE_NETWORKS[version]), oif=index, prefsrc=own)
 
 
-def _connect(node: NodePlan, pod: PodPlan, fd: int) -> None:
+def _connect(node: NodePlan, pods: Sequence[PodPlan], fds: Sequence[int]) -> None:
     with IPRoute() as route:
-        route.link("add", ifname=pod.interface, kind="veth", peer={"ifname": "eth0", "net_ns_fd": fd})
-        index = _up(route, pod.interface)
-        for address in pod.addresses:
-            version = version_of(address)
-            gateway, prefix = GATEWAYS[version]
-            _address(route, index, gateway, prefix)
-            # Without prefsrc the node would speak to its pods from the gateway's address; real nodes show their own.
-            scope = {"scope": SCOPE_LINK} if version == 4 else {}
-            route.route("add", dst=f"{address}/{HOST_PREFIX[version]}", oif=index, prefsrc=node.address(version), **scope)
+        for pod, fd in zip(pods, fds, strict=True):
+            route.link("add", ifname=pod.interface, kind="veth", peer={"ifname": "eth0", "net_ns_fd": fd})
+            index = _up(route, pod.interface)
+            for address in pod.addresses:
+                version = version_of(address)
+                gateway, prefix = GATEWAYS[version]
+                _address(route, index, gateway, prefix)
+                # Without prefsrc the node would speak to its pods from the gateway's address; real nodes show their own.
+                scope = {"scope": SCOPE_LINK} if version == 4 else {}
+                route.route("add", dst=f"{address}/{HOST_PREFIX[version]}", oif=index, prefsrc=node.address(version), **scope)
 
 
 def _configure_pod(pod: PodPlan) -> None:
     with IPRoute() as route:
+        _up(route, "lo")
         index = _up(route, "eth0")
         for address in pod.addresses:
             version = version_of(address)
