@@ -120,7 +120,7 @@ class TunnelSettings:
     records: RecordLayer = RecordLayer.OWN
     """`own` (default: fewer copies, KeyUpdate before the AES-GCM limit) or `openssl` (the reference and the fallback)."""
     optimistic_data: bool = True
-    """Send DATA behind the CONNECT request before its answer; saves a round trip. Off for peers that refuse it."""
+    """Send DATA behind the CONNECT request before its answer, to peers that say they take it (ours do); saves a round trip."""
     idle_seconds: float = field(default=300.0, metadata=_range(1, 86400))
     """A tunnel without streams is closed after this; 300 as Istio: a burst later finds it, an idle peer costs nothing for long."""
     max_streams: int = field(default=100, metadata=_range(1, 1000))

@@ -142,7 +142,9 @@ class StreamRelay:
 
     def _read(self) -> None:
         tunnel = self._tunnel
-        if not self._answered and not self._optimistic:
+        if not self._answered and not (self._optimistic and tunnel.mux.peer_takes_early_data):
+            # Its SETTINGS may still say that it takes early data: parked relays are asked again then.
+            tunnel.park(self)
             if self._hung:
                 self._check_error()
             return
@@ -232,7 +234,7 @@ class StreamRelay:
         self._owner.relay_answered()
         if ended:
             self.remote_ended()
-        if not self._optimistic and not self._done:
+        if not self._done and not (self._optimistic and self._tunnel.mux.peer_takes_early_data):
             self._loop.again(self, READABLE)
 
     def remote_ended(self) -> None:
@@ -254,6 +256,7 @@ class StreamRelay:
             return
         self._app_ended = True
         self.remote_ended()
+        self._finish_if_over()
 
     def tunnel_lost(self, error: MeshError) -> None:
         """The tunnel died; what had arrived before is not worth a clean end that would look whole."""
@@ -310,7 +313,7 @@ class StreamRelay:
         self._finish_if_over()
 
     def _finish_if_over(self) -> None:
-        if self._app_ended and self._app_shut:
+        if self._app_ended and self._app_shut and not self._done:
             self._end(None, graceful=True)
 
     def _reset_stream(self, code: int) -> None:

@@ -70,8 +70,10 @@ class Farewell:
         if self._closed:
             return
         try:
-            while self._sock.recv(_DISCARD, socket.MSG_DONTWAIT):
-                pass
+            if self._sock.recv(_DISCARD, socket.MSG_DONTWAIT):
+                # In turns with the others: a peer that sends as fast as we read must not keep the loop to itself.
+                self._loop.again(self, READABLE)
+                return
         except BlockingIOError:
             return
         except OSError as error:
@@ -110,7 +112,7 @@ class Acceptor:
         loop.watch_listener(listener.fileno(), self)
 
     def on_event(self, events: int) -> None:
-        if self._closed:
+        if self._closed or self._pause is not None:
             return
         for _ in range(ACCEPTS_PER_ROUND):
             try:
@@ -132,7 +134,11 @@ class Acceptor:
             self._loop.again(self, READABLE)
             return
         self._on_shortage()
-        self._pause = self._loop.call_later(_PAUSE_SECONDS, lambda: self.on_event(READABLE))
+        self._pause = self._loop.call_later(_PAUSE_SECONDS, self._resume)
+
+    def _resume(self) -> None:
+        self._pause = None
+        self._loop.again(self, READABLE)
 
     def on_bug(self) -> None:
         """A connection that could not even be set up is lost; the listener goes on."""

@@ -47,7 +47,7 @@ class Mux:
     """
 
     __slots__ = (
-        "limits", "peer_max_frame",
+        "limits", "peer_max_frame", "peer_takes_early_data",
         "_block", "_budget", "_client", "_codec", "_exchange", "_failed", "_peer_leaving", "_peer_streams", "_peer_window",
         "_receiver", "_refusing", "_starved", "_streams", "_table", "_window",
     )  # fmt: skip
@@ -56,6 +56,8 @@ class Mux:
         self._client = client
         self.limits = limits
         self.peer_max_frame = frames.DEFAULT_MAX_FRAME
+        self.peer_takes_early_data = False
+        """The peer has said that DATA may follow a CONNECT before its answer. Some lose it: Envoy 1.40 does, now and then."""
         self._exchange = Exchange(client, limits)
         self._block = HeaderBlock((limits.block_frames, limits.header_bytes(client)))
         self._codec = HeaderCodec(limits.header_bytes(client))
@@ -88,6 +90,8 @@ class Mux:
         values[Setting.INITIAL_WINDOW_SIZE] = limits.stream_window
         values[Setting.MAX_FRAME_SIZE] = limits.max_frame
         values[Setting.MAX_HEADER_LIST_SIZE] = limits.header_bytes(self._client)
+        if not self._client:
+            values[Setting.EARLY_DATA] = 1
         grown = limits.connection_window - frames.DEFAULT_WINDOW
         update = frames.window_update(0, grown) if grown else b""
         return (PREFACE if self._client else b"") + frames.settings(values) + update
@@ -244,6 +248,7 @@ class Mux:
             self._receiver.greeted = True
         self._peer_streams = values.get(Setting.MAX_CONCURRENT_STREAMS, self._peer_streams)
         self.peer_max_frame = values.get(Setting.MAX_FRAME_SIZE, self.peer_max_frame)
+        self.peer_takes_early_data = values.get(Setting.EARLY_DATA, int(self.peer_takes_early_data)) == 1
         self._exchange.out += frames.frame(Kind.SETTINGS, frames.ACK, 0)
         self._exchange.events.append(SettingsReceived())
         self._rebase_sending(values.get(Setting.INITIAL_WINDOW_SIZE, self._peer_window))
@@ -414,7 +419,9 @@ class Mux:
             table=self._table.export(),
             receiver=self._receiver.export(),
             block=self._block.export(),
-            sender=SenderState(self._peer_window, self.peer_max_frame, self._peer_streams, self._window, self._starved),
+            sender=SenderState(
+                self._peer_window, self.peer_max_frame, self._peer_streams, self._window, self._starved, self.peer_takes_early_data
+            ),
             codec=self._codec.export(),
             budget=self._budget.export(),
             refusing=self._refusing,
@@ -437,6 +444,6 @@ class Mux:
         mux._receiver = Receiver.restore(exchange, mux._block, state.receiver)
         mux._codec = HeaderCodec(limits.header_bytes(client), state.codec)
         mux._peer_window, mux.peer_max_frame, mux._peer_streams = sender.initial_window, sender.max_frame, sender.streams
-        mux._window, mux._starved = sender.window, sender.starved
+        mux._window, mux._starved, mux.peer_takes_early_data = sender.window, sender.starved, sender.early_data
         mux._refusing, mux._peer_leaving, mux._failed = state.refusing, state.peer_leaving, state.failed
         return mux

@@ -20,6 +20,7 @@ class SenderState:
     streams: int
     window: int
     starved: bool
+    early_data: bool
 
 
 @dataclass(frozen=True, slots=True)

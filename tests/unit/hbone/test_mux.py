@@ -55,7 +55,7 @@ def test_a_server_says_first() -> None:
     assert frame_texts(bytes(mux.take())) == [
         (
             "SETTINGS HEADER_TABLE_SIZE=0 MAX_CONCURRENT_STREAMS=200 INITIAL_WINDOW_SIZE=4194304 MAX_FRAME_SIZE=1048576"
-            " MAX_HEADER_LIST_SIZE=65536"
+            " MAX_HEADER_LIST_SIZE=65536 EARLY_DATA=1"
         )
     ]
     assert not mux.has_output
