@@ -57,7 +57,7 @@ class Mux:
         self.limits = limits
         self.peer_max_frame = frames.DEFAULT_MAX_FRAME
         self.peer_takes_early_data = False
-        """The peer has said that DATA may follow a CONNECT before its answer. Some lose it: Envoy 1.40 does, now and then."""
+        """The peer has said that DATA may follow a CONNECT before its answer (decision 0006)."""
         self._exchange = Exchange(client, limits)
         self._block = HeaderBlock((limits.block_frames, limits.header_bytes(client)))
         self._codec = HeaderCodec(limits.header_bytes(client))
