@@ -30,6 +30,10 @@ hypothesis.settings.register_profile("deep", max_examples=20_000, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
 
+# Debian gives ordinary users no path to the administrators' programs, which they may well run in namespaces of their own.
+os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add `--require-netns`."""
     parser.addoption("--require-netns", action="store_true", help="fail, not skip, where network namespaces cannot be made")

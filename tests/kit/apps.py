@@ -212,6 +212,9 @@ def tapped(place: Place, interface: str = "eth0") -> Iterator[Tap]:
         sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         sock.bind((interface, ETH_P_ALL))
     with sock:
-        sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, TAP_BYTES)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, TAP_BYTES)
+        except PermissionError:  # root of a user namespace may not pass the machine's limit
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, TAP_BYTES)
         sock.setblocking(False)
         yield Tap(sock)
