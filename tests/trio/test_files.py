@@ -14,6 +14,8 @@ import trio.testing
 
 from ztunnel.mesh.derive import MeshOptions, MeshState
 from ztunnel.mesh.errors import ConfigError
+from ztunnel.mesh.refused import DENY_EVERYTHING
+from ztunnel.mesh.rules import Scope
 from ztunnel.sources.files import FileLimits, FileSource
 from ztunnel.sources.objects import Refusal
 
@@ -199,3 +201,22 @@ async def test_a_directory_that_vanishes_later_keeps_everything(tmp_path: Path, 
 async def test_a_directory_that_is_not_there_at_the_start_is_a_configuration_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"sources\.files: .*none: cannot be listed"):
         await FileSource(tmp_path / "none", MeshOptions()).run(Told())
+
+
+async def test_a_file_that_could_not_be_read_at_the_start_denies_everything(tmp_path: Path, mock_clock: trio.testing.MockClock) -> None:
+    write(tmp_path / "a.yaml", "one")
+    (tmp_path / "b.yaml").write_text("spec: {action: [")
+    async with watching(tmp_path) as told:
+        (broken,) = [policy for policy in told.states[-1].policies.values() if policy.name != "one"]
+        assert (broken.scope, broken.rules) == (Scope.GLOBAL, DENY_EVERYTHING)
+        assert "b.yaml" in broken.name
+        assert "everything is denied until it can be read" in told.refusals[0].reason
+        # One that appears broken later forbids nothing: what was in force when it was not there stays so.
+        (tmp_path / "c.yaml").write_text("{")
+        await trio.sleep(2)
+        assert len(told.states[-1].policies) == 2
+        write(tmp_path / "b.yaml", "two")
+        (tmp_path / "c.yaml").unlink()
+        await trio.sleep(2)
+        assert told.policies == ["one", "two"]
+        assert told.refusals == ()

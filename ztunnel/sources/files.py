@@ -4,7 +4,8 @@ Polling, not inotify: a look costs a directory listing and one stat per file, wo
 symbolic links, network mounts send no events), and needs no bookkeeping that could miss a change. A change is read once two looks
 agree on it, so that a file caught between two writes of its editor is not believed, and a file that is being replaced is not gone.
 
-Invariants: what cannot be read keeps its former objects in force; parsing gives way to other tasks; the sink is told everything
+Invariants: what cannot be read keeps its former objects in force, and denies everything if there are none because the agent has just
+started; parsing gives way to other tasks; the sink is told everything
 that was found first before `run` says that it has started.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
@@ -25,7 +26,7 @@ from ztunnel.mesh.errors import ConfigError
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import KubeObject
 from ztunnel.sources.documents import DocumentError, read_json, read_yaml
-from ztunnel.sources.objects import Judged, Refusal, combine, judge
+from ztunnel.sources.objects import Judged, Refusal, combine, judge, unreadable
 
 SUFFIXES = (".yaml", ".yml", ".json")
 TRUST_SECONDS = 1.0
@@ -35,6 +36,7 @@ DOCUMENTS_PER_TURN = 32
 """Documents parsed before other tasks get a turn; a few milliseconds."""
 
 _KEPT = "what it said before stays in force"
+_UNKNOWN = "it may hold policies, so everything is denied until it can be read"
 
 Sink = Callable[[MeshState, tuple[Refusal, ...]], Awaitable[None]]
 
@@ -175,7 +177,12 @@ class FileSource:
         if file is None:
             file = self._files[name] = _File(signature, trio.current_time())
         file.signature, file.first_seen, file.trusted = signature, trio.current_time(), False
-        return await self._read(name, file)
+        changed = await self._read(name, file)
+        if first and file.problem is not None:
+            # Later a file that cannot be read keeps what it said before; now nobody knows what that was.
+            file.problem = replace(file.problem, reason=file.problem.reason.replace(_KEPT, _UNKNOWN))
+            file.judged = [unreadable(name, file.problem.reason)]
+        return changed
 
     async def _read(self, name: str, file: _File) -> bool:
         """Read one file. True: what it says has changed."""

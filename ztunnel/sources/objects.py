@@ -95,10 +95,17 @@ def combine(documents: Iterable[Judged], in_force: Mapping[ObjectKey, KubeObject
             refusals.append(refusal)
             chosen = _last_good(object_key, in_force) or _stand_in_of_duplicates(object_key, candidates, refusal)
         elif chosen is None:
-            chosen = _last_good(object_key, in_force) or candidates[0].stand_in
+            stand_ins = (candidate.stand_in for candidate in candidates if candidate.stand_in is not None)
+            chosen = _last_good(object_key, in_force) or next(stand_ins, None)
         if chosen is not None:
             objects[object_key] = chosen
     return Combined(objects, tuple(refusals))
+
+
+def unreadable(file: str, reason: str) -> Judged:
+    """What stands for a file of which nothing is known: nobody can say which policies it holds, so everything is denied."""
+    object_key = ObjectKey("AuthorizationPolicy", "", f"unreadable file {file}")
+    return Judged(object_key, file, stand_in=RefusedPolicy(object_key, None, everywhere=True, reason=reason))
 
 
 def _refused(body: object, error: ManifestError, file: str) -> list[Judged]:

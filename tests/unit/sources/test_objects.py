@@ -118,6 +118,14 @@ def test_refused_policies_without_names_stand_for_each_other() -> None:
     assert combined.refusals == ()
 
 
+def test_a_nameless_policy_that_denies_is_not_hidden_by_one_that_never_does() -> None:
+    audit = policy(name=5)  # type: ignore[arg-type]  # what a manifest may say
+    audit["spec"] = {"action": "AUDIT"}
+    nameless = policy(name=5)  # type: ignore[arg-type]  # as above
+    (stand_in,) = combine([*judged(audit), *judged(nameless)], {}).objects.values()
+    assert isinstance(stand_in, RefusedPolicy)
+
+
 def test_nonsense_is_refused_and_nothing_else() -> None:
     bodies: list[object] = [5, "x", [], {}, {"kind": 5}, {"kind": "Pod"}, {1: 2}]
     for body in bodies:
