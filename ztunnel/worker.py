@@ -238,7 +238,7 @@ class Worker:
         return self._node
 
     def _configure(self, settings: Configure) -> None:
-        table = ConnectionTable(self._loop, self._report, settings.max_connections)
+        table = ConnectionTable(self._loop, self._report, self._tell_soon, settings.max_connections)
         self._node = Node(self._loop, Scratch(), Index(), settings, table, random.Random().randrange)
         self._pool = Pool(self._node)
         self._loop.call_later(settings.report_seconds, self._progress)
@@ -319,6 +319,8 @@ class Worker:
         elif pod is not None:
             del self._pods[message.uid]
             self._close_pod(pod)
+        # First: whether the pod still has connections decides when its rules may go.
+        self._tell_activity()
         self._send(PodRemoved(message.uid))
 
     def _close_pod(self, pod: Pod) -> None:
@@ -331,7 +333,7 @@ class Worker:
             if connection.facts.pod_uid == pod.uid:
                 connection.abort(gone)
         for tunnel in list(pod.inbound):
-            tunnel.close(gone)
+            tunnel.abort(gone)
         if self._pool is not None:
             self._pool.drop_pod(pod.uid)
         pod.ipv4.close()

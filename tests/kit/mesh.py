@@ -184,8 +184,8 @@ class Agent:
 class Mesh:
     """A topology, its manifests and its agents. A context manager."""
 
-    def __init__(self, nodes: int = 2, *, settings: str = DEFAULT_SETTINGS, start: bool = True) -> None:
-        """`settings`: lines of YAML that each agent's configuration gets in addition."""
+    def __init__(self, nodes: int = 2, *, settings: str = DEFAULT_SETTINGS, start: bool = True, leaf_hours: float = 24) -> None:
+        """`settings`: lines of YAML that each agent's configuration gets in addition. `leaf_hours`: life of a certificate."""
         self.net = Topology()
         self._root = tempfile.TemporaryDirectory(prefix="mesh-")
         self.root = Path(self._root.name)
@@ -197,6 +197,7 @@ class Mesh:
         self._documents: dict[str, Json] = {}
         self._namespaces: dict[str, str] = {}
         self.namespace("default")
+        self._leaf_hours = leaf_hours
         self.agents = [self._agent(self.net.node(), settings) for _ in range(nodes)]
         if start:
             self.start()
@@ -229,9 +230,10 @@ class Mesh:
             sys.stderr.write(f"---- {agent.node.name}\n{agent.log[-6000:]}\n")
 
     def start(self) -> None:
-        """Starts all agents and waits until they are ready."""
+        """Starts the agents that do not run and waits until all are ready."""
         for agent in self.agents:
-            agent.start()
+            if not agent.is_running:
+                agent.start()
         for agent in self.agents:
             agent.await_ready()
 
@@ -242,7 +244,7 @@ class Mesh:
             f"node: {node.name}\n"
             f"sources: {{files: {self.manifests}, poll_seconds: 0.05, redirection_status: annotation}}\n"
             f"pods: {{netns_directory: {self.netns}, status_directory: {directory / 'status'}}}\n"
-            f"ca: {{directory: {self.root / 'ca'}}}\n"
+            f"ca: {{directory: {self.root / 'ca'}, leaf_hours: {self._leaf_hours}}}\n"
             f"admin: {{socket: {directory / 'agent.sock'}}}\n" + settings
         )
         return Agent(node, directory)

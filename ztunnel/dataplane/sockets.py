@@ -24,12 +24,17 @@ _LINGER_OFF = struct.pack("ii", 0, 0)
 
 def reset(sock: socket.socket) -> None:
     """Closes with RST: the other side must not take a cut stream for a whole one."""
+    reset_on_close(sock)
+    sock.close()
+
+
+def reset_on_close(sock: socket.socket) -> None:
+    """Whoever closes it closes with RST, and the kernel keeps nothing of it."""
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
     except OSError as error:
         if error.errno not in (errno.EBADF, errno.EINVAL):
             raise
-    sock.close()
 
 
 def finish(sock: socket.socket) -> None:

@@ -23,7 +23,7 @@ from ztunnel.dataplane.buffers import CHUNK, CHUNK_FRAMED, FRAME_HEADER, SMALL, 
 from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop, Timer
 from ztunnel.dataplane.outlet import Outlet
 from ztunnel.dataplane.relay import StreamRelay
-from ztunnel.dataplane.sockets import Farewell
+from ztunnel.dataplane.sockets import Farewell, reset_on_close
 from ztunnel.hbone.events import (
     DataReceived,
     Event,
@@ -157,6 +157,12 @@ class Tunnel:
 
     def close(self, error: MeshError | None = None) -> None:
         """Ends it now, streams included; the peer hears close_notify or the error's alert first if the socket takes it."""
+        self._die(error)
+
+    def abort(self, error: MeshError) -> None:
+        """Ends it now with RST: a FIN that nobody acknowledges would keep the namespace of a deleted pod for minutes."""
+        if self._sock is not None and not self.is_dead:
+            reset_on_close(self._sock)
         self._die(error)
 
     def on_bug(self) -> None:

@@ -186,11 +186,12 @@ class Connection:
 
 
 class ConnectionTable:
-    """The live connections, bounded; tells `report` about each, at its end and at intervals."""
+    """The live connections, bounded; tells `report` about each, at its end and at intervals, and `on_new` that there is one more."""
 
-    def __init__(self, loop: Loop, report: Callable[[FlowRecord], None], limit: int) -> None:
+    def __init__(self, loop: Loop, report: Callable[[FlowRecord], None], on_new: Callable[[], None], limit: int) -> None:
         self._loop = loop
         self._report = report
+        self._on_new = on_new
         self._limit = limit
         self._number = 0
         self._live: dict[str, Connection] = {}
@@ -212,6 +213,7 @@ class ConnectionTable:
         connection = Connection(self, self._number, facts, self._loop.now)
         self._live[connection.id] = connection
         self.active[facts.pod_uid] += 1
+        self._on_new()
         return connection
 
     def count_towards(self, connection: Connection) -> None:

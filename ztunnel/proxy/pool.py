@@ -177,7 +177,7 @@ class Pool:
         """A pod of ours is gone: its tunnels end at once."""
         for member in self._all():
             if member.key.pod_uid == uid:
-                member.tunnel.close(LocalError("the pod is gone"))
+                member.tunnel.abort(LocalError("the pod is gone"))
 
     def tunnels(self) -> list[tuple[str, Tunnel]]:
         """All of them, with the UID of the pod that each belongs to."""
