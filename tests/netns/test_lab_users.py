@@ -21,7 +21,7 @@ NOBODY = 65534
 
 
 def _as_ordinary_user() -> list[str]:
-    """A prefix that makes a command an ordinary user's: another user where the interpreter is readable for one, else one without capabilities."""
+    """A prefix for an ordinary user: another one where the interpreter is readable for one, else one without capabilities."""
     if os.geteuid() != 0:
         return []
     become = ["setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"]

@@ -35,14 +35,14 @@ class Client:
             LabError: refused; the text is for the user.
         """
         with self._connection() as sock, sock.makefile("rb") as lines:
-            sock.sendall(_request(verb, arguments))
+            _send(sock, _request(verb, arguments))
             return _answer(_line(lines.readline))
 
     def watch(self, **arguments: object) -> Iterator[tuple[str, Tree]]:
         """The selected objects as ADDED, then every change, for as long as the caller asks for more."""
         with self._connection() as sock, sock.makefile("rb") as lines:
             sock.settimeout(None)
-            sock.sendall(_request("watch", arguments))
+            _send(sock, _request("watch", arguments))
             while line := lines.readline(MAX_ANSWER):
                 message = decode(line)
                 if "error" in message:
@@ -61,8 +61,7 @@ class Client:
         with self._connection() as sock, sock.makefile("rb") as lines:
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
             request = _request("exec", arguments)
-            sent = sock.sendmsg([request], [rights])
-            sock.sendall(request[sent:])
+            _send(sock, request, rights)
             first = decode(_line(lines.readline))
             if "error" in first:
                 raise LabError("", text(first, "error").removeprefix("error: "))
@@ -102,6 +101,16 @@ def _request(verb: str, arguments: dict[str, object]) -> bytes:
     if len(data) > MAX_REQUEST:
         raise LabError("", f"the request is {len(data)} bytes; at most {MAX_REQUEST} are accepted")
     return data
+
+
+def _send(sock: socket.socket, data: bytes, *rights: tuple[int, int, array.array[int]]) -> None:
+    """Send a request. A controller that refuses before it has read all of it hangs up, and its answer says why."""
+    try:
+        sent = sock.sendmsg([data], rights)
+        if sent < len(data):
+            sock.sendall(data[sent:])
+    except (BrokenPipeError, ConnectionResetError):
+        return
 
 
 def _line(readline: Callable[[int], bytes]) -> bytes:

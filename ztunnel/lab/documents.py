@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,6 +17,15 @@ from ztunnel.mesh.manifests.parse import unpack
 SUFFIXES = (".yaml", ".yml", ".json")
 MAX_FILE = 8 << 20
 MAX_DOCUMENTS = 5000
+
+
+class _Loader(yaml.CSafeLoader):
+    """The C loader of plain data; a date is text, as in Kubernetes. (Siblings do not import each other: not through ztunnel.sources.)"""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - the loader's own attribute
+        first: [(tag, form) for tag, form in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 def read(places: Iterable[str]) -> list[Tree]:
@@ -69,8 +79,7 @@ def _documents(name: str, content: str) -> list[Tree]:
     if len(content) > MAX_FILE:
         raise LabError("", f"{name} is larger than {MAX_FILE} bytes")
     try:
-        # The C loader of plain data. Siblings do not import each other, so not through ztunnel.sources.
-        documents = list(yaml.load_all(content, Loader=yaml.CSafeLoader))
+        documents = list(yaml.load_all(content, Loader=_Loader))
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise LabError("", f"{name} is not YAML: {' '.join(str(error).split())}") from error
     found: list[Tree] = []
@@ -83,5 +92,14 @@ def _documents(name: str, content: str) -> list[Tree]:
         for body in bodies:
             if not isinstance(body, dict):
                 raise LabError("", f"{source}: a Kubernetes object is expected, found {type(body).__name__}")
-            found.append({"source": source, "body": body})
+            found.append({"source": source, "body": _plain(source, body)})
     return found
+
+
+def _plain(source: str, body: Tree) -> Tree:
+    """The object, if JSON can say it: a YAML document may contain itself, bytes, or keys that are lists."""
+    try:
+        json.dumps(body)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise LabError("", f"{source}: is not plain data: {error}") from error
+    return body
