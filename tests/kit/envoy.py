@@ -78,13 +78,14 @@ class Envoy:
 
 
 @contextmanager
-def running(config: Mapping[str, object], *, prefix: Sequence[str] = (), level: str = "warning") -> Iterator[Envoy]:
+def running(config: Mapping[str, object], *, prefix: Sequence[str] = (), level: str = "warning", concurrency: int = 1) -> Iterator[Envoy]:
     """Envoy with that configuration, ready; terminated at the end.
 
     Args:
         config: a bootstrap without `admin`.
         prefix: words before Envoy's own, such as `("nsenter", "--net=/run/netns/a")`; it must end in an exec.
         level: Envoy's log level; the log is in `log_path` while Envoy runs.
+        concurrency: how many worker threads carry bytes.
 
     Raises:
         AssertionError: it ended or was not ready in time; the text has its log.
@@ -94,7 +95,15 @@ def running(config: Mapping[str, object], *, prefix: Sequence[str] = (), level: 
         admin = str(directory / "admin")
         bootstrap = {"admin": {"address": {"pipe": {"path": admin}}}, **config}
         (directory / "config.json").write_text(json.dumps(bootstrap))
-        words = ["--config-path", str(directory / "config.json"), "--concurrency", "1", "--disable-hot-restart", "--log-level", level]
+        words = [
+            "--config-path",
+            str(directory / "config.json"),
+            "--concurrency",
+            str(concurrency),
+            "--disable-hot-restart",
+            "--log-level",
+            level,
+        ]
         log = directory / "log"
         with log.open("wb") as output:
             process = subprocess.Popen([*prefix, str(binary()), *words], stdout=output, stderr=output, stdin=subprocess.DEVNULL)

@@ -1,0 +1,209 @@
+"""The loads: what is done to a way, and the numbers that come back. Generators are C programs, never this process.
+
+Values: `bytes`, `count`, `seconds`, `p50_us`, `p99_us`, `errors`, `generator_cpu`; the caller adds `cpu_seconds` of the proxies.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from scripts.benchmarks import processes, wrk
+from scripts.benchmarks.errors import BenchError
+from scripts.benchmarks.rows import Values
+from scripts.benchmarks.tools import Tools
+from scripts.benchmarks.ways import APP, WEB, Cpus, Way
+from tests.kit.netns import Pod
+
+IDLE_CONNECTIONS = 1000
+CONFIG_OBJECTS, CONFIG_TURNS_PER_SECOND = 50, 20
+"""A thousand changed objects a second."""
+_GRACE_SECONDS = 40.0
+_HEAD_START_SECONDS = 0.2
+_WARM_UP_SECONDS = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What every load needs to know."""
+
+    tools: Tools
+    cpus: Cpus
+    seconds: float
+
+    def command(self, pod: Pod, words: Sequence[str]) -> list[str]:
+        """A generator in a client pod, on the client's CPU."""
+        return [*processes.pinned(self.cpus.near), "nsenter", f"--net={pod.path}", *words]
+
+    def load(self, pod: Pod, what: str, to: Pod, *words: object) -> dict[str, float]:
+        """One run of load.c.
+
+        Raises:
+            BenchError: it could not do it.
+        """
+        command = self.command(pod, [self.tools.load, what, to.v4, str(APP), *map(str, words)])
+        values: dict[str, float] = json.loads(_output(command, self.seconds))
+        return values
+
+
+def _output(command: Sequence[str], seconds: float) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + _GRACE_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise BenchError(f"{command} did not end") from error
+    if done.returncode != 0 or not done.stdout.strip():
+        raise BenchError(f"{command}: {done.stderr.strip() or done.returncode}")
+    return done.stdout
+
+
+def warm_up(bench: Bench, way: Way) -> None:
+    """Tunnels stand, buffers have grown.
+
+    Raises:
+        BenchError: nothing comes through, or it comes through without a tunnel.
+    """
+    for client, server in dict.fromkeys(((way.client, way.server), way.neighbour)):
+        for what, words in (("ping", (4, 100)), ("up", (2,)), ("down", (2,))):
+            bench.load(client, what, server, *words, _WARM_UP_SECONDS)
+    if not way.has_tunnel():
+        raise BenchError(f"{way.name}: the load did not go through a tunnel")
+
+
+def _bulk(what: str, connections: int) -> Callable[[Bench, Way], Values]:
+    return lambda bench, way: bench.load(way.client, what, way.server, connections, bench.seconds)
+
+
+def _ping(bench: Bench, way: Way) -> Values:
+    return bench.load(way.client, "ping", way.server, 1, 1, bench.seconds)
+
+
+def _short(parallel: int) -> Callable[[Bench, Way], Values]:
+    return lambda bench, way: bench.load(way.client, "short", way.server, parallel, 64, bench.seconds)
+
+
+def _requests(connections: int) -> Callable[[Bench, Way], Values]:
+    def run(bench: Bench, way: Way) -> Values:
+        seconds = max(1, round(bench.seconds))  # wrk knows whole seconds only
+        words = [bench.tools.wrk, "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", f"http://{way.server.v4}:{WEB}/"]
+        return wrk.parse(_output(bench.command(way.client, words), seconds))
+
+    return run
+
+
+def _beside_bulk(bench: Bench, way: Way) -> Values:
+    client, server = way.neighbour
+    words = [bench.tools.load, "up", server.v4, str(APP), "1", str(bench.seconds + 2 * _HEAD_START_SECONDS)]
+    with subprocess.Popen(bench.command(client, words), stdout=subprocess.PIPE, text=True) as bulk:
+        time.sleep(_HEAD_START_SECONDS)
+        values = dict(_ping(bench, way))
+        output, _ = bulk.communicate(timeout=bench.seconds + _GRACE_SECONDS)
+    moved = json.loads(output)
+    return {
+        **values,
+        "errors": values["errors"] + moved["errors"],
+        "neighbour_bytes": moved["bytes"],
+        "neighbour_seconds": moved["seconds"],
+    }
+
+
+def _beside_config(bench: Bench, way: Way) -> Values:
+    if way.configure is None:
+        return {}
+    with _changing(way.configure) as turns:
+        time.sleep(_HEAD_START_SECONDS)
+        values = _ping(bench, way)
+    return {**values, "config_events": turns[0] * CONFIG_OBJECTS}
+
+
+@contextmanager
+def _changing(configure: Callable[[str, str], None]) -> Iterator[list[int]]:
+    """Rewrites a file of pods on some other node, all of them changed, until the block ends; the list holds the number of times."""
+    name = "churn.json"
+    texts = [
+        json.dumps({"apiVersion": "v1", "kind": "List", "items": [_pod(each, ready) for each in range(CONFIG_OBJECTS)]})
+        for ready in (True, False)
+    ]
+    turns, stop = [0], threading.Event()
+
+    def change() -> None:
+        while not stop.wait(1 / CONFIG_TURNS_PER_SECOND):
+            configure(name, texts[turns[0] % 2])
+            turns[0] += 1
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        yield turns
+    finally:
+        stop.set()
+        thread.join()
+        configure(name, "")
+
+
+def _pod(number: int, ready: bool) -> dict[str, object]:
+    name = f"elsewhere-{number}"
+    address = f"10.200.{number // 250}.{number % 250 + 1}"
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": "default", "uid": name, "labels": {"app": "elsewhere"}},
+        "spec": {"nodeName": "elsewhere", "serviceAccountName": name, "containers": [{"name": "app", "image": "app"}]},
+        "status": {
+            "phase": "Running",
+            "podIP": address,
+            "podIPs": [{"ip": address}],
+            "conditions": [{"type": "Ready", "status": str(ready)}],
+        },
+    }
+
+
+def _idle(bench: Bench, way: Way) -> Values:
+    """Memory of the larger data plane, and how much it grows by a thousand idle connections."""
+    if way.proxies is None:
+        return {}
+    before = [processes.resident_bytes(pid) for pid in way.proxies.data_planes]
+    command = bench.command(way.client, [bench.tools.load, "idle", way.server.v4, str(APP), str(IDLE_CONNECTIONS)])
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        if holder.stdout.readline() != "ready\n":
+            raise BenchError(f"{way.name}: {IDLE_CONNECTIONS} idle connections could not be opened")
+        after = [processes.resident_bytes(pid) for pid in way.proxies.data_planes]
+        holder.communicate()
+    grown = [late - early for early, late in zip(before, after, strict=True)]
+    return {"resident_bytes": max(before), "grown_bytes": max(grown)}
+
+
+ONCE: Mapping[str, Callable[[Bench, Way], Values]] = {"idle": _idle}
+"""Measured once, before the rounds: memory that was used before would not grow again."""
+
+EVERY_ROUND: Mapping[str, Callable[[Bench, Way], Values]] = {
+    "up-1": _bulk("up", 1),
+    "down-1": _bulk("down", 1),
+    "up-8": _bulk("up", 8),
+    "down-8": _bulk("down", 8),
+    "ping": _ping,
+    "ping-beside-bulk": _beside_bulk,
+    "ping-beside-config": _beside_config,
+    "requests-32": _requests(32),
+    "requests-256": _requests(256),
+    "short-1": _short(1),
+    "short-16": _short(16),
+}
+
+
+def run(scenario: Callable[[Bench, Way], Values], bench: Bench, way: Way) -> Values:
+    """The scenario's values and the CPU seconds that both proxies took; empty if the way has no such figure."""
+    pids = processes.tree(way.proxies.roots) if way.proxies else []
+    before = processes.cpu_seconds(pids)
+    try:
+        values = scenario(bench, way)
+    except BenchError as error:
+        raise BenchError(f"{way.name}: {error}") from error
+    if not values or way.proxies is None:
+        return values
+    return {**values, "cpu_seconds": processes.cpu_seconds(pids) - before}

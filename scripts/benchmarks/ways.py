@@ -1,0 +1,277 @@
+"""The ways through which the same load goes: nothing at all, a pair of Envoys, our agents, a naive relay.
+
+Each way has a client pod on one node and a server pod on another, namespaces of its own throughout, so that all ways are up at the same
+time and one that is not measured costs nothing. Proxies get the same redirection, loaded by the product's own code. The model is two
+nodes of one CPU each: client and outbound proxy share the near one, inbound proxy and server the far one.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from scripts.benchmarks import envoy_pair, processes
+from scripts.benchmarks.errors import BenchError
+from scripts.benchmarks.tools import Tools
+from tests.kit import envoy
+from tests.kit.mesh import Mesh
+from tests.kit.netns import Place, Pod, Topology
+from tests.kit.pki import FakePki
+from tests.kit.polling import NeverHappened, eventually
+from ztunnel.hbone.handshake import Credentials
+from ztunnel.mesh.ports import INBOUND_HBONE, OUTBOUND
+from ztunnel.node import routes
+from ztunnel.node.nft import PodTables, probe_ownership
+from ztunnel.node.redirect import Stage, ruleset
+
+APP, WEB = 9000, 9001
+"""Ports in each server pod: our own server, and nginx."""
+CLIENT, SERVER = "client", "server"
+ANSWER_BYTES = 1024
+
+_NGINX = f"""daemon off;
+master_process off;
+worker_processes 1;
+pid {{directory}}/nginx.pid;
+error_log stderr error;
+worker_rlimit_nofile 8192;
+events {{{{ worker_connections 4096; }}}}
+http {{{{
+    access_log off;
+    keepalive_requests 1000000000;
+    client_body_temp_path {{directory}}/body;
+    proxy_temp_path {{directory}}/proxy;
+    fastcgi_temp_path {{directory}}/fastcgi;
+    uwsgi_temp_path {{directory}}/uwsgi;
+    scgi_temp_path {{directory}}/scgi;
+    server {{{{
+        listen {WEB} backlog=4096;
+        location / {{{{ default_type text/plain; return 200 "{"x" * ANSWER_BYTES}"; }}}}
+    }}}}
+}}}}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Cpus:
+    """Where the two nodes are; None: wherever the kernel likes."""
+
+    near: int | None
+    far: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Proxies:
+    """The processes of a way's two proxies."""
+
+    roots: tuple[int, int]
+    """Outbound and inbound: what costs CPU is these and their children."""
+    data_planes: tuple[int, ...]
+    """What carries the bytes, and whose memory counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way that is up."""
+
+    name: str
+    client: Pod
+    server: Pod
+    neighbour: tuple[Pod, Pod]
+    """Client and server of the neighbour's traffic through the same proxies."""
+    proxies: Proxies | None = None
+    configure: Callable[[str, str], None] | None = None
+    """Ours only: `configure(name, text)` puts a file among the manifests; an empty text takes it away."""
+    has_tunnel: Callable[[], bool] = field(default=lambda: True)
+    """Whether the load that went through really was in a tunnel."""
+
+
+def way_builders(tools: Tools, cpus: Cpus, workers: int) -> dict[str, Callable[[], AbstractContextManager[Way]]]:
+    """By name, in the order of the table."""
+    return {
+        "direct": lambda: _direct(tools, cpus),
+        "envoy": lambda: _envoy(tools, cpus, workers, "envoy", envoy_pair.DEFAULT),
+        "envoy-large": lambda: _envoy(tools, cpus, workers, "envoy-large", envoy_pair.LARGE),
+        "naive": lambda: _naive(tools, cpus),
+        "ztunnel": lambda: _ours(tools, cpus, workers),
+    }
+
+
+@contextmanager
+def _direct(tools: Tools, cpus: Cpus) -> Iterator[Way]:
+    with Topology() as net:
+        near, far = net.node(), net.node()
+        client, server = near.pod(CLIENT), far.pod(SERVER)
+        with _servers(tools, cpus, [client, server], [server]):
+            yield Way("direct", client, server, (client, server))
+
+
+@contextmanager
+def _envoy(tools: Tools, cpus: Cpus, workers: int, name: str, tuning: envoy_pair.Tuning) -> Iterator[Way]:
+    pki = FakePki()
+    client_id, server_id = pki.identity(CLIENT), pki.identity(SERVER)
+    with Topology() as net, ExitStack() as stack:
+        client, server = net.node().pod(CLIENT), net.node().pod(SERVER)
+        stack.enter_context(_servers(tools, cpus, [client, server], [server]))
+        applications = [(server.v4, APP), (server.v4, WEB)]
+        configs = (
+            (client, cpus.near, envoy_pair.outbound(pki.credentials(client_id), server_id, tuning)),
+            (server, cpus.far, envoy_pair.inbound(pki.credentials(server_id), client_id, applications, tuning)),
+        )
+        pair: list[envoy.Envoy] = []
+        for pod, cpu, config in configs:
+            prefix = [*processes.pinned(cpu), *_inside(pod)]
+            try:
+                pair.append(stack.enter_context(envoy.running(config, prefix=prefix, concurrency=workers)))
+            except AssertionError as error:
+                raise BenchError(f"Envoy does not start: {error}") from error
+            stack.enter_context(_redirected(pod))
+        there, here = pair[0].pid, pair[1].pid
+        proxies = Proxies((there, here), (there, here))
+        tunnelled = lambda: pair[1].counter("http.hbone.downstream_rq_2xx") > 0  # noqa: E731 - a question, asked once
+        yield Way(name, client, server, (client, server), proxies, has_tunnel=tunnelled)
+
+
+@contextmanager
+def _naive(tools: Tools, cpus: Cpus) -> Iterator[Way]:
+    pki = FakePki()
+    with Topology() as net, ExitStack() as stack:
+        client, server = net.node().pod(CLIENT), net.node().pod(SERVER)
+        stack.enter_context(_servers(tools, cpus, [client, server], [server]))
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="naive-")))
+        roots = []
+        for pod, cpu, role, port in ((client, cpus.near, "outbound", OUTBOUND), (server, cpus.far, "inbound", INBOUND_HBONE)):
+            files = _write(pki.credentials(pki.identity(pod.name)), directory / pod.name)
+            command = [*processes.pinned(cpu), *_inside(pod), sys.executable, "-m", "scripts.benchmarks.naive", role, *files]
+            process = stack.enter_context(processes.running(command, directory / f"{role}.log"))
+            roots.append(process.pid)
+            _await_listener(pod, port, process, directory / f"{role}.log")
+            stack.enter_context(_redirected(pod))
+        proxies = Proxies((roots[0], roots[1]), tuple(roots))
+        yield Way("naive", client, server, (client, server), proxies)
+
+
+@contextmanager
+def _ours(tools: Tools, cpus: Cpus, workers: int) -> Iterator[Way]:
+    ended: KeyboardInterrupt | BenchError | None = None
+    with _mesh(workers) as mesh, ExitStack() as stack:
+        try:
+            client, server = (mesh.pod(name, node=node, ambient=True, ipv6=False) for node, name in enumerate((CLIENT, SERVER)))
+            neighbour = tuple(mesh.pod(f"other-{name}", node=node, ambient=True, ipv6=False) for node, name in enumerate((CLIENT, SERVER)))
+            for name in (SERVER, f"other-{SERVER}"):
+                mesh.policy(name, _callers_of(mesh, name))
+            mesh.settle()
+            stack.enter_context(_servers(tools, cpus, [client, server, *neighbour], [server, neighbour[1]]))
+            for agent, cpu in zip(mesh.agents, (cpus.near, cpus.far), strict=True):
+                processes.pin(processes.tree([agent.pid]), cpu)
+            planes = tuple(pid for agent in mesh.agents for pid in agent.workers or [agent.pid])
+            proxies = Proxies((mesh.agents[0].pid, mesh.agents[1].pid), planes)
+
+            def configure(name: str, text: str) -> None:
+                path = mesh.manifests / name
+                if not text:
+                    path.unlink(missing_ok=True)
+                    return
+                temporary = mesh.manifests / f".{name}"
+                temporary.write_text(text)
+                temporary.replace(path)
+
+            tunnelled = lambda: bool(mesh.agents[0].rows("tunnels"))  # noqa: E731 - a question, asked once
+            yield Way("ztunnel", client, server, (neighbour[0], neighbour[1]), proxies, configure, tunnelled)
+        except (KeyboardInterrupt, BenchError) as error:
+            # The mesh shows its agents' logs after an exception; nobody has asked for them here.
+            ended = error
+    if ended is not None:
+        raise ended
+
+
+@contextmanager
+def _mesh(workers: int) -> Iterator[Mesh]:
+    """Agents that are ready. What the mesh asserts of them, at the end too, is told as our own error."""
+    try:
+        with Mesh(nodes=2, settings=f"enrolment: {{grace_seconds: 0.1}}\nworkers: {workers}\n") as mesh:
+            yield mesh
+    except AssertionError as error:
+        raise BenchError(f"our agents: {error}") from error
+
+
+def _callers_of(mesh: Mesh, name: str) -> dict[str, object]:
+    caller = mesh.identity(name.replace(SERVER, CLIENT)).principal
+    source: dict[str, object] = {"source": {"principals": [caller]}}
+    return {"selector": {"matchLabels": {"app": name}}, "action": "ALLOW", "rules": [{"from": [source]}]}
+
+
+@contextmanager
+def _servers(tools: Tools, cpus: Cpus, pods: Sequence[Pod], servers: Sequence[Pod]) -> Iterator[None]:
+    """Both servers in each of the `servers`; all `pods` ready for many short connections."""
+    for pod in pods:
+        pod.run(_allow_many_connections)
+    with tempfile.TemporaryDirectory(prefix="bench-") as name, ExitStack() as stack:
+        directory = Path(name)
+        (directory / "nginx.conf").write_text(_NGINX.format(directory=directory))
+        log = directory / "log"
+        for pod in servers:
+            prefix = [*processes.pinned(cpus.far), *_inside(pod)]
+            for port, command in (
+                (APP, [tools.load, "server", str(APP)]),
+                (WEB, [*tools.nginx, "-p", name, "-c", directory / "nginx.conf"]),
+            ):
+                process = stack.enter_context(processes.running([*prefix, *command], log))
+                _await_listener(pod, port, process, log)
+        yield
+
+
+def _allow_many_connections() -> None:
+    # Both matter to the load and not to the proxies: a client that makes thousands of connections a second needs all ports, again soon.
+    for key, value in (("ip_local_port_range", "1024 65535"), ("tcp_tw_reuse", "1")):
+        with open(f"/proc/sys/net/ipv4/{key}", "w", encoding="ascii") as file:
+            file.write(value)
+
+
+def _await_listener(place: Place, port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    def listens() -> bool:
+        if process.poll() is not None:
+            raise BenchError(f"what should listen on {place.name}:{port} has ended:\n{log.read_text()[-2000:]}")
+        return f":{port:04X} " in place.run(_listeners)
+
+    try:
+        eventually(listens, within=10)
+    except NeverHappened as error:
+        raise BenchError(f"nobody listens on {place.name}:{port}:\n{log.read_text()[-2000:]}") from error
+
+
+def _listeners() -> str:
+    """Local addresses of listening sockets of the namespace of the calling thread."""
+    lines = Path("/proc/thread-self/net/tcp").read_text().splitlines()[1:]
+    return "".join(f"{line.split()[1]} " for line in lines if line.split()[3] == "0A")
+
+
+@contextmanager
+def _redirected(pod: Pod) -> Iterator[None]:
+    """The rules and routes of an enrolled pod."""
+    tables = pod.run(PodTables, probe_ownership())
+    try:
+        pod.run(routes.ensure)
+        pod.run(tables.apply, ruleset(Stage.FULL))
+        yield
+    finally:
+        tables.close()
+
+
+def _inside(place: Place) -> list[str]:
+    return ["nsenter", f"--net={place.path}"]
+
+
+def _write(credentials: Credentials, directory: Path) -> list[str]:
+    """Paths of chain, key and roots."""
+    directory.mkdir()
+    paths = [directory / name for name in ("chain.pem", "key.pem", "roots.pem")]
+    for path, content in zip(paths, (credentials.chain_pem, credentials.key_pem, credentials.roots_pem), strict=True):
+        path.touch(mode=0o600)
+        path.write_bytes(content)
+    return [str(path) for path in paths]
