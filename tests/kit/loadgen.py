@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections import Counter, deque
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 
 CHUNK = 65536
 
@@ -44,6 +44,10 @@ class Result:
     seconds: float = 0.0
     round_ms: dict[str, float] = field(default_factory=dict)
     """Percentiles p50, p99 and p100 of a round; the first round of a connection includes connecting."""
+
+    def as_json(self) -> str:
+        """One object. (`asdict` of Python 3.11 makes nonsense of a Counter.)"""
+        return json.dumps({each.name: getattr(self, each.name) for each in fields(self)})
 
 
 class Client:
@@ -79,17 +83,18 @@ class Client:
                 self.unsent = self.unsent[self.socket.send(self.unsent) :]
                 self.progress = now
             data = self.socket.recv(CHUNK)
+            self.progress = now
+            if not data:
+                self.outcome = "ok" if self.rounds_left == 0 else "early end"
+                return None
+            self.received += data
+            return self._compare(now)
         except BlockingIOError:
             return None
         except OSError as error:
-            self.outcome = kind_of(error.errno or 0)
+            # ENOTCONN comes of the half-close: the reset arrived behind the last byte.
+            self.outcome = "reset" if error.errno == errno.ENOTCONN else kind_of(error.errno or 0)
             return None
-        self.progress = now
-        if not data:
-            self.outcome = "ok" if self.rounds_left == 0 else "early end"
-            return None
-        self.received += data
-        return self._compare(now)
 
     def _compare(self, now: float) -> float | None:
         if self.rounds_left == 0 or not self.message.startswith(self.received):
@@ -214,4 +219,4 @@ def parse(words: list[str]) -> Load:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(asdict(Run(parse(sys.argv[1:])).go())) + "\n")
+    sys.stdout.write(Run(parse(sys.argv[1:])).go().as_json() + "\n")

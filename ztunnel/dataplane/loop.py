@@ -71,10 +71,13 @@ class Loop:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
+        self._forgotten: set[int] = set()
+        """Descriptors forgotten in this round: what the kernel had to say of them is not news of whoever has their numbers now."""
         self._again: list[tuple[Handler, int]] = []
         self._dirty: list[Flushable] = []
         self._timers: list[Timer] = []
         self._running = False
+        self._serial = 0
         self.now = time.monotonic()
         """Seconds, monotonic, as of the start of this round: the clock of everything in the worker."""
         self.bugs = 0
@@ -102,6 +105,7 @@ class Loop:
         """Stops watching; call before the descriptor is closed, so that its number cannot be mistaken for a later one."""
         if self._handlers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
+            self._forgotten.add(fd)
 
     def again(self, handler: Handler, events: int) -> None:
         """Calls the handler once more in the next round, after the others had their turn."""
@@ -116,6 +120,11 @@ class Loop:
         timer = Timer(self.now + seconds, callback)
         heapq.heappush(self._timers, timer)
         return timer
+
+    def serial(self) -> int:
+        """A number that nothing else in this loop has: names for listings."""
+        self._serial += 1
+        return self._serial
 
     def stop(self) -> None:
         """Ends `run` after this round."""
@@ -133,10 +142,11 @@ class Loop:
         events = self._epoll.poll(self._patience(limit), MAX_EVENTS)
         self.now = time.monotonic()
         again, self._again = self._again, []
-        handlers = self._handlers
+        handlers, forgotten = self._handlers, self._forgotten
+        forgotten.clear()
         for fd, mask in events:
             handler = handlers.get(fd)
-            if handler is not None:
+            if handler is not None and fd not in forgotten:
                 self._guarded(handler, mask)
         for handler, mask in again:
             self._guarded(handler, mask)

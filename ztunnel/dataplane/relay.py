@@ -22,6 +22,8 @@ from ztunnel.mesh.errors import MeshError, UpstreamError, UpstreamRefused
 
 _FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _VECTORS = 64
+_BLOCK = 65536
+"""Bytes that wait are collected in blocks of this size: kept as they came, a peer's one-byte frames would cost hundreds each."""
 CONNECT_ERROR = 0xA
 """HTTP/2 error code for a TCP connection that failed (RFC 9113 §8.5)."""
 _CANCEL = 0x8
@@ -100,7 +102,7 @@ class StreamRelay:
         self._sock: socket.socket | None = None
         self._answered = answered
         self._optimistic = optimistic
-        self._backlog: deque[memoryview] = deque()
+        self._backlog: deque[bytearray] = deque()
         self._app_ended = False
         self._app_shut = False
         self._remote_ended = False
@@ -122,6 +124,9 @@ class StreamRelay:
         """Takes over the application's socket, watched by the loop from now on."""
         self._sock = sock
         self._loop.take(sock.fileno(), self)
+        if self._remote_ended and not self._backlog:
+            # The end came while the application was still being dialled: nothing else will come that could pass it on.
+            self._shut_app()
 
     # The application's side
 
@@ -196,7 +201,7 @@ class StreamRelay:
             if self._done:
                 self._tunnel.mux.consumed(self._stream, total)
             else:
-                self._backlog.extend(memoryview(bytes(view)) for view in views)
+                self._keep(views, 0)
             return
         try:
             sent = self._sock.send(views[0], _FLAGS) if len(views) == 1 else self._sock.sendmsg(views[:_VECTORS], (), _FLAGS)
@@ -210,16 +215,24 @@ class StreamRelay:
             self._tunnel.mux.consumed(self._stream, sent)
         if sent == total:
             return
+        self._keep(views, sent)
+        if len(views) > _VECTORS:
+            # The kernel may still have room, and then no edge would come.
+            self._loop.again(self, WRITABLE)
+
+    def _keep(self, views: list[memoryview], sent: int) -> None:
+        """Copies what is behind the first `sent` bytes, until the application takes it."""
+        backlog = self._backlog
         for view in views:
             size = len(view)
             if sent >= size:
                 sent -= size
+                continue
+            if backlog and len(backlog[-1]) + size <= _BLOCK:
+                backlog[-1] += view[sent:]
             else:
-                self._backlog.append(memoryview(bytes(view[sent:])))
-                sent = 0
-        if len(views) > _VECTORS:
-            # The kernel may still have room, and then no edge would come.
-            self._loop.again(self, WRITABLE)
+                backlog.append(bytearray(view[sent:]))
+            sent = 0
 
     def answered(self, status: int, ended: bool) -> None:
         """The response to our CONNECT: 200 opens the relay, anything else ends it."""
@@ -289,7 +302,7 @@ class StreamRelay:
             while sent:
                 first = backlog[0]
                 if sent < len(first):
-                    backlog[0] = first[sent:]
+                    del first[:sent]
                     break
                 sent -= len(first)
                 backlog.popleft()

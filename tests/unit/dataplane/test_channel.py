@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,9 +19,7 @@ from ztunnel.mesh.workloads import Endpoint, Protocol, Service, ServicePort, Wor
 IDENTITY = SpiffeId("cluster.local", "shop", "cart")
 WORKLOAD = Workload("u1", "cart-1", "shop", IDENTITY, "n1", ("10.0.0.1", "fd00::1"), Protocol.HBONE)
 SERVICE = Service("cart", "shop", "cart.shop.svc", ("10.96.0.1",), (ServicePort(80, 8080, "http"),), (Endpoint("u1", ((80, 8080),)),))
-POLICY = Policy(
-    "p", "shop", Scope.NAMESPACE, Action.DENY, (Rule((Clause((Match(not_principals=(StringMatch(StringKind.PRESENCE),)),)),)),)
-)
+POLICY = Policy("p", "shop", Scope.NAMESPACE, Action.DENY, (Rule((Clause((Match(not_principals=(StringMatch(StringKind.PRESENCE),)),)),)),))
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_pieces_do_not_matter(cuts: list[int], batches: list[int]) -> None:
     descriptors = list(range(100, 100 + sum(batches)))
     received = decoder.feed(b"", descriptors)
     edges = sorted({min(cut, len(stream)) for cut in cuts} | {0, len(stream)})
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         received += decoder.feed(stream[start:end], [])
     assert [each.message for each in received] == [message for message, _ in messages]
     assert [fd for each in received for fd in each.descriptors] == descriptors

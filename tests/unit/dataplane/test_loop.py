@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
 
@@ -57,6 +58,38 @@ def test_news_and_silence() -> None:
         theirs.send(b"y")
         loop.run_once(0.01)
     assert diary == ["a:rw", "b:rw"]
+    loop.close()
+
+
+def test_news_of_a_socket_that_is_gone_is_not_told_to_the_next_one_with_its_number() -> None:
+    loop, diary = Loop(), list[str]()
+    pairs = [socket.socketpair() for _ in range(2)]
+    numbers = [ours.fileno() for ours, _ in pairs]
+    fresh: list[tuple[socket.socket, socket.socket]] = []
+
+    def replace_the_other() -> None:
+        if fresh:
+            return
+        other = 1 if diary[-1].startswith("0") else 0
+        loop.forget(numbers[other])
+        pairs[other][0].close()
+        made, far = socket.socketpair()
+        if made.fileno() != numbers[other]:
+            os.dup2(made.fileno(), numbers[other])
+            made.close()
+            made = socket.socket(fileno=numbers[other])
+        fresh.append((made, far))
+        loop.watch(made.fileno(), Recorder(diary, "fresh"))
+
+    for number, (ours, theirs) in enumerate(pairs):
+        loop.watch(ours.fileno(), Recorder(diary, str(number), replace_the_other))
+        theirs.send(b"x")
+    loop.run_once(1)
+    assert len(diary) == 1
+    loop.run_once(1)
+    assert diary[1:] == ["fresh:w"], "its own news come in the next round"
+    for sock in (*fresh[0], *(sock for pair in pairs for sock in pair)):
+        sock.close()
     loop.close()
 
 

@@ -1,0 +1,354 @@
+"""Accepting, dialling and the last words of a TCP connection, over loopback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import ClassVar
+
+import pytest
+
+from tests.kit.wire import received, tcp_pair
+from ztunnel.dataplane.addresses import Address
+from ztunnel.dataplane.loop import READABLE, Loop
+from ztunnel.dataplane.sockets import ACCEPTS_PER_ROUND, Acceptor, Dial, Farewell, finish, reset
+
+
+class Turning:
+    """A loop that a test turns."""
+
+    def __init__(self) -> None:
+        self.loop = Loop()
+
+    def until(self, condition: Callable[[], object], seconds: float = 5.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "the condition did not come true"
+            self.loop.run_once(0.01)
+
+
+@pytest.fixture(name="turning")
+def fixture_turning() -> Iterator[Turning]:
+    turning = Turning()
+    yield turning
+    turning.loop.close()
+    assert turning.loop.bugs == 0
+
+
+# Ending
+
+
+def test_reset_and_finish_say_what_they_mean() -> None:
+    near, far = tcp_pair()
+    reset(near)
+    with far, pytest.raises(ConnectionResetError):
+        far.recv(1)
+    near, far = tcp_pair()
+    near.send(b"last words")
+    finish(near)
+    assert far.recv(16) == b"last words"
+    assert far.recv(16) == b""
+    far.close()
+
+
+@pytest.mark.parametrize("end", [reset, finish])
+def test_ending_what_is_closed_already_is_no_error(end: Callable[[socket.socket], None]) -> None:
+    near, far = tcp_pair()
+    far.close()
+    near.close()
+    end(near)
+    assert near.fileno() == -1
+
+
+def test_a_farewell_waits_for_the_peers_end(turning: Turning) -> None:
+    near, far = tcp_pair()
+    near.send(b"last words")
+    far.send(b"what nobody reads any more")
+    Farewell(turning.loop, near)
+    turning.until(lambda: received(far) == b"last words")
+    assert received(far) == b""
+    assert near.fileno() != -1
+    far.close()
+    turning.until(lambda: near.fileno() == -1)
+
+
+@pytest.mark.slow
+def test_a_farewell_does_not_wait_for_ever(turning: Turning) -> None:
+    near, far = tcp_pair()
+    with far:
+        Farewell(turning.loop, near)
+        turning.until(lambda: near.fileno() == -1)
+        assert received(far) == b""
+
+
+def test_a_farewell_to_a_peer_that_floods_leaves_the_loop_to_others(turning: Turning) -> None:
+    class Endless(socket.socket):
+        """There is always more."""
+
+        reads = 0
+
+        def recv(self, size: int, flags: int = 0) -> bytes:
+            self.reads += 1
+            return bytes(size) if self.reads < 1000 else b""
+
+    near, far = tcp_pair()
+    flooded = Endless(fileno=near.detach())
+    Farewell(turning.loop, flooded)
+    for _ in range(10):
+        before = flooded.reads
+        turning.loop.run_once(0)
+        assert flooded.reads <= before + 2
+    turning.until(lambda: flooded.fileno() == -1)
+    far.close()
+
+
+def test_a_farewell_to_somebody_who_is_gone(turning: Turning) -> None:
+    near, far = tcp_pair()
+    reset(far)
+    Farewell(turning.loop, near)
+    turning.until(lambda: near.fileno() == -1)
+
+
+def test_a_farewell_on_a_reset_that_comes_later(turning: Turning) -> None:
+    near, far = tcp_pair()
+    farewell = Farewell(turning.loop, near)
+    reset(far)
+    turning.until(lambda: near.fileno() == -1)
+    farewell.on_event(READABLE)
+    farewell.on_bug()
+
+
+# Accepting
+
+
+class Door:
+    """A listener with an acceptor, and who came through it."""
+
+    def __init__(self, turning: Turning) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self.address = self.listener.getsockname()
+        self.came: list[tuple[socket.socket, Address]] = []
+        self.shortages = 0
+        self.acceptor = Acceptor(turning.loop, self.listener, self._accept, self._short)
+        self.clients: list[socket.socket] = []
+
+    def _accept(self, sock: socket.socket, peer: Address) -> None:
+        self.came.append((sock, peer))
+
+    def _short(self) -> None:
+        self.shortages += 1
+
+    def knock(self, count: int = 1) -> None:
+        self.clients += [socket.create_connection(self.address) for _ in range(count)]
+
+    def close(self) -> None:
+        self.acceptor.close()
+        for sock in [*self.clients, *(sock for sock, _ in self.came)]:
+            sock.close()
+
+
+@pytest.fixture(name="door")
+def fixture_door(turning: Turning) -> Iterator[Door]:
+    door = Door(turning)
+    yield door
+    door.close()
+
+
+@contextmanager
+def no_descriptors_left() -> Iterator[None]:
+    """The process may open no further descriptor inside."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    probe = os.dup(0)
+    os.close(probe)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (probe, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_burst_is_accepted_in_turns(turning: Turning, door: Door) -> None:
+    door.knock(ACCEPTS_PER_ROUND + 10)
+    turning.loop.run_once(1)
+    assert len(door.came) == ACCEPTS_PER_ROUND
+    turning.until(lambda: len(door.came) == ACCEPTS_PER_ROUND + 10)
+    sock, peer = door.came[0]
+    assert not sock.getblocking()
+    assert peer == door.clients[0].getsockname()
+
+
+def test_with_descriptors_short_it_rests_and_goes_on(turning: Turning, door: Door) -> None:
+    door.knock(3)
+    with no_descriptors_left():
+        turning.loop.run_once(1)
+        assert door.shortages == 1
+        # Neither the same events again nor new ones make it try before its rest is over, let alone more often than once each rest.
+        for _ in range(50):
+            door.acceptor.on_event(READABLE)
+        assert door.shortages == 1
+        turning.until(lambda: door.shortages == 3)
+    assert door.came == []
+    turning.until(lambda: len(door.came) == 3)
+    door.knock()
+    turning.until(lambda: len(door.came) == 4)
+
+
+def test_a_rest_ends_with_the_acceptor(turning: Turning, door: Door) -> None:
+    door.knock()
+    with no_descriptors_left():
+        turning.loop.run_once(1)
+        door.acceptor.close()
+        door.acceptor.close()
+    turning.loop.run_once(0.2)
+    assert door.shortages == 1
+    assert door.came == []
+    door.acceptor.on_event(READABLE)
+
+
+def test_who_died_in_the_queue_does_not_hold_up_the_next(turning: Turning) -> None:
+    class Aborting(socket.socket):
+        """accept(2) may report the error of the connection that it would have returned."""
+
+        errors: ClassVar[list[int]] = [errno.ECONNABORTED, errno.ENETDOWN]
+
+        def accept(self) -> tuple[socket.socket, Address]:
+            if self.errors:
+                code = self.errors.pop()
+                raise OSError(code, os.strerror(code))
+            return super().accept()
+
+    came: list[socket.socket] = []
+    listener = Aborting()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    acceptor = Acceptor(turning.loop, listener, lambda sock, _peer: came.append(sock), lambda: pytest.fail("not a shortage"))
+    with socket.create_connection(listener.getsockname()):
+        turning.until(lambda: came)
+    came[0].close()
+    acceptor.close()
+
+
+def test_a_connection_that_could_not_be_set_up_costs_itself_only(caplog: pytest.LogCaptureFixture) -> None:
+    turning = Turning()
+    listener = socket.create_server(("127.0.0.1", 0))
+    came: list[socket.socket] = []
+
+    def accept(sock: socket.socket, _peer: Address) -> None:
+        came.append(sock)
+        if len(came) == 1:
+            raise RuntimeError("a bug")
+
+    acceptor = Acceptor(turning.loop, listener, accept, lambda: None)
+    clients = [socket.create_connection(listener.getsockname()) for _ in range(2)]
+    turning.until(lambda: len(came) == 2)
+    assert turning.loop.bugs == 1
+    acceptor.close()
+    turning.loop.close()
+    for sock in clients + came:
+        sock.close()
+
+
+def test_an_acceptor_that_is_closed_by_what_it_accepted_stops(turning: Turning, door: Door) -> None:
+    door.knock(3)
+
+    def last_one(sock: socket.socket, peer: Address) -> None:
+        door.came.append((sock, peer))
+        door.acceptor.close()
+
+    door.acceptor._on_accept = last_one
+    turning.loop.run_once(1)
+    assert len(door.came) == 1
+
+
+# Dialling
+
+
+class Call:
+    """One dial and what came of it."""
+
+    def __init__(self, turning: Turning, to: Address, *, seconds: float = 5.0, source: str | None = None) -> None:
+        self.sock = socket.socket()
+        self.sock.setblocking(False)
+        self.results: list[OSError | None] = []
+        self.dial = Dial(turning.loop, self.sock, seconds, self._done)
+        self.dial.start(to, source)
+
+    def _done(self, sock: socket.socket, error: OSError | None) -> None:
+        assert sock is self.sock
+        self.results.append(error)
+
+    @property
+    def failure(self) -> int:
+        """The errno of the only result."""
+        (error,) = self.results
+        assert error is not None
+        assert self.sock.fileno() == -1
+        return error.errno or 0
+
+
+@contextmanager
+def silent_listener() -> Iterator[Address]:
+    """An address where a connect is neither accepted nor refused: its backlog is full."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        waiting = []
+        for _ in range(4):
+            sock = socket.socket()
+            sock.setblocking(False)
+            sock.connect_ex(listener.getsockname())
+            waiting.append(sock)
+        try:
+            yield listener.getsockname()
+        finally:
+            for sock in waiting:
+                sock.close()
+
+
+def test_a_dial_that_is_answered(turning: Turning, door: Door) -> None:
+    call = Call(turning, door.address, source="127.0.0.2")
+    turning.until(lambda: call.results)
+    assert call.results == [None]
+    turning.until(lambda: door.came)
+    assert door.came[0][1][0] == "127.0.0.2"
+    call.dial.on_event(READABLE)
+    call.dial.on_bug()
+    assert call.sock.fileno() != -1, "once done, the socket is the caller's"
+    turning.loop.forget(call.sock.fileno())
+    call.sock.close()
+
+
+def test_a_dial_that_is_refused(turning: Turning, door: Door) -> None:
+    door.acceptor.close()
+    call = Call(turning, door.address)
+    turning.until(lambda: call.results)
+    assert call.failure == errno.ECONNREFUSED
+
+
+def test_a_dial_that_fails_at_once(turning: Turning) -> None:
+    # TCP to a broadcast address is refused by the kernel before anything is sent.
+    assert Call(turning, ("255.255.255.255", 80)).failure in (errno.ENETUNREACH, errno.EACCES)
+    assert Call(turning, ("127.0.0.1", 80), source="192.0.2.1").failure == errno.EADDRNOTAVAIL
+
+
+def test_a_dial_has_a_deadline(turning: Turning) -> None:
+    with silent_listener() as address:
+        call = Call(turning, address, seconds=0.05)
+        turning.until(lambda: call.results)
+    assert isinstance(call.results[0], TimeoutError)
+    assert call.failure == errno.ETIMEDOUT
+
+
+def test_a_cancelled_dial_says_nothing(turning: Turning) -> None:
+    with silent_listener() as address:
+        call = Call(turning, address, seconds=0.02)
+        call.dial.cancel()
+        call.dial.cancel()
+        ended: list[int] = []
+        turning.loop.call_later(0.05, lambda: ended.append(1))
+        turning.until(lambda: ended)
+    assert call.results == []
+    assert call.sock.fileno() == -1
