@@ -47,6 +47,7 @@ from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop
 from ztunnel.dataplane.sockets import Acceptor
 from ztunnel.dataplane.tunnel import Tunnel
 from ztunnel.hbone.handshake import BadCredentials, Credentials, TlsContexts
+from ztunnel.hbone.rehearsal import rehearse
 from ztunnel.mesh.errors import LocalError, PolicyDenied
 from ztunnel.mesh.index import Index
 from ztunnel.proxy.connections import ConnectionTable
@@ -57,8 +58,9 @@ from ztunnel.proxy.pods import Node, Pod
 from ztunnel.proxy.pool import Pool
 from ztunnel.proxy.stock import SocketStock
 from ztunnel.runtime import logs
+from ztunnel.runtime.confine import confine
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("ztunnel.worker")  # as a program this module is called __main__
 
 _PR_SET_PDEATHSIG = 1
 _READ_BYTES = 1 << 18
@@ -323,10 +325,10 @@ class Worker:
         self._tell_activity()
         self._send(PodRemoved(message.uid))
 
-    def _close_pod(self, pod: Pod) -> None:
+    def _close_pod(self, pod: Pod, reason: str = "the pod left the mesh") -> None:
         node = self._require_node()
         pod.is_gone = True
-        gone = LocalError("the pod left the mesh")
+        gone = LocalError(reason)
         for acceptor in pod.acceptors:
             acceptor.close()
         for connection in node.connections.live():
@@ -361,7 +363,7 @@ class Worker:
             return
         cut = len(node.connections)
         for pod in list(self._pods.values()):
-            self._close_pod(pod)
+            self._close_pod(pod, "it outlived the drain deadline of the agent")
         self._tell()
         self._leaving = True
         self._send(Drained(cut))
@@ -373,7 +375,7 @@ def _count(node: Node, limit: str) -> None:
 
 def _tunnel_state(direction: Direction, uid: str, tunnel: Tunnel, now: float, settings: Configure) -> TunnelState:
     return TunnelState(
-        id=f"t{id(tunnel):x}",
+        id=tunnel.id,
         direction=direction,
         pod_uid=uid,
         peer=text(tunnel.peer_address),
@@ -409,7 +411,12 @@ def main() -> None:
     parser.add_argument("--log-level", default="info", choices=logs.LEVELS)
     arguments = parser.parse_args()
     logs.configure(arguments.log_format, arguments.log_level)
+    for own_records in (True, False):
+        rehearse(own_records)
+    confinement = confine()
+    # Behind it: a change of user clears the parent-death signal.
     _die_with(arguments.parent)
+    log.info("worker confined", extra=logs.fields(user=confinement.user, missing=", ".join(confinement.missing) or None))
     gc.freeze()
     serve(socket.socket(fileno=arguments.channel_fd))
 

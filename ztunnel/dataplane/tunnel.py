@@ -87,6 +87,7 @@ class Tunnel:
     """See the module. `open_streams`, `is_usable` and `peer` are for the owner; the `send_`/`park` methods for relays."""
 
     def __init__(self, loop: Loop, scratch: Scratch, owner: TunnelOwner, times: TunnelTimes, *, client: bool) -> None:
+        self.id = f"t{loop.serial()}"
         self.loop = loop
         self.scratch = scratch
         self.owner = owner
