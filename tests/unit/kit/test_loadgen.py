@@ -108,8 +108,10 @@ def test_the_whole_run_is_bounded() -> None:
     assert result.failures == {"unfinished": 9}
 
 
-def test_it_runs_alone_and_speaks_json() -> None:
-    with serving(echo) as port:
+@pytest.mark.parametrize(("serve", "ok", "failures"), [(echo, 5, {}), (reset, 0, {"reset": 5})])
+def test_it_runs_alone_and_speaks_json(serve: Serve, ok: int, failures: dict[str, int]) -> None:
+    with serving(serve) as port:
         words = [sys.executable, "-I", "-S", loadgen.__file__, "127.0.0.1", str(port), "--connections", "5"]
         done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True)
-    assert json.loads(done.stdout)["ok"] == 5
+    said = json.loads(done.stdout)
+    assert (said["ok"], said["failures"]) == (ok, failures)
