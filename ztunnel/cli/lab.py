@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ztunnel.cli.lab_common import LabCommand, client_of, files_option, name_option
+from ztunnel.cli.lab_common import LabCommand, client_of, name_option
 
 _ELSEWHERE = {
     **dict.fromkeys(("apply", "delete", "get", "describe", "label", "scale", "rollout"), "ztunnel.cli.lab_objects"),
@@ -49,7 +49,9 @@ def lab() -> None:
 
 
 @lab.command()
-@files_option
+@click.option(
+    "-f", "--filename", "files", multiple=True, metavar="FILE_OR_DIR", help="Manifests to run: files or directories; may be repeated."
+)
 @click.option("--nodes", type=click.IntRange(1, 64), default=2, show_default=True, help="How many nodes.")
 @click.option(
     "--ip-family",
@@ -86,7 +88,7 @@ def up(files: tuple[str, ...], nodes: int, ip_family: str, images: tuple[str, ..
             raise click.BadParameter(f"{image!r} is not IMAGE=COMMAND", param_hint="--image")
     lab_name, timeout = str(rest["lab_name"]), float(rest["timeout"])
     began = time.perf_counter()
-    objects = documents.read(files)
+    objects = documents.read(files) if files else []
     client = lifecycle.start(lab_name, lifecycle.Options(nodes, ip_family, images, not no_mesh))
     started = time.perf_counter()
     try:
@@ -95,12 +97,12 @@ def up(files: tuple[str, ...], nodes: int, ip_family: str, images: tuple[str, ..
         lifecycle.stop(lab_name)
         raise
     missing = client.call("settle", timeout=timeout)
+    if missing:
+        _complain(lab_name, missing, timeout)
     _report(client.call("status"), lab_name, time.perf_counter() - began)
     if rest["verbose"]:
         click.echo(f"controller and nodes up after {started - began:.2f} s")
         _timings(client.call("status"))
-    if missing:
-        _complain(lab_name, missing, timeout)
 
 
 def _report(status: object, lab_name: str, seconds: float) -> None:
@@ -127,16 +129,21 @@ def _timings(status: object) -> None:
 
 
 def _complain(lab_name: str, missing: object, timeout: float) -> None:
-    from ztunnel.lab.lifecycle import log_tail, state_of
+    from ztunnel.lab.lifecycle import log_tail, state_of, tail_of
     from ztunnel.lab.objects import LabError
+    from ztunnel.lab.tree import texts
 
-    reasons = "\n".join(f"  {each}" for each in missing) if isinstance(missing, list) else ""
-    advice = "the lab is left up for a look: ztunnel lab describe pod, lab logs POD|NODE; then ztunnel lab down"
-    tail = log_tail(state_of(lab_name))
-    raise LabError(
-        "",
-        f"not everything was ready within {timeout:g} s:\n{reasons}\nlast lines of the lab's log:\n{tail}\n{advice}",
-    )
+    state, lines = state_of(lab_name), [f"not everything was ready within {timeout:g} s:"]
+    for reason in texts({"missing": missing}, "missing"):
+        lines.append(f"  {reason}")
+        words = reason.split()
+        if words[0] == "pod":
+            lines += [f"    | {line}" for line in tail_of(state / "pods" / f"{words[1].replace('/', '_')}.log", 3)]
+        elif words[0] == "agent":
+            lines += [f"    | {line}" for line in tail_of(state / "nodes" / words[2] / "agent.log", 3)]
+    lines += ["last lines of the lab's log:", log_tail(state)]
+    lines.append("the lab is left up for a look: ztunnel lab describe pod POD, ztunnel lab logs POD|NODE; then ztunnel lab down")
+    raise LabError("", "\n".join(lines))
 
 
 @lab.command()

@@ -23,7 +23,7 @@ from ztunnel.lab import probes
 from ztunnel.lab.images import python_path
 from ztunnel.lab.objects import REDIRECTION, key_of, uid_of
 from ztunnel.lab.processes import Order, Process, base_environment, host_pid
-from ztunnel.lab.site import NodeSite, Site
+from ztunnel.lab.site import NodeSite, Site, trim_log
 from ztunnel.lab.tree import Tree, drop, put, strings, text
 from ztunnel.mesh.ports import READINESS
 
@@ -148,6 +148,7 @@ class Agent:
             if ready != self.is_ready:
                 self.is_ready = ready
                 self._site.bell.ring()
+            trim_log(self.directory / "agent.log")
             await trio.sleep(WATCH_READY_SECONDS if ready else READY_POLL_SECONDS)
 
     def _settings(self) -> Mapping[str, object]:

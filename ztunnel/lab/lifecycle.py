@@ -150,10 +150,15 @@ def names() -> list[tuple[str, bool]]:
 
 def log_tail(state: Path, lines: int = LOG_LINES) -> str:
     """The end of the controller's log."""
+    return "\n".join(tail_of(state / LOG_NAME, lines))
+
+
+def tail_of(path: Path, lines: int) -> list[str]:
+    """The last lines of a log; none where there is no such file."""
     try:
-        return "\n".join((state / LOG_NAME).read_text(errors="replace").splitlines()[-lines:])
+        return path.read_text(errors="replace").splitlines()[-lines:]
     except OSError:
-        return ""
+        return []
 
 
 def _launch(state: Path, options: Options) -> str | None:

@@ -22,7 +22,7 @@ from ztunnel.lab.images import command_of
 from ztunnel.lab.objects import Key, is_deleting, key_of, uid_of
 from ztunnel.lab.placement import is_host_network
 from ztunnel.lab.processes import POD_VARIABLE, Order, Process, base_environment, kill_stragglers
-from ztunnel.lab.site import NodeSite, Site, in_thread
+from ztunnel.lab.site import NodeSite, Site, in_thread, trim_log
 from ztunnel.lab.tree import Tree, branch, branches, integer, put, text, texts
 from ztunnel.mesh.errors import LocalError
 
@@ -35,7 +35,6 @@ STABLE_SECONDS = 10.0
 FIRST_PROBE_SECONDS = 0.02
 PROBE_SECONDS = 2.0
 FAILURES_TO_UNREADY = 3
-MAX_LOG_BYTES = 16 << 20
 TEARDOWN_SECONDS = 10.0
 
 
@@ -272,13 +271,8 @@ class PodRun:
                 run.is_ready = ready
                 self.publish()
             pause = PROBE_SECONDS if run.is_ready and not failures else min(1.5 * pause, PROBE_SECONDS / 4)
-            self._trim_log()
+            trim_log(self.site.log_path(self.key.namespace, self.key.name))
             await trio.sleep(pause)
-
-    def _trim_log(self) -> None:
-        path = self.site.log_path(self.key.namespace, self.key.name)
-        if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
-            os.truncate(path, 0)
 
     def publish(self) -> None:
         """Write the pod's status as it is now."""

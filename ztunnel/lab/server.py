@@ -42,30 +42,29 @@ class Server:
     def __init__(self, api: Api, path: Path) -> None:
         self._api = api
         self._path = path
-        self._connections = trio.CapacityLimiter(MAX_CONNECTIONS)
+        self._connections = 0
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self, *, task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve for ever."""
         listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         with listener:
             await listener.bind(str(self._path))
             self._path.chmod(0o600)
             listener.listen(64)
-            async with trio.open_nursery() as nursery:
-                task_status.started()
-                while True:
-                    connection, _ = await listener.accept()
-                    nursery.start_soon(self._connection, connection)
+            await trio.serve_listeners(self._connection, [trio.SocketListener(listener)], task_status=task_status)
 
-    async def _connection(self, sock: trio.socket.SocketType) -> None:
-        with sock:
-            async with self._connections:
-                try:
+    async def _connection(self, stream: trio.SocketStream) -> None:
+        self._connections += 1
+        try:
+            with stream.socket as sock:
+                if self._connections <= MAX_CONNECTIONS:
                     await self._converse(sock)
-                except (BrokenPipeError, ConnectionResetError):
-                    return  # the command line was interrupted
-                except (OSError, trio.TooSlowError) as error:
-                    log.warning("request failed: %s", error)
+        except (BrokenPipeError, ConnectionResetError):
+            return  # the command line was interrupted
+        except (OSError, trio.TooSlowError) as error:
+            log.warning("request failed: %s", error)
+        finally:
+            self._connections -= 1
 
     async def _converse(self, sock: trio.socket.SocketType) -> None:
         with ExitStack() as stack:

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAX_EVENTS = 500
+MAX_LOG_BYTES = 64 << 20
 
 
 class Bell:
@@ -105,6 +106,15 @@ def replace_file(path: Path, text: str, scratch: Path) -> None:
     temporary = scratch / f"{path.name}.{os.getpid()}"
     temporary.write_text(text)
     temporary.rename(path)
+
+
+def trim_log(path: Path) -> None:
+    """Cut a log that has grown too large to nothing; whoever writes it appends, and goes on from there."""
+    try:
+        if path.stat().st_size > MAX_LOG_BYTES:
+            os.truncate(path, 0)
+    except FileNotFoundError:
+        return
 
 
 async def in_thread(work: Callable[[], T]) -> T:

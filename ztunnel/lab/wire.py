@@ -14,6 +14,7 @@ from ztunnel.mesh.errors import LocalError
 
 MAX_REQUEST = 16 << 20
 MAX_ANSWER = 64 << 20
+MAX_DEPTH = 64
 SOCKET_NAME = "lab.sock"
 PROCESS_FILE = "controller.json"
 LOG_NAME = "controller.log"
@@ -42,7 +43,19 @@ def decode(line: bytes) -> Tree:
         raise BadMessage(f"not JSON: {error}") from error
     if not isinstance(message, dict):
         raise BadMessage("not a JSON object")
+    if not _is_shallow(message):
+        raise BadMessage(f"nested deeper than {MAX_DEPTH}")
     return message
+
+
+def _is_shallow(message: object) -> bool:
+    """Whether copying and comparing it stays far from Python's limit of recursion. Manifests need about fifteen levels."""
+    level: list[object] = [message]
+    for _ in range(MAX_DEPTH):
+        level = [inner for item in level if isinstance(item, (dict, list)) for inner in (item.values() if isinstance(item, dict) else item)]
+        if not level:
+            return True
+    return False
 
 
 def socket_path(state: Path) -> Path:

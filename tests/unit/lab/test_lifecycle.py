@@ -72,6 +72,7 @@ def test_processes_are_told_apart_by_their_start() -> None:
 def test_messages_are_one_line_of_an_object() -> None:
     assert encode({"a": "x\ny"}).count(b"\n") == 1
     assert decode(encode({"a": "x\ny"})) == {"a": "x\ny"}
-    for line in (b"", b"[]", b"{", b"[" * 100_000, b"\xff"):
+    assert decode(b'{"a":' * 60 + b"1" + b"}" * 60)
+    for line in (b"", b"[]", b"{", b"[" * 100_000, b"\xff", b'{"a":' * 65 + b"1" + b"}" * 65):
         with pytest.raises(BadMessage):
             decode(line)
