@@ -12,6 +12,7 @@ from typing import Protocol
 
 import trio
 
+from ztunnel.lab import convergence
 from ztunnel.lab.admission import Offered
 from ztunnel.lab.agents import Agent
 from ztunnel.lab.objects import (
@@ -33,11 +34,10 @@ from ztunnel.lab.placement import is_rolled_out, owner_name
 from ztunnel.lab.pods import Kubelet, PodRun
 from ztunnel.lab.site import Site
 from ztunnel.lab.tree import Tree, at, branch, branches, flag, integer, strings, text
-from ztunnel.mesh.derive import MeshOptions, derive
-from ztunnel.mesh.manifests.parse import key as mesh_key
-from ztunnel.mesh.manifests.parse import parse
 
 MAX_WAIT_SECONDS = 600.0
+CONVERGENCE_SECONDS = 0.05
+"""How often agents are asked again whether they have caught up."""
 Verb = Callable[[Tree], Awaitable[object]]
 
 
@@ -132,8 +132,12 @@ class Api:
 
     async def _settle(self, request: Tree) -> object:
         """Wait until everything runs as asked for; what is not yet so when the time is over."""
-        await self._until(lambda: not self.unsettled(), _seconds(request, 60.0))
-        return self.unsettled()
+        missing = self.unsettled()
+        with trio.move_on_after(_seconds(request, 60.0)):
+            while missing := self.unsettled() or await self._not_converged():
+                with trio.move_on_after(CONVERGENCE_SECONDS):
+                    await self.site.bell.next().wait()
+        return missing
 
     async def _status(self, _: Tree) -> object:
         site = self.site
@@ -222,8 +226,7 @@ class Api:
         working = {name for name, agent in self._agents.items() if agent.is_ready}
         if not working:
             return []
-        objects = [parse(body, "the lab") for body in self.site.cluster if text(body, "kind") in ("Namespace", "Pod")]
-        captures = derive({mesh_key(item): item for item in objects}, MeshOptions(hbone_needs_annotation=True)).captures
+        captures = convergence.state_of(self.site.cluster).captures
         found = []
         for pod in pods:
             capture = captures.get(uid_of(pod))
@@ -231,6 +234,16 @@ class Api:
             if capture is not None and capture.node in working and capture.wanted != enabled and is_ready(pod) and not is_deleting(pod):
                 found.append(f"pod {_name(pod)} is not yet {'captured' if capture.wanted else 'released'}")
         return found
+
+    async def _not_converged(self) -> list[str]:
+        """Agents that do not see the mesh as it is now."""
+        wanted = convergence.expected(convergence.state_of(self.site.cluster))
+        running = [agent for agent in self._agents.values() if agent.is_ready]
+        return [
+            f"agent of {agent.name} has not yet read the latest objects"
+            for agent in running
+            if await convergence.seen_by(agent.directory / "agent.sock") != wanted
+        ]
 
     async def _until(self, is_done: Callable[[], bool], seconds: float) -> None:
         with trio.move_on_after(seconds):

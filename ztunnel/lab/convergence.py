@@ -1,0 +1,92 @@
+"""Do the node agents know what the lab knows? Their view of the mesh, asked over their sockets, beside what follows from the objects.
+
+An agent reads the manifests a moment after they change; `settle` waits until each has, so that what comes next meets the mesh that was
+asked for. Which policies there are and whom they select is compared, not their text: a policy that was changed in place may be in force
+a moment later.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from ztunnel.lab.tree import Tree, branches, flag, integer, text, texts
+from ztunnel.mesh.derive import MeshOptions, MeshState, derive
+from ztunnel.mesh.manifests.parse import KubeObject, key, parse
+
+ASK_SECONDS = 2.0
+MAX_ANSWER = 32 << 20
+MESH_KINDS = ("Namespace", "Pod", "Service", "ServiceAccount", "AuthorizationPolicy", "PeerAuthentication")
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What routing and authorization depend on."""
+
+    workloads: frozenset[tuple[str, str, bool, tuple[str, ...]]]
+    """UID, protocol, readiness, policies."""
+    services: frozenset[tuple[str, str, tuple[str, ...], int]]
+    """Namespace, name, addresses, ready endpoints."""
+    policies: frozenset[tuple[str, str]]
+    """Namespace, name."""
+
+
+def state_of(bodies: Iterable[Tree]) -> MeshState:
+    """The mesh that follows from the lab's objects."""
+    objects: list[KubeObject] = [parse(body, "the lab") for body in bodies if text(body, "kind") in MESH_KINDS]
+    return derive({key(item): item for item in objects}, MeshOptions(hbone_needs_annotation=True))
+
+
+def expected(state: MeshState) -> View:
+    """What an agent must see."""
+    workloads = state.workloads.values()
+    return View(
+        frozenset((each.uid, each.protocol.value, each.ready, tuple(sorted(each.policies))) for each in workloads),
+        frozenset(
+            (each.namespace, each.name, tuple(sorted(each.vips)), sum(endpoint.ready for endpoint in each.endpoints))
+            for each in state.services.values()
+        ),
+        frozenset((each.namespace, each.name) for each in state.policies.values()),
+    )
+
+
+async def seen_by(agent: Path) -> View | None:
+    """What the agent with that control socket sees; None when it does not answer in time."""
+    answers: list[Tree] = []
+    for what in ("workloads", "services", "policies"):
+        answer = await _ask(agent, f"/v1/{what}")
+        if answer is None:
+            return None
+        answers.append(answer)
+    workloads, services, policies = (branches(answer, "items") for answer in answers)
+    return View(
+        frozenset(
+            (text(row, "uid"), text(row, "protocol"), flag(row, "ready"), tuple(sorted(texts(row, "policies")))) for row in workloads
+        ),
+        frozenset(
+            (text(row, "namespace"), text(row, "name"), tuple(sorted(texts(row, "vips"))), integer(row, "ready_endpoints"))
+            for row in services
+        ),
+        frozenset((text(row, "namespace"), text(row, "name")) for row in policies),
+    )
+
+
+async def _ask(path: Path, target: str) -> Tree | None:
+    """The JSON answer to a GET over a Unix socket."""
+    received = bytearray()
+    try:
+        with trio.move_on_after(ASK_SECONDS), trio.socket.socket(socket.AF_UNIX) as sock:
+            await sock.connect(str(path))
+            await sock.send(f"GET {target} HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n\r\n".encode())
+            while (data := await sock.recv(1 << 16)) and len(received) < MAX_ANSWER:
+                received += data
+        status, _, body = bytes(received).partition(b"\r\n\r\n")
+        found = json.loads(body) if status.startswith(b"HTTP/1.1 200") else None
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
