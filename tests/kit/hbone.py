@@ -1,6 +1,6 @@
-"""An HBONE client for end-to-end tests: real TLS and HTTP/2 over a blocking socket, and the freedom to ask for what no client should.
+"""Both ends of HBONE for end-to-end tests: real TLS and HTTP/2 over a blocking socket, and the freedom to do what no peer should.
 
-Its credentials come from the caller, so it can be a good peer, a foreign one or a hostile one.
+Credentials come from the caller, so it can be a good peer, a foreign one or a hostile one.
 """
 
 from __future__ import annotations
@@ -8,14 +8,18 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
+from typing import Self
 
 from tests.kit.tls import Wire
 from ztunnel.hbone.connect import Baggage, request_headers
-from ztunnel.hbone.events import DataReceived, Event, PeerGoingAway, ResponseReceived, StreamEnded, StreamReset
+from ztunnel.hbone.events import DataReceived, Event, PeerGoingAway, RequestReceived, ResponseReceived
 from ztunnel.hbone.handshake import Credentials, Handshake, TlsContexts
 from ztunnel.hbone.limits import MuxLimits
 from ztunnel.hbone.mux import Mux
 from ztunnel.mesh.identity import SpiffeId
+
+PATIENT = MuxLimits(settings=1 << 30, pings=1 << 30, resets=1 << 30, late_frames=1 << 30, window_updates=1 << 30)
+"""Who floods gets floods back, and has to read them."""
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
@@ -27,20 +31,19 @@ def connect_headers(authority: str, method: bytes = b"CONNECT") -> Headers:
     return request_headers(authority=authority, baggage=Baggage(), source=("10.0.0.1", 1), service_host="", traceparent="")
 
 
-class HbonePeer:
-    """A tunnel to somebody's 15008. A context manager that closes the socket."""
+class _End:
+    """One end of a tunnel. A context manager that closes the socket."""
 
-    def __init__(self, sock: socket.socket, credentials: Credentials, expected: SpiffeId) -> None:
+    def __init__(self, sock: socket.socket, handshake: Handshake, *, client: bool) -> None:
         """Does the handshake; raises what that raises."""
         self.sock = sock
-        self.wire = Wire(sock, Handshake(TlsContexts(credentials), server=False, expected=frozenset({expected}), own_records=True))
+        self.wire = Wire(sock, handshake)
         self.wire.greet()
-        self.mux = Mux(client=True, limits=MuxLimits())
+        self.mux = Mux(client=client, limits=PATIENT)
         self.data: dict[int, bytearray] = {}
         self.events: list[Event] = []
-        self.flush()
 
-    def __enter__(self) -> HbonePeer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -55,21 +58,6 @@ class HbonePeer:
         """Sends bytes as they are, inside of TLS."""
         self.wire.send(frames)
 
-    def ask(self, authority: str, method: bytes = b"CONNECT") -> int:
-        """A request; returns its stream."""
-        stream = self.mux.open_stream(connect_headers(authority, method))
-        self.data[stream] = bytearray()
-        self.flush()
-        return stream
-
-    def status(self, stream: int) -> int:
-        """The answer to a request."""
-        return self._until(lambda: next((each.status for each in self._answers(stream)), 0))
-
-    def request(self, authority: str, method: bytes = b"CONNECT") -> int:
-        """`ask` and `status`."""
-        return self.status(self.ask(authority, method))
-
     def send(self, stream: int, payload: bytes) -> None:
         """DATA of a stream; at most what the windows allow."""
         buffer = bytearray(9) + payload
@@ -82,22 +70,6 @@ class HbonePeer:
         taken = bytes(self.data[stream][:size])
         del self.data[stream][:size]
         return taken
-
-    def gone(self) -> PeerGoingAway | None:
-        """The peer's GOAWAY, None if it hangs up without one. Blocks until one or the other."""
-        try:
-            self._until(lambda: any(isinstance(each, PeerGoingAway) for each in self.events))
-        except (EOFError, ConnectionResetError):
-            pass
-        return next((each for each in self.events if isinstance(each, PeerGoingAway)), None)
-
-    def ended(self, stream: int) -> bool:
-        """Waits for the end of a stream; True for an orderly one, False for a reset."""
-        self._until(lambda: any(isinstance(each, StreamEnded | StreamReset) and each.stream == stream for each in self.events))
-        return any(isinstance(each, StreamEnded) and each.stream == stream for each in self.events)
-
-    def _answers(self, stream: int) -> list[ResponseReceived]:
-        return [each for each in self.events if isinstance(each, ResponseReceived) and each.stream == stream]
 
     def _until(self, condition: Callable[[], int]) -> int:
         while not (answer := condition()):
@@ -116,8 +88,70 @@ class HbonePeer:
         end.plain.clear()
         for event in self.mux.receive(buffer, 0, len(buffer), time.monotonic()):
             if isinstance(event, DataReceived):
-                self.data[event.stream] += event.data
+                self.data.setdefault(event.stream, bytearray()).extend(event.data)
                 self.mux.consumed(event.stream, len(event.data))
             else:
                 self.events.append(event)
+        self.flush()
+
+
+class HbonePeer(_End):
+    """A tunnel to somebody's 15008."""
+
+    def __init__(self, sock: socket.socket, credentials: Credentials, expected: SpiffeId) -> None:
+        """Does the handshake; raises what that raises."""
+        handshake = Handshake(TlsContexts(credentials), server=False, expected=frozenset({expected}), own_records=True)
+        super().__init__(sock, handshake, client=True)
+        self.flush()
+
+    def ask(self, authority: str, method: bytes = b"CONNECT") -> int:
+        """A request; returns its stream."""
+        stream = self.mux.open_stream(connect_headers(authority, method))
+        self.data[stream] = bytearray()
+        self.flush()
+        return stream
+
+    def status(self, stream: int) -> int:
+        """The answer to a request."""
+        return self._until(lambda: next((each.status for each in self._answers(stream)), 0))
+
+    def request(self, authority: str, method: bytes = b"CONNECT") -> int:
+        """`ask` and `status`."""
+        return self.status(self.ask(authority, method))
+
+    def gone(self) -> PeerGoingAway | None:
+        """The peer's GOAWAY, None if it hangs up without one. Blocks until one or the other."""
+        try:
+            self._until(lambda: any(isinstance(each, PeerGoingAway) for each in self.events))
+        except (EOFError, ConnectionResetError):
+            pass
+        return next((each for each in self.events if isinstance(each, PeerGoingAway)), None)
+
+    def _answers(self, stream: int) -> list[ResponseReceived]:
+        return [each for each in self.events if isinstance(each, ResponseReceived) and each.stream == stream]
+
+
+class HboneServer(_End):
+    """The far end of somebody's tunnel; does nothing by itself, not even send its SETTINGS."""
+
+    def __init__(self, sock: socket.socket, credentials: Credentials) -> None:
+        """Does the handshake; raises what that raises."""
+        super().__init__(sock, Handshake(TlsContexts(credentials), server=True, expected=None, own_records=True), client=False)
+
+    def requested(self) -> int:
+        """The stream of the next request."""
+        self._until(lambda: any(isinstance(each, RequestReceived) for each in self.events))
+        request = next(each for each in self.events if isinstance(each, RequestReceived))
+        self.events.remove(request)
+        self.data.setdefault(request.stream, bytearray())
+        return request.stream
+
+    def respond(self, stream: int, status: int) -> None:
+        """Answers a request."""
+        self.mux.respond(stream, status, end=status != 200)
+        self.flush()
+
+    def reset(self, stream: int, code: int) -> None:
+        """Ends a stream."""
+        self.mux.reset(stream, code)
         self.flush()

@@ -70,7 +70,8 @@ class Agent:
     @property
     def log(self) -> str:
         """Everything it has logged."""
-        return (self.directory / "agent.log").read_text(errors="replace")
+        file = self.directory / "agent.log"
+        return file.read_text(errors="replace") if file.exists() else ""
 
     def start(self) -> None:
         """Starts it; `ready` says when it is."""
@@ -229,13 +230,20 @@ class Mesh:
         for agent in self.agents:
             sys.stderr.write(f"---- {agent.node.name}\n{agent.log[-6000:]}\n")
 
-    def start(self) -> None:
-        """Starts the agents that do not run and waits until all are ready."""
-        for agent in self.agents:
+    def start(self, *numbers: int) -> None:
+        """Starts the agents that do not run, or those of them with these numbers, and waits until they are ready."""
+        agents = [self.agents[number] for number in numbers or range(len(self.agents))]
+        for agent in agents:
             if not agent.is_running:
                 agent.start()
-        for agent in self.agents:
+        for agent in agents:
             agent.await_ready()
+
+    def pretend(self, pod: Pod) -> None:
+        """Says of a pod on a node whose agent does not run that it is captured."""
+        word = self.agent_of(pod).directory / "status" / pod.uid
+        word.parent.mkdir(exist_ok=True)
+        word.write_text("enabled")
 
     def _agent(self, node: Node, settings: str) -> Agent:
         directory = self.root / node.name
