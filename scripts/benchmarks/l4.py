@@ -93,12 +93,16 @@ def plan(words: Sequence[str]) -> Plan:
 def main(words: Sequence[str]) -> int:
     """Exit code: 0 every row is `ok`, 1 one is not, 2 it could not be measured, 130 interrupted."""
     asked = plan(words)
+    measurements: list[Measurement] = []
+    broken = False
     try:
         with processes.ending_all():
-            measurements = measure(asked)
+            measure(asked, measurements)
     except BenchError as error:
         say(f"scripts/bench: {error}")
-        return 2
+        if not measurements:
+            return 2
+        broken = True
     except KeyboardInterrupt:
         return 130
     figures = [judge(row, measurements, ENVOYS, asked.baseline) for row in asked.rows]
@@ -106,11 +110,13 @@ def main(words: Sequence[str]) -> int:
     print("* the better Envoy, which the ratio is to; ratios are medians of the rounds' own")
     if asked.json is not None:
         asked.json.write_text(json.dumps(report(asked, figures, measurements), indent=1) + "\n")
+    if broken:
+        return 2
     return 0 if all(figure.verdict is Verdict.OK for figure in figures) else 1
 
 
-def measure(asked: Plan) -> list[Measurement]:
-    """All measurements of the run.
+def measure(asked: Plan, measurements: list[Measurement]) -> None:
+    """Adds all measurements of the run, as they are taken.
 
     Raises:
         BenchError: something that must be there is not.
@@ -131,16 +137,14 @@ def measure(asked: Plan) -> list[Measurement]:
         bench = scenarios.Bench(tools, cpus, asked.seconds)
         for way in ways:
             scenarios.warm_up(bench, way)
-        measurements: list[Measurement] = []
         once = {key: value for key, value in scenarios.ONCE.items() if key in wanted}
         every = {key: value for key, value in scenarios.EVERY_ROUND.items() if key in wanted}
         if once:
-            measurements += _one_round(0, once, bench, ways)
+            measurements.extend(_one_round(0, once, bench, ways))
         for number in range(asked.rounds if every else 0):
             began = time.monotonic()
-            measurements += _one_round(number, every, bench, ways if number % 2 == 0 else ways[::-1])
+            measurements.extend(_one_round(number, every, bench, ways if number % 2 == 0 else ways[::-1]))
             say(f"round {number + 1} of {asked.rounds}: {time.monotonic() - began:.0f} s")
-        return measurements
 
 
 def _one_round(

@@ -17,7 +17,7 @@ from scripts.benchmarks import processes, wrk
 from scripts.benchmarks.errors import BenchError
 from scripts.benchmarks.rows import Values
 from scripts.benchmarks.tools import Tools
-from scripts.benchmarks.ways import APP, WEB, Cpus, Way
+from scripts.benchmarks.ways import APP, GIVE_WAY, WEB, YIELDING, Cpus, Way
 from tests.kit.netns import Pod
 
 IDLE_CONNECTIONS = 1000
@@ -97,7 +97,8 @@ def _requests(connections: int) -> Callable[[Bench, Way], Values]:
 
 def _beside_bulk(bench: Bench, way: Way) -> Values:
     client, server = way.neighbour
-    words = [bench.tools.load, "up", server.v4, str(APP), "1", str(bench.seconds + 2 * _HEAD_START_SECONDS)]
+    # The generator and its server give way, or they and not the proxies would be what the ping waits for: see the direct way's figure.
+    words = [*GIVE_WAY, bench.tools.load, "up", server.v4, str(YIELDING), "1", str(bench.seconds + 2 * _HEAD_START_SECONDS)]
     with subprocess.Popen(bench.command(client, words), stdout=subprocess.PIPE, text=True) as bulk:
         time.sleep(_HEAD_START_SECONDS)
         values = dict(_ping(bench, way))

@@ -29,8 +29,10 @@ from ztunnel.node import routes
 from ztunnel.node.nft import PodTables, probe_ownership
 from ztunnel.node.redirect import Stage, ruleset
 
-APP, WEB = 9000, 9001
-"""Ports in each server pod: our own server, and nginx."""
+APP, WEB, YIELDING = 9000, 9001, 9002
+"""Ports in each server pod: our own server, nginx, and our own server again, giving way to everything else on its CPU."""
+GIVE_WAY = ("chrt", "--idle", "0")
+"""Words before a command that is only to get the CPU time that nobody else wants."""
 CLIENT, SERVER = "client", "server"
 ANSWER_BYTES = 1024
 
@@ -118,7 +120,7 @@ def _envoy(tools: Tools, cpus: Cpus, workers: int, name: str, tuning: envoy_pair
     with Topology() as net, ExitStack() as stack:
         client, server = net.node().pod(CLIENT), net.node().pod(SERVER)
         stack.enter_context(_servers(tools, cpus, [client, server], [server]))
-        applications = [(server.v4, APP), (server.v4, WEB)]
+        applications = [(server.v4, port) for port in (APP, WEB, YIELDING)]
         configs = (
             (client, cpus.near, envoy_pair.outbound(pki.credentials(client_id), server_id, tuning)),
             (server, cpus.far, envoy_pair.inbound(pki.credentials(server_id), client_id, applications, tuning)),
@@ -208,21 +210,22 @@ def _callers_of(mesh: Mesh, name: str) -> dict[str, object]:
 
 @contextmanager
 def _servers(tools: Tools, cpus: Cpus, pods: Sequence[Pod], servers: Sequence[Pod]) -> Iterator[None]:
-    """Both servers in each of the `servers`; all `pods` ready for many short connections."""
+    """All servers in each of the `servers`; all `pods` ready for many short connections."""
     for pod in pods:
         pod.run(_allow_many_connections)
     with tempfile.TemporaryDirectory(prefix="bench-") as name, ExitStack() as stack:
         directory = Path(name)
         (directory / "nginx.conf").write_text(_NGINX.format(directory=directory))
         log = directory / "log"
+        commands: dict[int, list[str | Path]] = {
+            APP: [tools.load, "server", str(APP)],
+            WEB: [*tools.nginx, "-p", name, "-c", directory / "nginx.conf"],
+            YIELDING: [*GIVE_WAY, tools.load, "server", str(YIELDING)],
+        }
         for pod in servers:
-            prefix = [*processes.pinned(cpus.far), *_inside(pod)]
-            for port, command in (
-                (APP, [tools.load, "server", str(APP)]),
-                (WEB, [*tools.nginx, "-p", name, "-c", directory / "nginx.conf"]),
-            ):
-                process = stack.enter_context(processes.running([*prefix, *command], log))
-                _await_listener(pod, port, process, log)
+            for port, command in commands.items():
+                words = [*processes.pinned(cpus.far), *_inside(pod), *command]
+                _await_listener(pod, port, stack.enter_context(processes.running(words, log)), log)
         yield
 
 
