@@ -1,0 +1,303 @@
+"""Agents that end, die, come back and are configured wrongly: what their pods' connections see of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+
+from tests.kit import apps
+from tests.kit.mesh import COMMAND, DEFAULT_SETTINGS, REPOSITORY, Agent, Mesh
+from tests.kit.netns import Pod
+from tests.kit.polling import eventually
+
+APP = 8080
+DRAIN_SECONDS = 1.5
+MARKER = b"plaintext-marker-of-lifecycle"
+SETTINGS = f"{DEFAULT_SETTINGS}drain_seconds: {DRAIN_SECONDS}\n"
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Mesh]:
+    with Mesh(nodes=2, settings=SETTINGS) as mesh:
+        mesh.pod("client", node=0, ambient=True)
+        mesh.pod("neighbour", node=1, ambient=True)
+        mesh.pod("server", node=1, ambient=True)
+        mesh.settle()
+        yield mesh
+
+
+@pytest.fixture
+def mesh(shared: Mesh) -> Iterator[Mesh]:
+    """With an echo server in `server`."""
+    with apps.Echo(shared.pods["server"], APP):
+        yield shared
+    shared.start()
+    shared.settle()
+    shared.check()
+
+
+@pytest.fixture
+def client(mesh: Mesh) -> Pod:
+    return mesh.pods["client"]
+
+
+@pytest.fixture
+def server(mesh: Mesh) -> Pod:
+    return mesh.pods["server"]
+
+
+@pytest.fixture
+def to(server: Pod) -> tuple[str, int]:
+    return server.v4, APP
+
+
+# SIGTERM
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["client-side", "server-side"])
+def test_a_drain_lets_live_connections_finish_and_refuses_new_ones(mesh: Mesh, client: Pod, to: tuple[str, int], number: int) -> None:
+    agent = mesh.agents[number]
+    with client.connect(to) as live:
+        assert apps.ping(live)
+        began = time.monotonic()
+        agent.send(signal.SIGTERM)
+        eventually(lambda: apps.outcome(client, to) in ("reset", "refused"))
+        assert agent.is_running
+        assert apps.ping(live, MARKER)
+        # A change of the mesh must not make it enrol its pods anew.
+        mesh.relabel("server", "touched", f"by-{number}")
+        until = time.monotonic() + DRAIN_SECONDS / 3
+        eventually(lambda: apps.ping(live) and time.monotonic() > until)
+        assert apps.outcome(client, to) in ("reset", "refused")
+        live.shutdown(socket.SHUT_WR)
+        assert apps.read_all(live) == b""
+    assert agent.wait() == 0
+    assert time.monotonic() - began < DRAIN_SECONDS, "it waits for its connections, not for the deadline"
+    assert apps.outcome(client, to) in ("reset", "refused")
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["client-side", "server-side"])
+def test_at_the_drain_deadline_connections_are_reset(mesh: Mesh, client: Pod, to: tuple[str, int], number: int) -> None:
+    agent = mesh.agents[number]
+    with client.connect(to) as live:
+        assert apps.ping(live)
+        began = time.monotonic()
+        agent.send(signal.SIGTERM)
+        assert apps.ending(live) == "reset"
+        assert time.monotonic() - began > DRAIN_SECONDS * 0.8
+    assert agent.wait() == 0
+    assert agent.said("drained", "cut=1")
+    assert agent.said("connection complete", "drain deadline")
+
+
+def test_while_it_drains_it_is_not_ready_and_a_second_signal_ends_it_at_once(mesh: Mesh, client: Pod, to: tuple[str, int]) -> None:
+    agent = mesh.agents[0]
+    assert _readiness(agent) == 200
+    with client.connect(to) as live:
+        assert apps.ping(live)
+        began = time.monotonic()
+        agent.send(signal.SIGTERM)
+        eventually(lambda: _readiness(agent) == 500, within=1)
+        status = agent.ask("status")
+        assert (status["ready"], status["worker"]) == (False, "draining")
+        agent.send(signal.SIGTERM)
+        agent.wait()
+        assert time.monotonic() - began < DRAIN_SECONDS
+        assert apps.ending(live) == "reset"
+
+
+def _readiness(agent: Agent) -> int:
+    with agent.node.tcp_socket(socket.AF_INET) as sock:
+        sock.connect(("127.0.0.1", 15021))
+        sock.sendall(b"GET /healthz/ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        return int(apps.read_all(sock).split(b" ")[1])
+
+
+# SIGKILL
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["client-side", "server-side"])
+def test_a_killed_agent_fails_closed_and_its_successor_carries_on(mesh: Mesh, client: Pod, to: tuple[str, int], number: int) -> None:
+    agent = mesh.agents[number]
+    workers = agent.workers
+    with client.connect(to) as live, apps.tapped(mesh.net.nodes[0]) as tap:
+        assert apps.ping(live)
+        agent.stop(signal.SIGKILL)
+        assert apps.ending(live) == "reset"
+        eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), saying="the worker dies with its supervisor")
+        for _ in range(3):
+            assert apps.outcome(client, to, MARKER) in ("reset", "refused")
+        assert not tap.saw(MARKER)
+        mesh.start()
+        mesh.settle()
+        assert apps.call(client, to, MARKER) == MARKER
+        assert not tap.saw(MARKER)
+
+
+def test_rules_stay_and_are_adopted_without_a_gap(mesh: Mesh, client: Pod, to: tuple[str, int]) -> None:
+    """The successor takes over full rules: its pods do not go through the lenient first phase of enrolment again."""
+    agent = mesh.agents[0]
+    eventually(lambda: not _is_guarded(client))
+    rules = _rules(client)
+    agent.stop()
+    assert _rules(client) == rules
+    with apps.tapped(mesh.net.nodes[0]) as tap:
+        agent.start()
+        while not agent.is_ready:
+            assert not _is_guarded(client)
+            apps.outcome(client, to, MARKER)
+        assert not tap.saw(MARKER)
+
+
+def _is_guarded(pod: Pod) -> bool:
+    return any("tcp flags" in line for line in _rules(pod))
+
+
+def _rules(pod: Pod) -> list[str]:
+    """Without what changes with the owner of a table."""
+    listed = pod.command("nft", "--stateless", "list", "ruleset").splitlines()
+    return [line.partition("#")[0].strip() for line in listed if not line.strip().startswith("flags")]
+
+
+# The worker
+
+
+def test_a_dead_worker_takes_only_its_own_connections_and_is_replaced(mesh: Mesh, client: Pod, server: Pod, to: tuple[str, int]) -> None:
+    agent, other = mesh.agents
+    restarts = int(str(agent.ask("status")["worker_restarts"]))
+    counted = agent.metric("ztunnel_worker_restarts_total")
+    with client.connect(to) as doomed, mesh.pods["neighbour"].connect(to) as safe:
+        assert apps.ping(doomed)
+        assert apps.ping(safe)
+        (worker,) = agent.workers
+        os.kill(worker, signal.SIGKILL)
+        assert apps.ending(doomed) == "reset"
+        assert apps.ping(safe)
+        eventually(lambda: apps.outcome(client, to) == "echoed")
+        assert apps.ping(safe)
+    assert agent.workers != [worker]
+    assert agent.ask("status")["worker_restarts"] == restarts + 1
+    assert agent.metric("ztunnel_worker_restarts_total") == counted + 1
+    assert agent.said("worker died", "SIGKILL")
+    assert other.metric("ztunnel_worker_restarts_total") == 0
+
+
+def test_a_dead_worker_on_the_servers_side_is_replaced_too(mesh: Mesh, client: Pod, to: tuple[str, int]) -> None:
+    agent = mesh.agents[1]
+    with client.connect(to) as doomed:
+        assert apps.ping(doomed)
+        os.kill(agent.workers[0], signal.SIGKILL)
+        assert apps.ending(doomed) == "reset"
+    eventually(lambda: apps.outcome(client, to) == "echoed")
+
+
+def test_connections_wait_for_the_next_worker(mesh: Mesh, client: Pod, to: tuple[str, int]) -> None:
+    """The supervisor holds the listeners: whoever connects while there is no worker waits a moment and is served."""
+    agent = mesh.agents[0]
+    (worker,) = agent.workers
+    os.kill(worker, signal.SIGKILL)
+    eventually(lambda: worker not in agent.workers)
+    assert apps.outcome(client, to) == "echoed"
+
+
+# Starting
+
+
+def test_a_second_agent_with_the_same_socket_is_refused(mesh: Mesh, client: Pod, to: tuple[str, int]) -> None:
+    agent = mesh.agents[0]
+    config = agent.directory / "second.yaml"
+    settings = (agent.directory / "agent.yaml").read_text().replace("admin: {", "admin: {metrics_port: 0, readiness_port: 0, ")
+    config.write_text(settings)
+    status, said = _run(agent, config)
+    assert status == 1
+    assert f"an agent already answers on {agent.socket}" in said
+    assert "Traceback" not in said
+    assert agent.is_ready
+    assert apps.outcome(client, to) == "echoed"
+
+
+def test_ports_that_are_taken_are_named(mesh: Mesh) -> None:
+    agent = mesh.agents[0]
+    config = agent.directory / "second.yaml"
+    config.write_text((agent.directory / "agent.yaml").read_text().replace("agent.sock", "second.sock"))
+    status, said = _run(agent, config)
+    assert status == 1
+    assert "15020" in said or "15021" in said
+    assert "Traceback" not in said
+
+
+def test_settings_that_cannot_be_used_are_all_listed(mesh: Mesh) -> None:
+    agent = mesh.agents[0]
+    config = agent.directory / "second.yaml"
+    config.write_text("node: Node_1\ndrain_seconds: soon\ntunnel: {records: rust}\nadmin: {metrics_prot: 1}\n")
+    status, said = _run(agent, config)
+    assert status == 2
+    for word in ("node", "drain_seconds", "tunnel.records", "admin.metrics_prot", "metrics_port", "sources.files: required"):
+        assert word in said, said
+    assert "Traceback" not in said
+
+
+def _run(agent: Agent, config: Path) -> tuple[int, str]:
+    """Exit status and standard error of an agent that is expected not to start."""
+    command = ["nsenter", f"--net={agent.node.path}", *COMMAND, "run", "--config", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, cwd=REPOSITORY, check=False)
+    return done.returncode, done.stderr
+
+
+def test_a_directory_of_manifests_that_is_not_there_is_named(mesh: Mesh) -> None:
+    agent = mesh.agents[0]
+    config = agent.directory / "second.yaml"
+    settings = (agent.directory / "agent.yaml").read_text().replace("agent.sock", "second.sock")
+    settings = settings.replace("admin: {", "admin: {metrics_port: 0, readiness_port: 0, ")
+    config.write_text(settings.replace(str(mesh.manifests), str(mesh.root / "nowhere")))
+    status, said = _run(agent, config)
+    assert status == 2
+    assert "sources.files" in said
+    assert "nowhere" in said
+    assert "Traceback" not in said
+
+
+VARIANTS = ("workers: 0", "tunnel: {records: openssl}", "tunnel: {optimistic_data: false}", "log: {format: json}")
+
+
+def test_nodes_that_are_set_up_differently_talk_to_each_other() -> None:
+    with Mesh(nodes=len(VARIANTS), start=False) as mesh:
+        for number, (agent, variant) in enumerate(zip(mesh.agents, VARIANTS, strict=True)):
+            with (agent.directory / "agent.yaml").open("a") as file:
+                file.write(f"{variant}\n")
+            mesh.pod(f"pod-{number}", node=number, ambient=True)
+        mesh.start()
+        mesh.settle()
+        data = os.urandom(1 << 19)
+        pods = list(mesh.pods.values())
+        with ExitStack() as stack:
+            for pod in pods:
+                stack.enter_context(apps.Echo(pod, APP))
+            for source, target in permutations(pods, 2):
+                with source.connect((target.v4, APP)) as connection:
+                    assert _echoes(connection, data), f"{source.name} to {target.name}"
+        threaded, openssl = mesh.agents[:2]
+        assert {row["records"] for row in openssl.rows("tunnels")} == {"openssl"}
+        assert {row["records"] for row in threaded.rows("tunnels")} == {"own"}
+        assert threaded.ask("status")["worker"] == "in-process"
+        assert threaded.workers == []
+        assert [agent.stop() for agent in mesh.agents] == [0] * len(VARIANTS)
+
+
+def _echoes(connection: socket.socket, data: bytes) -> bool:
+    """In pieces that fit into the buffers on the way, because one thread sends and receives."""
+    step = 1 << 16
+    for at in range(0, len(data), step):
+        connection.sendall(data[at : at + step])
+        if apps.read_exactly(connection, step) != data[at : at + step]:
+            return False
+    return True
