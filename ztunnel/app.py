@@ -40,7 +40,7 @@ from ztunnel.overview import Overview, Watched
 from ztunnel.runtime import logs
 from ztunnel.runtime.metrics import Metrics
 from ztunnel.runtime.workers import Running, Supervised, spawn_process
-from ztunnel.settings import RecordLayer, RedirectionStatus, Settings
+from ztunnel.settings import RecordLayer, RedirectionStatus, SameNode, Settings
 from ztunnel.sources.files import FileLimits, FileSource
 
 log = logging.getLogger(__name__)
@@ -138,17 +138,24 @@ async def _main(settings: Settings) -> None:
             await nursery.start(parts.supervised.run)
             parts.readiness.done(_DATA_PLANE)
             await nursery.start(parts.rotation.run)
-            await nursery.start(parts.enroller.run)
-            if parts.status_files is not None:
-                await nursery.start(parts.status_files.run)
-            await nursery.start(partial(parts.source.run, parts.agent.mesh_changed))
-            parts.readiness.done(_MESH)
-            log.info("ready", extra=logs.fields(node=settings.node, pods=len(parts.agent.local_captures())))
-            await _next_signal(signals)
-            parts.readiness.lost(_DATA_PLANE)
-            parts.overview.is_draining = True
+            await _follow_mesh(settings, parts, signals)
             await _drain(settings, parts, signals)
             nursery.cancel_scope.cancel()
+
+
+async def _follow_mesh(settings: Settings, parts: _Parts, signals: AsyncIterator[int]) -> None:
+    """Serves until the first signal. When this returns nothing enrols pods any more: a drain is not undone by a change of the mesh."""
+    async with trio.open_nursery() as nursery:
+        await nursery.start(parts.enroller.run)
+        if parts.status_files is not None:
+            await nursery.start(parts.status_files.run)
+        await nursery.start(partial(parts.source.run, parts.agent.mesh_changed))
+        parts.readiness.done(_MESH)
+        log.info("ready", extra=logs.fields(node=settings.node, pods=len(parts.agent.local_captures())))
+        await _next_signal(signals)
+        parts.readiness.lost(_DATA_PLANE)
+        parts.overview.is_draining = True
+        nursery.cancel_scope.cancel()
 
 
 async def _drain(settings: Settings, parts: _Parts, signals: AsyncIterator[int]) -> None:
@@ -193,6 +200,7 @@ def _configure(settings: Settings) -> Configure:
         trust_domain=settings.trust_domain,
         own_records=settings.tunnel.records is RecordLayer.OWN,
         optimistic_data=settings.tunnel.optimistic_data,
+        same_node_plaintext=settings.tunnel.same_node is SameNode.PLAINTEXT,
         idle_seconds=settings.tunnel.idle_seconds,
         max_streams=settings.tunnel.max_streams,
         tunnels_per_peer=settings.limits.tunnels_per_peer,

@@ -54,8 +54,8 @@ class FlowReporter:
         metrics = self._metrics
         reporter = "source" if record.direction is Direction.OUTBOUND else "destination"
         service = (record.service or UNKNOWN, record.service_namespace or UNKNOWN, record.service_name or UNKNOWN)
-        principals = (record.source_identity or UNKNOWN, record.destination_identity or UNKNOWN) if record.mutual_tls else (UNKNOWN, UNKNOWN)
-        labels = _labels(reporter, source, destination, service, principals)
+        principals = (record.source_identity or UNKNOWN, record.destination_identity or UNKNOWN)
+        labels = _labels(reporter, (source, destination), service, principals, record.mutual_tls)
         if record.opened:
             metrics.tcp_opened.add(1, *labels)
             metrics.tcp_sockets_open.add(1, reporter)
@@ -81,13 +81,13 @@ def log_fields(record: FlowRecord, source: Workload | None, destination: Workloa
         "src.addr": text(record.source),
         "src.workload": source and source.name,
         "src.namespace": source and source.namespace,
-        "src.identity": record.source_identity if record.mutual_tls else "",
+        "src.identity": record.source_identity,
         "dst.addr": text(record.destination) if record.destination[0] else "",
         "dst.hbone_addr": record.target if record.mutual_tls else "",
         "dst.service": record.service,
         "dst.workload": destination and destination.name,
         "dst.namespace": destination and destination.namespace,
-        "dst.identity": record.destination_identity if record.mutual_tls else "",
+        "dst.identity": record.destination_identity,
         "direction": record.direction.value,
         "bytes_sent": sent,
         "bytes_recv": received,
@@ -102,10 +102,14 @@ def log_fields(record: FlowRecord, source: Workload | None, destination: Workloa
 
 @lru_cache(maxsize=4096)
 def _labels(
-    reporter: str, source: Workload | None, destination: Workload | None, service: tuple[str, str, str], principals: tuple[str, str]
+    reporter: str,
+    ends: tuple[Workload | None, Workload | None],
+    service: tuple[str, str, str],
+    principals: tuple[str, str],
+    mutual_tls: bool,
 ) -> Traffic:
-    policy = UNKNOWN if principals == (UNKNOWN, UNKNOWN) else "mutual_tls"
-    values = (reporter, *_side(source, principals[0]), *service, *_side(destination, principals[1]), "tcp", Flag.NONE.value, policy)
+    security = "mutual_tls" if mutual_tls else UNKNOWN
+    values = (reporter, *_side(ends[0], principals[0]), *service, *_side(ends[1], principals[1]), "tcp", Flag.NONE.value, security)
     return Traffic._make(values)
 
 

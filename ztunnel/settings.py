@@ -49,6 +49,13 @@ class RecordLayer(Enum):
     OPENSSL = "openssl"
 
 
+class SameNode(Enum):
+    """How two meshed pods of one node reach each other."""
+
+    ENCRYPT = "encrypt"
+    PLAINTEXT = "plaintext"
+
+
 class RedirectionStatus(Enum):
     """How the agent learns that another node's pod is really captured, not merely labelled."""
 
@@ -121,6 +128,9 @@ class TunnelSettings:
     """`own` (default: fewer copies, KeyUpdate before the AES-GCM limit) or `openssl` (the reference and the fallback)."""
     optimistic_data: bool = True
     """Send DATA behind the CONNECT request before its answer, to peers that say they take it (ours do); saves a round trip."""
+    same_node: SameNode = SameNode.ENCRYPT
+    """`encrypt` (default): a tunnel like any other. `plaintext`: bytes between two meshed pods of this node never leave the kernel,
+    so they may go without TLS; identities, policies and accounting stay the same."""
     idle_seconds: float = field(default=300.0, metadata=_range(1, 86400))
     """A tunnel without streams is closed after this; 300 as Istio: a burst later finds it, an idle peer costs nothing for long."""
     max_streams: int = field(default=100, metadata=_range(1, 1000))

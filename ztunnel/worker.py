@@ -87,7 +87,6 @@ class Worker:
         self._telling = False
         self._told_active: dict[str, int] = {}
         self._told_bugs = 0
-        self._pods: dict[str, Pod] = {}
         self._draining = False
         self._leaving = False
         self._node: Node | None = None
@@ -228,7 +227,7 @@ class Worker:
         node, pool = self._require_node(), self._pool
         now = self._loop.now
         outbound = [(Direction.OUTBOUND, uid, tunnel) for uid, tunnel in (pool.tunnels() if pool else [])]
-        inbound = [(Direction.INBOUND, pod.uid, tunnel) for pod in self._pods.values() for tunnel in pod.inbound]
+        inbound = [(Direction.INBOUND, pod.uid, tunnel) for pod in node.pods.values() for tunnel in pod.inbound]
         tunnels = tuple(_tunnel_state(direction, uid, tunnel, now, node.settings) for direction, uid, tunnel in outbound + inbound)
         self._send(Answer(query.id, tuple(connection.state(now) for connection in node.connections.live()), tunnels))
 
@@ -284,12 +283,13 @@ class Worker:
         listeners = [socket.socket(fileno=descriptor) for descriptor in descriptors]
         if len(listeners) != 3 or self._pool is None:
             raise ChannelError(f"AddPod came with {len(listeners)} listeners")
-        former = self._pods.pop(message.uid, None)
+        former = node.pods.pop(message.uid, None)
         if former is not None:
             self._close_pod(former)
         pod = Pod(message.uid, message.identity, self._stock(message.uid, ipv6=False), self._stock(message.uid, ipv6=True))
-        self._pods[pod.uid] = pod
-        served: tuple[Outbound | Passthrough | Inbound, ...] = (Outbound(node, self._pool), Passthrough(node), Inbound(node))
+        node.pods[pod.uid] = pod
+        inbound = Inbound(node)
+        served: tuple[Outbound | Passthrough | Inbound, ...] = (Outbound(node, self._pool, inbound), Passthrough(node), inbound)
         for listener, service in zip(listeners, served, strict=True):
             pod.acceptors.append(self._acceptor(node, pod, listener, service))
         self._send(PodAdded(pod.uid))
@@ -305,7 +305,7 @@ class Worker:
 
     def _sockets(self, message: Sockets, descriptors: tuple[int, ...]) -> None:
         sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
-        pod = self._pods.get(message.uid)
+        pod = self._require_node().pods.get(message.uid)
         if pod is None:
             for sock in sockets:
                 sock.close()
@@ -313,13 +313,14 @@ class Worker:
         (pod.ipv6 if message.ipv6 else pod.ipv4).receive(sockets)
 
     def _remove_pod(self, message: RemovePod) -> None:
-        pod = self._pods.get(message.uid)
+        node = self._require_node()
+        pod = node.pods.get(message.uid)
         if pod is not None and message.drain:
             # Nothing new is redirected here; peers that have not yet heard that the pod left the mesh still come in on 15008.
             for acceptor in pod.acceptors[:2]:
                 acceptor.close()
         elif pod is not None:
-            del self._pods[message.uid]
+            del node.pods[message.uid]
             self._close_pod(pod)
         # First: whether the pod still has connections decides when its rules may go.
         self._tell_activity()
@@ -349,7 +350,7 @@ class Worker:
         if self._draining:
             return
         self._draining = True
-        for pod in self._pods.values():
+        for pod in node.pods.values():
             for acceptor in pod.acceptors:
                 acceptor.close()
             for tunnel in list(pod.inbound):
@@ -362,7 +363,7 @@ class Worker:
             self._loop.call_later(_TELL_SECONDS, lambda: self._await_end(node, deadline))
             return
         cut = len(node.connections)
-        for pod in list(self._pods.values()):
+        for pod in list(node.pods.values()):
             self._close_pod(pod, "it outlived the drain deadline of the agent")
         self._tell()
         self._leaving = True

@@ -43,6 +43,7 @@ class Configure(Message, frozen=True):
     trust_domain: str
     own_records: bool
     optimistic_data: bool
+    same_node_plaintext: bool
     idle_seconds: float
     max_streams: int
     tunnels_per_peer: int

@@ -8,20 +8,23 @@ Source: Istio ztunnel `proxy/inbound.rs`.
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 
 from ztunnel.dataplane.addresses import Address
 from ztunnel.dataplane.addresses import canonical as canonical_address
 from ztunnel.dataplane.flow import Direction
 from ztunnel.dataplane.relay import StreamRelay
 from ztunnel.dataplane.sockets import reset
+from ztunnel.dataplane.splice import Splice
 from ztunnel.dataplane.tunnel import Tunnel
 from ztunnel.hbone import connect
 from ztunnel.hbone.events import RequestReceived
 from ztunnel.hbone.handshake import Handshake
-from ztunnel.mesh.errors import BadConnect, LocalError, MeshError, PolicyDenied
+from ztunnel.mesh.errors import BadConnect, LocalError, MeshError, PolicyDenied, UntrustedPeer, UpstreamRefused
 from ztunnel.mesh.identity import SpiffeId
 from ztunnel.mesh.inbound import InboundTarget, resolve_inbound
 from ztunnel.mesh.policy import Connection as Asked
+from ztunnel.mesh.routing import Route
 from ztunnel.mesh.workloads import Workload
 from ztunnel.proxy.connections import Connection, Facts
 from ztunnel.proxy.labels import baggage_of
@@ -131,6 +134,40 @@ class Inbound:
         source_ip = tunnel.peer_address[0]
         dial(node, pod, connection, target, None if source_ip == target[0] else source_ip, opened)
 
+    def from_neighbour(self, client: Pod, pod: Pod, connection: Connection, sock: socket.socket, route: Route) -> Splice:
+        """A connection between two pods of this node, when the operator lets it go without TLS: the same questions, no tunnel.
+
+        Both identities are as sure as a handshake makes them: this node has each pod's namespace in its hands and a valid
+        certificate of its identity. The connection is accounted for on both sides.
+
+        Returns: the relay, for the client's side to end it with.
+        Raises:
+            MeshError: refused, for a reason that the inbound record has; the socket is still the caller's.
+        """
+        node = self._node
+        node.tls(client)
+        node.tls(pod)
+        if pod.identity not in route.expected:
+            raise UntrustedPeer(f"the pod at {route.target[0]} is {pod.identity}, not {route.expected[0]}")
+        workload = node.index.workload(pod.uid)
+        if workload is None:
+            raise LocalError("failed to fetch information about the neighbouring workload")
+        outer = connection.facts
+        outer.protocol, outer.destination = "LOCAL", route.target
+        outer.source_identity, outer.destination_identity = client.identity, pod.identity
+        facts = replace(outer, direction=Direction.INBOUND, pod_uid=pod.uid)
+        inner = node.connections.register(facts)
+        verdict = node.index.decide(workload, asked_of(inner))
+        facts.policy = verdict.policy or ""
+        if not verdict.allowed:
+            inner.end(PolicyDenied(f"connection closed due to policy rejection: {verdict.text}", verdict.policy))
+            raise UpstreamRefused("refused by the neighbouring workload", _UNAUTHORIZED)
+        splice = Splice(node.loop, node.scratch, sock, _Both(connection, inner))
+        inner.relay = splice
+        source_ip, target = facts.source[0], route.target
+        dial(node, pod, inner, target, None if source_ip == target[0] else source_ip, splice.attach)
+        return splice
+
     def refused(self, pod: Pod, peer: Address, local: Address, error: MeshError, identity: SpiffeId | None = None) -> None:
         """A record for what never became a connection."""
         facts = Facts(Direction.INBOUND, pod.uid, peer, local, destination_uid=pod.uid)
@@ -168,6 +205,21 @@ class _Gate:
         if self._shaking:
             self._shaking = False
             self._pod.handshaking -= 1
+
+
+class _Both:
+    """One relay, two accounts. Implements `RelayOwner`."""
+
+    def __init__(self, outer: Connection, inner: Connection) -> None:
+        self._outer = outer
+        self._inner = inner
+
+    def relay_answered(self) -> None:
+        pass
+
+    def relay_done(self, error: MeshError | None) -> None:
+        self._outer.end(error)
+        self._inner.end(error)
 
 
 def asked_of(connection: Connection) -> Asked:

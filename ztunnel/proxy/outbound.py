@@ -16,6 +16,7 @@ from ztunnel.mesh.errors import LocalError, MeshError, UpstreamError, UpstreamTi
 from ztunnel.mesh.routing import Refusal, Route, RouteKind, resolve
 from ztunnel.mesh.workloads import Workload
 from ztunnel.proxy.connections import Connection, Facts
+from ztunnel.proxy.inbound import Inbound
 from ztunnel.proxy.labels import baggage_of
 from ztunnel.proxy.pods import Node, Pod, dial
 from ztunnel.proxy.pool import Key, Pool
@@ -32,9 +33,10 @@ class RouteRefused(UpstreamError):
 class Outbound:
     """What happens to connections that the pods of this node open."""
 
-    def __init__(self, node: Node, pool: Pool) -> None:
+    def __init__(self, node: Node, pool: Pool, inbound: Inbound) -> None:
         self._node = node
         self._pool = pool
+        self._inbound = inbound
 
     def accept(self, pod: Pod, sock: socket.socket, peer: Address) -> None:
         """One connection that nftables redirected to us."""
@@ -77,7 +79,10 @@ class Outbound:
         if route.workload_uid is not None:
             facts.destination_uid = route.workload_uid
             node.connections.count_towards(connection)
-        if route.kind is RouteKind.HBONE:
+        neighbour = node.pods.get(route.workload_uid or "") if node.settings.same_node_plaintext else None
+        if route.kind is RouteKind.HBONE and neighbour is not None and not neighbour.is_gone:
+            connection.relay = self._inbound.from_neighbour(pod, neighbour, connection, sock, route)
+        elif route.kind is RouteKind.HBONE:
             self._tunnel(pod, source, connection, sock, route)
         else:
             self._plain(pod, connection, sock, route)

@@ -65,6 +65,8 @@ class Node:
     connections: ConnectionTable
     random: Callable[[int], int]
     """A uniform integer below its argument."""
+    pods: dict[str, Pod] = field(default_factory=dict)
+    """The pods that are served, by UID."""
     contexts: dict[SpiffeId, TlsContexts] = field(default_factory=dict)
     limits: Counter[str] = field(default_factory=Counter)
     """Limits hit since the supervisor was last told."""
