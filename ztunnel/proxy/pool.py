@@ -50,6 +50,8 @@ class _Member:
         self.tunnel = Tunnel(pool.node.loop, pool.node.scratch, self, pool.node.times, client=True)
         self.dial: Dial | None = None
         self.idle: Timer | None = None
+        self.failure: MeshError | None = None
+        """Why it ended."""
 
     def tunnel_ready(self, tunnel: Tunnel) -> None:
         pass
@@ -59,7 +61,7 @@ class _Member:
 
     def tunnel_idle(self, tunnel: Tunnel) -> None:
         node = self.pool.node
-        if self.key not in self.pool:
+        if self.key not in self.pool or not self.is_current:
             tunnel.go_away()
             return
         if self.idle is not None:
@@ -67,6 +69,7 @@ class _Member:
         self.idle = node.loop.call_later(node.settings.idle_seconds, self._evict)
 
     def tunnel_closed(self, tunnel: Tunnel, error: MeshError | None) -> None:
+        self.failure = error
         if self.idle is not None:
             self.idle.cancel()
         if self.dial is not None:
@@ -78,16 +81,16 @@ class _Member:
             self.tunnel.go_away()
 
     @property
-    def is_usable(self) -> bool:
+    def is_current(self) -> bool:
+        """Whether it takes new streams, now or once some have ended."""
         tunnel = self.tunnel
-        node = self.pool.node
-        return (
-            not tunnel.is_dead
-            and not tunnel.is_draining
-            and tunnel.mux.can_open
-            and len(tunnel.relays) < node.settings.max_streams
-            and node.loop.now + _SLACK_SECONDS < tunnel.expires_at
-        )
+        return not tunnel.is_dead and not tunnel.is_draining and self.pool.node.loop.now + _SLACK_SECONDS < tunnel.expires_at
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it takes a new stream now."""
+        tunnel = self.tunnel
+        return self.is_current and tunnel.mux.can_open and len(tunnel.relays) < self.pool.node.settings.max_streams
 
     def connect(self, pod: Pod, handshake: Handshake) -> None:
         """Dials and starts the handshake; streams opened meanwhile wait in the mux."""
@@ -133,8 +136,10 @@ class Pool:
         """A tunnel that takes one more stream: a live one, one that is being made, or a new one.
 
         Raises:
-            LimitReached: the key has as many tunnels as it may.
+            LimitReached: the key has as many tunnels as it may. Those that only see their last streams off do not count: each of them
+                has a live connection, and those are bounded.
             NoIdentity: there is no certificate to make one with.
+            MeshError: the new one failed at once.
         """
         members = self._members.get(key)
         if members is not None:
@@ -144,13 +149,16 @@ class Pool:
                         member.idle.cancel()
                         member.idle = None
                     return member.tunnel
-            if len(members) >= self.node.settings.tunnels_per_peer:
+            if sum(member.is_current for member in members) >= self.node.settings.tunnels_per_peer:
                 raise self.node.hit("tunnels_per_peer")
         contexts = self.node.tls(pod)
         handshake = Handshake(contexts, server=False, expected=frozenset(key.expected), own_records=self.node.settings.own_records)
         member = _Member(self, key)
         self._members.setdefault(key, []).append(member)
         member.connect(pod, handshake)
+        if member.failure is not None:
+            # Nobody will tell a stream that is opened on it now.
+            raise member.failure
         return member.tunnel
 
     def forget(self, member: _Member) -> None:
