@@ -117,6 +117,7 @@ class EnrolmentSettings:
         grace_seconds: how long a pod's older connections have to show themselves before everything is captured. Default 3:
             longer than TCP's first retransmissions, short because a connection may leave in plaintext meanwhile.
         drain_seconds: how long captured connections may live on after their pod left the mesh.
+        linger_seconds: how long a draining pod is kept even when it is idle: peers that hear late still come by tunnel.
         drain_poll_seconds: how often to ask whether they have ended.
         drift_seconds: how often a pod's rules and routes are looked at.
         retry_seconds, retry_limit_seconds: first and longest wait after a failure.
@@ -126,6 +127,7 @@ class EnrolmentSettings:
 
     grace_seconds: float = 3.0
     drain_seconds: float = 60.0
+    linger_seconds: float = 0.0
     drain_poll_seconds: float = 0.25
     drift_seconds: float = 5.0
     retry_seconds: float = 0.5
@@ -179,7 +181,7 @@ class Sight:
     namespace: Namespace
     waiting: bool  # something failed a moment ago, and it is too early to repeat it
     over: bool  # a guarded one's grace, a draining one's deadline
-    active: int  # live connections through the proxy
+    active: int  # live connections through the proxy; not zero while a draining pod lingers
 
 
 def transition(state: State, event: Event) -> tuple[State, Action]:

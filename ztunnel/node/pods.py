@@ -76,6 +76,7 @@ class _Pod:
     deleted: bool = False
     foothold: Foothold | None = None
     over_at: float = math.inf  # see Sight.over
+    linger_until: float = -math.inf  # see Sight.active
     retry_at: float = -math.inf  # see Sight.waiting
     look_at: float = -math.inf  # next drift check
     poll_at: float = math.inf  # next look at a draining pod's connections
@@ -237,7 +238,7 @@ class Enroller:
             namespace=self._namespace_of(pod),
             waiting=now < pod.retry_at,
             over=pod.over_at <= now,
-            active=self._sink.active(pod.spec.uid) if pod.state is State.DRAINING else 0,
+            active=max(self._sink.active(pod.spec.uid), int(now < pod.linger_until)) if pod.state is State.DRAINING else 0,
         )
 
     def _namespace_of(self, pod: _Pod) -> Namespace:
@@ -279,6 +280,7 @@ class Enroller:
                 await self._load(pod, Stage.FULL)
             case Action.DRAIN:
                 pod.over_at = trio.current_time() + self._settings.drain_seconds
+                pod.linger_until = trio.current_time() + self._settings.linger_seconds
                 await self._load(pod, Stage.DRAIN)
                 await self._bounded(self._sink.remove(pod.spec.uid, drain=True))
             case Action.REMOVE:
