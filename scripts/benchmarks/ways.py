@@ -199,7 +199,7 @@ def _mesh(workers: int) -> Iterator[Mesh]:
         with Mesh(nodes=2, settings=f"enrolment: {{grace_seconds: 0.1}}\nworkers: {workers}\n") as mesh:
             yield mesh
     except AssertionError as error:
-        raise BenchError(f"our agents: {error}") from error
+        raise BenchError(f"our agents: {error.__cause__ or error}") from error
 
 
 def _callers_of(mesh: Mesh, name: str) -> dict[str, object]:
