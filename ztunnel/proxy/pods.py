@@ -111,6 +111,7 @@ def dial(
     def done(sock: socket.socket, error: OSError | None) -> None:
         connection.dial = None
         if connection.is_over:
+            node.loop.forget(sock.fileno())
             sock.close()
         elif error is None:
             on_open(sock)

@@ -1,0 +1,181 @@
+"""The table of connections: records, counts, and that each ends exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.kit.builders import identity
+from tests.kit.wire import Wire, received, tcp_pair
+from ztunnel.dataplane.buffers import Scratch
+from ztunnel.dataplane.flow import Direction, FlowRecord
+from ztunnel.dataplane.loop import Loop
+from ztunnel.dataplane.sockets import Dial
+from ztunnel.dataplane.splice import Splice
+from ztunnel.mesh.errors import Flag, LocalError, PolicyDenied
+from ztunnel.proxy.connections import Connection, ConnectionTable, Facts
+
+POD, CLIENT, SERVER = "uid-pod", ("10.0.0.1", 4000), ("10.0.0.2", 8080)
+
+
+class Book:
+    """A table and what it reported."""
+
+    def __init__(self, loop: Loop | None = None, limit: int = 3) -> None:
+        self.records: list[FlowRecord] = []
+        self.new = 0
+        self.loop = loop or Loop()
+        self.table = ConnectionTable(self.loop, self.records.append, self._new, limit)
+
+    def _new(self) -> None:
+        self.new += 1
+
+    def register(self, direction: Direction = Direction.INBOUND, towards: str = "") -> Connection:
+        connection = self.table.register(Facts(direction, POD, CLIENT, SERVER, destination_uid=towards))
+        if towards and direction is Direction.OUTBOUND:
+            self.table.count_towards(connection)
+        return connection
+
+
+@pytest.fixture(name="book")
+def fixture_book() -> Iterator[Book]:
+    book = Book()
+    yield book
+    book.loop.close()
+
+
+def test_a_connection_is_counted_while_it_lives(book: Book) -> None:
+    first = book.register(Direction.OUTBOUND, "uid-server")
+    second = book.register(Direction.OUTBOUND, "uid-server")
+    assert book.new == len(book.table) == 2
+    assert book.table.active == {POD: 2}
+    assert book.table.towards == {"uid-server": 2}
+    first.end(None)
+    assert book.table.active == {POD: 1}
+    assert book.table.towards == {"uid-server": 1}
+    assert book.table.live() == [second]
+    second.end(None)
+    assert (book.table.active, book.table.towards, len(book.table)) == ({}, {}, 0)
+
+
+def test_what_comes_in_is_no_load_of_a_workload(book: Book) -> None:
+    connection = book.register(Direction.INBOUND, "uid-server")
+    assert book.table.towards == {}
+    connection.end(None)
+    assert book.table.towards == {}
+
+
+def test_the_table_says_when_it_is_full(book: Book) -> None:
+    connections = [book.register() for _ in range(3)]
+    assert book.table.is_full
+    connections[0].end(None)
+    assert not book.table.is_full
+
+
+def test_a_short_connection_has_one_record(book: Book) -> None:
+    connection = book.register()
+    facts = connection.facts
+    facts.mutual_tls, facts.source_identity, facts.policy, facts.service = True, identity(account="client"), "default/p", "web"
+    connection.end(PolicyDenied("no", "default/p"))
+    connection.end(None)
+    connection.abort(LocalError("too late"))
+    (record,) = book.records
+    assert record.opened
+    assert record.closed
+    assert (record.flag, record.error, record.policy) == (Flag.DENY, "no", "default/p")
+    assert record.source_identity == "spiffe://cluster.local/ns/default/sa/client"
+    assert (record.source, record.destination, record.pod_uid, record.service) == (CLIENT, SERVER, POD, "web")
+
+
+def test_an_orderly_end_has_no_flag(book: Book) -> None:
+    book.register().end(None)
+    assert (book.records[0].flag, book.records[0].error) == (Flag.NONE, "")
+
+
+def test_the_end_is_told_once_to_who_asked(book: Book) -> None:
+    told: list[str] = []
+    connection = book.register()
+    connection.relay_answered()
+    connection.on_answer = lambda: told.append("answer")
+    connection.on_end = lambda: told.append("end")
+    connection.relay_answered()
+    connection.relay_done(None)
+    connection.relay_done(None)
+    assert told == ["answer", "end"]
+
+
+def test_the_end_of_a_connection_is_the_end_of_its_dial(book: Book) -> None:
+    near, far = tcp_pair()
+    connection = book.register()
+    connection.dial = Dial(book.loop, near, 5, lambda _sock, _error: pytest.fail("cancelled"))
+    connection.abort(LocalError("enough"))
+    far.close()
+    assert (near.fileno(), connection.dial) == (-1, None)
+
+
+# Bytes
+
+
+def spliced(book: Book) -> tuple[Connection, Splice]:
+    connection = book.register()
+    client, _near = tcp_pair()
+    splice = Splice(book.loop, Scratch(), client, connection)
+    connection.relay = splice
+    _near.close()
+    return connection, splice
+
+
+def test_progress_is_told_as_what_moved_since_the_last_time(book: Book) -> None:
+    connection, splice = spliced(book)
+    book.table.tell_progress()
+    book.table.tell_progress()
+    splice.up, splice.down = 10, 100
+    book.table.tell_progress()
+    splice.up = 15
+    splice.abort(LocalError("enough"))
+    opened, moved, closed = book.records
+    assert (opened.opened, opened.closed, opened.up_bytes) == (True, False, 0)
+    assert (moved.opened, moved.up_bytes, moved.down_bytes, moved.total_up_bytes) == (False, 10, 100, 10)
+    assert (closed.opened, closed.closed) == (False, True)
+    assert (closed.up_bytes, closed.down_bytes, closed.total_up_bytes, closed.total_down_bytes) == (5, 0, 15, 100)
+    assert connection.is_over
+
+
+@pytest.mark.parametrize("direction", Direction)
+def test_up_is_what_the_client_sent_whichever_side_tells(direction: Direction) -> None:
+    wire = Wire()
+    book = Book(wire.loop)
+    connection = book.register(direction)
+    near, _ends = wire.open()
+    near.send(b"four")
+    wire.run_until(lambda: wire.server.apps)
+    wire.server.apps[0].send(b"eleven byte")
+    wire.run_until(lambda: received(near))
+    relay = wire.client.relays[0] if direction is Direction.OUTBOUND else wire.server.relays[0]
+    connection.relay = relay
+    assert (connection.up_bytes, connection.down_bytes) == (4, 11)
+    connection.relay = None
+    assert (connection.up_bytes, connection.down_bytes) == (0, 0)
+    connection.end(None)
+    wire.close()
+
+
+# The listing
+
+
+@pytest.mark.parametrize("direction", Direction)
+def test_a_row_names_the_peer_from_the_pods_view(book: Book, direction: Direction) -> None:
+    connection = book.register(direction)
+    connection.facts.source_identity, connection.facts.destination_identity = identity(account="client"), identity(account="server")
+    row = connection.state(book.loop.now + 2)
+    assert row.peer_identity.endswith("sa/client" if direction is Direction.INBOUND else "sa/server")
+    assert (row.source, row.destination, row.state, row.age_seconds) == ("10.0.0.1:4000", "10.0.0.2:8080", "connecting", 2)
+    connection.end(None)
+
+
+def test_a_row_of_a_plain_connection(book: Book) -> None:
+    connection, splice = spliced(book)
+    row = connection.state(book.loop.now)
+    assert (row.protocol, row.peer_identity, row.state) == ("TCP", "", "connecting")
+    splice.abort(LocalError("enough"))

@@ -1,0 +1,199 @@
+"""Connections that a pod opens: where each goes, and how those end that go nowhere."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+
+import msgspec
+import pytest
+
+from tests.kit.builders import service
+from tests.kit.proxies import SETTINGS, LoopbackNode, LoopbackPod
+from tests.kit.wire import received
+from ztunnel.dataplane.flow import Direction
+from ztunnel.mesh.delta import Delta
+from ztunnel.mesh.errors import Flag, LocalError
+
+
+@pytest.fixture(name="make")
+def fixture_make() -> Iterator[Callable[..., LoopbackNode]]:
+    made: list[LoopbackNode] = []
+
+    def make(**settings: object) -> LoopbackNode:
+        made.append(LoopbackNode(msgspec.structs.replace(SETTINGS, **settings)))
+        return made[-1]
+
+    yield make
+    for node in made:
+        node.close()
+
+
+@pytest.fixture(name="node")
+def fixture_node(make: Callable[..., LoopbackNode]) -> LoopbackNode:
+    return make()
+
+
+@pytest.fixture(name="client")
+def fixture_client(node: LoopbackNode) -> LoopbackPod:
+    return node.pod("client")
+
+
+def is_reset(node: LoopbackNode, sock: socket.socket) -> bool:
+    with pytest.raises(ConnectionResetError):
+        node.run_until(lambda: received(sock) == b"never")
+    return True
+
+
+def exchange(node: LoopbackNode, near: socket.socket, listener: socket.socket) -> socket.socket:
+    """Bytes go both ways; the application's end."""
+    near.send(b"request")
+    far = node.accepted(listener)
+    node.run_until(lambda: received(far) == b"request")
+    far.send(b"answer")
+    node.run_until(lambda: received(near) == b"answer")
+    return far
+
+
+def test_to_a_pod_of_the_mesh_through_a_tunnel(node: LoopbackNode, client: LoopbackPod) -> None:
+    server = node.pod("server")
+    near = node.connect(client, (server.ip, 8080))
+    listener = node.listen(server)
+    far = exchange(node, near, listener)
+    assert far.getpeername()[0] == "127.0.0.1", "the application sees the address that the tunnel came from"
+    row = next(each for each in node.table.live() if each.facts.direction is Direction.OUTBOUND)
+    assert (row.facts.protocol, row.facts.destination, row.facts.target) == ("HBONE", (server.ip, 15008), f"{server.ip}:8080")
+    assert node.table.towards == {server.uid: 1}
+    near.close()
+    far.close()
+    node.run_until(lambda: len(node.ended()) == 2)
+    inbound, outbound = sorted(node.ended(), key=lambda record: record.direction.value)
+    assert (outbound.up_bytes, outbound.down_bytes) == (inbound.up_bytes, inbound.down_bytes) == (7, 6)
+    assert outbound.mutual_tls
+    assert inbound.mutual_tls
+    assert outbound.destination_identity == inbound.destination_identity == str(server.workload.identity)
+    assert inbound.source_identity == outbound.source_identity == str(client.workload.identity)
+    assert (outbound.source_uid, outbound.destination_uid, inbound.destination_uid) == (client.uid, server.uid, server.uid)
+    assert outbound.trace == inbound.trace != ""
+
+
+def test_to_a_service_through_one_of_its_pods(node: LoopbackNode, client: LoopbackPod) -> None:
+    server = node.pod("server")
+    node.apply(service("web", "10.96.0.1", ports={80: 8080}, behind=[server.workload]))
+    listener = node.listen(server)
+    exchange(node, node.connect(client, ("10.96.0.1", 80)), listener)
+    facts = [connection.facts for connection in node.table.live()]
+    assert {each.service for each in facts} == {"web.default.svc.cluster.local"}
+
+
+def test_to_a_pod_outside_the_mesh_in_plain(node: LoopbackNode, client: LoopbackPod) -> None:
+    outsider = node.pod("outsider", hbone=False)
+    listener = node.listen(outsider)
+    far = exchange(node, node.connect(client, (outsider.ip, 8080)), listener)
+    assert node.table.live()[0].facts.protocol == "TCP"
+    assert node.table.towards == {outsider.uid: 1}
+    far.close()
+
+
+def test_to_the_world_in_plain(node: LoopbackNode, client: LoopbackPod) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        near = node.connect(client, listener.getsockname())
+        far = exchange(node, near, listener)
+    near.close()
+    far.close()
+    node.run_until(node.ended)
+    (record,) = node.ended()
+    assert (record.mutual_tls, record.destination_uid, record.source_identity) == (False, "", "")
+
+
+def test_a_plain_dial_that_is_refused(node: LoopbackNode, client: LoopbackPod) -> None:
+    outsider = node.pod("outsider", hbone=False)
+    near = node.connect(client, (outsider.ip, 8080))
+    assert is_reset(node, near)
+    assert node.ended()[0].error == f"connect to {outsider.ip}:8080: Connection refused"
+
+
+def test_a_plain_dial_finds_no_socket(node: LoopbackNode, client: LoopbackPod) -> None:
+    node.sockets_to_be_had = False
+    assert is_reset(node, node.connect(client, ("127.0.0.1", 9)))
+    assert node.ended()[0].error == "no socket to be had in the pod's namespace"
+
+
+def test_no_socket_comes_in_time(make: Callable[..., LoopbackNode]) -> None:
+    node = make(connect_seconds=0.05)
+    client = node.pod("client")
+    client.pod.ipv4._asked = True  # the supervisor was asked and does not answer
+    assert is_reset(node, node.connect(client, ("127.0.0.1", 9)))
+    assert node.ended()[0].error == "no socket came in time"
+    late = socket.socket()
+    client.pod.ipv4.receive([late])
+    assert late.fileno() == -1, "nobody waits for it any more"
+
+
+def test_too_many_wait_for_a_socket(node: LoopbackNode, client: LoopbackPod) -> None:
+    client.pod.ipv4._asked = True
+    waiting = [node.connect(client, ("127.0.0.1", 9)) for _ in range(4)]
+    assert is_reset(node, node.connect(client, ("127.0.0.1", 9)))
+    assert node.node.limits["sockets_waiting"] == 1
+    client.pod.ipv4.close()
+    assert all(is_reset(node, each) for each in waiting)
+
+
+def test_a_connection_that_is_over_when_its_dial_comes_through(node: LoopbackNode, client: LoopbackPod) -> None:
+    outsider = node.pod("outsider", hbone=False)
+    node.listen(outsider)
+    node.connect(client, (outsider.ip, 8080))
+    (connection,) = node.table.live()
+    node.run_until(lambda: connection.dial is not None)
+    dial = connection.dial
+    assert dial is not None
+    connection.dial = None
+    connection.abort(LocalError("enough"))
+    node.run_until(lambda: dial._done)
+    assert dial._sock.fileno() == -1
+
+
+def test_a_service_without_endpoints_is_refused(node: LoopbackNode, client: LoopbackPod) -> None:
+    node.apply(service("web", "10.96.0.1"))
+    assert is_reset(node, node.connect(client, ("10.96.0.1", 80)))
+    record = node.ended()[0]
+    assert "no healthy upstream" in record.error
+    assert (record.service, record.flag) == ("web.default.svc.cluster.local", Flag.CONNECT)
+
+
+def test_nobody_redirected_it(node: LoopbackNode, client: LoopbackPod) -> None:
+    assert is_reset(node, node.connect(client, None))
+    assert node.node.limits == {"original_destination_unknown": 1}
+    assert node.records == []
+
+
+def test_a_connection_to_ourselves_does_not_loop(node: LoopbackNode, client: LoopbackPod) -> None:
+    near, accepted = node.captured(None)
+    accepted.destination = accepted.getsockname()
+    node.outbound.accept(client.pod, accepted, (client.ip, 1))
+    assert is_reset(node, near)
+    assert node.ended()[0].error == "attempted recursive call to ourselves"
+
+
+def test_a_pod_that_the_mesh_does_not_know_yet_reaches_nobody(node: LoopbackNode, client: LoopbackPod) -> None:
+    node.node.index.apply(Delta(removed_workloads=(client.uid,)))
+    assert is_reset(node, node.connect(client, ("127.0.0.1", 9)))
+    assert node.ended()[0].error == "failed to fetch information about local workload"
+
+
+def test_connections_are_bounded(make: Callable[..., LoopbackNode]) -> None:
+    node = make(max_connections=1)
+    client, outsider = node.pod("client"), node.pod("outsider", hbone=False)
+    listener = node.listen(outsider)
+    first = node.connect(client, (outsider.ip, 8080))
+    assert is_reset(node, node.connect(client, (outsider.ip, 8080)))
+    assert node.node.limits == {"connections": 1}
+    exchange(node, first, listener)
+
+
+def test_ipv6_takes_from_its_own_stock(node: LoopbackNode, client: LoopbackPod) -> None:
+    near = node.connect(client, ("127.0.0.1", 9))
+    assert client.pod.stock("fd00::1") is client.pod.ipv6
+    assert client.pod.stock("10.0.0.1") is client.pod.ipv4
+    assert is_reset(node, near)

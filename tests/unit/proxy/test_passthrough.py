@@ -1,0 +1,94 @@
+"""Plaintext into a pod: the same verdict as for tunnels, without an identity to go by."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+from tests.kit.builders import ANYBODY, deny, service
+from tests.kit.proxies import SETTINGS, LoopbackNode, LoopbackPod
+from tests.kit.wire import received
+from ztunnel.mesh.delta import Delta
+from ztunnel.mesh.errors import Flag
+from ztunnel.mesh.rules import Match
+
+
+@pytest.fixture(name="node")
+def fixture_node() -> Iterator[LoopbackNode]:
+    node = LoopbackNode()
+    yield node
+    node.close()
+
+
+@pytest.fixture(name="server")
+def fixture_server(node: LoopbackNode) -> LoopbackPod:
+    return node.pod("server")
+
+
+def reason(node: LoopbackNode, sock: socket.socket) -> str:
+    with pytest.raises(ConnectionResetError):
+        node.run_until(lambda: received(sock) == b"never")
+    return node.ended()[-1].error if node.ended() else ""
+
+
+def test_it_is_carried_with_the_clients_address(node: LoopbackNode, server: LoopbackPod) -> None:
+    outsider = node.pod("outsider", hbone=False)
+    node.apply(service("web", "10.96.0.1", behind=[server.workload]))
+    listener = node.listen(server)
+    near = node.plain(server, (server.ip, 8080), outsider.ip)
+    far = node.accepted(listener)
+    assert far.getpeername()[0] == outsider.ip
+    near.send(b"hello")
+    node.run_until(lambda: received(far) == b"hello")
+    (connection,) = node.table.live()
+    assert (connection.facts.source_uid, connection.facts.service_name) == (outsider.uid, "web")
+    near.close()
+    far.close()
+    node.run_until(node.ended)
+    (record,) = node.ended()
+    assert (record.mutual_tls, record.source_identity, record.up_bytes, record.flag) == (False, "", 5, Flag.NONE)
+
+
+def test_a_pod_that_calls_itself_comes_from_where_the_kernel_says(node: LoopbackNode, server: LoopbackPod) -> None:
+    listener = node.listen(server)
+    node.plain(server, (server.ip, 8080), server.ip)
+    # Not bound to its own address by us: the kernel chooses, and takes the only one there is.
+    assert node.accepted(listener).getpeername()[0] in (server.ip, "127.0.0.1")
+
+
+def test_a_policy_denies_it_before_anything_is_dialled(node: LoopbackNode, server: LoopbackPod) -> None:
+    node.apply(deny("no-strangers", Match(not_principals=ANYBODY)))
+    near = node.plain(server, (server.ip, 8080), "192.0.2.1")
+    assert "denied by AuthorizationPolicy default/no-strangers" in reason(node, near)
+    record = node.ended()[0]
+    assert (record.flag, record.policy) == (Flag.DENY, "AuthorizationPolicy default/no-strangers")
+    assert server.asked == []
+
+
+def test_the_proxys_own_ports_are_not_dialled(node: LoopbackNode, server: LoopbackPod) -> None:
+    assert reason(node, node.plain(server, (server.ip, 15001), "192.0.2.1")) == "port 15001 is the proxy itself"
+
+
+def test_a_pod_that_the_mesh_does_not_know_is_not_served(node: LoopbackNode, server: LoopbackPod) -> None:
+    node.node.index.apply(Delta(removed_workloads=(server.uid,)))
+    assert "local workload" in reason(node, node.plain(server, (server.ip, 8080), "192.0.2.1"))
+
+
+def test_nobody_redirected_it(node: LoopbackNode, server: LoopbackPod) -> None:
+    assert reason(node, node.plain(server, None, "192.0.2.1")) == ""
+    assert node.node.limits == {"original_destination_unknown": 1}
+
+
+def test_an_application_that_does_not_listen(node: LoopbackNode, server: LoopbackPod) -> None:
+    near = node.plain(server, (server.ip, 8080), "127.0.0.1")
+    assert reason(node, near) == f"connect to {server.ip}:8080: Connection refused"
+
+
+def test_connections_are_bounded() -> None:
+    node = LoopbackNode(msgspec.structs.replace(SETTINGS, max_connections=0))
+    assert reason(node, node.plain(node.pod("server"), ("127.0.0.1", 80), "127.0.0.1")) == ""
+    assert node.node.limits == {"connections": 1}
+    node.close()
