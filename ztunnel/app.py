@@ -24,7 +24,7 @@ from ztunnel import worker
 from ztunnel.admin.api import ControlApi
 from ztunnel.admin.readiness import Readiness
 from ztunnel.admin.server import AdminServer
-from ztunnel.agent import Agent, DataPlane
+from ztunnel.agent import Agent
 from ztunnel.ca.authority import Authority
 from ztunnel.ca.root import open_root
 from ztunnel.ca.rotation import Rotation
@@ -37,9 +37,10 @@ from ztunnel.node.find import DirectoryFinder
 from ztunnel.node.pods import Enroller
 from ztunnel.node.status_files import StatusFiles
 from ztunnel.overview import Overview, Watched
+from ztunnel.plane import DataPlane, Listener
 from ztunnel.runtime import logs
 from ztunnel.runtime.metrics import Metrics
-from ztunnel.runtime.workers import Running, Supervised, spawn_process
+from ztunnel.runtime.workers import Running, spawn_process
 from ztunnel.settings import RecordLayer, RedirectionStatus, SameNode, Settings
 from ztunnel.sources.files import FileLimits, FileSource
 
@@ -67,7 +68,6 @@ class _Parts:
 
     agent: Agent
     plane: DataPlane
-    supervised: Supervised
     rotation: Rotation
     enroller: Enroller
     source: FileSource
@@ -81,21 +81,22 @@ class _Parts:
 def _build(settings: Settings) -> _Parts:
     index = Index()
     metrics = Metrics(ztunnel.__version__, settings.limits.metric_series)
-    plane = DataPlane(_configure(settings), index)
+    spawn = _spawn_thread if settings.workers == 0 else _spawner(settings)
+    plane = DataPlane(_configure(settings), index, spawn, max(1, settings.workers))
     agent = Agent(settings.node, index, plane)
-    supervised = Supervised(plane, _spawn_thread if settings.workers == 0 else _spawner(settings))
     root = open_root(settings.ca.directory, settings.trust_domain, time.time())
     rotation = Rotation(Authority(root, settings.ca.leaf_hours), agent.certificate_changed, time.time)
-    enrolment = EnrollerSettings(grace_seconds=settings.enrolment.grace_seconds, drift_seconds=settings.enrolment.drift_seconds)
+    enrolment = EnrollerSettings(
+        grace_seconds=settings.enrolment.grace_seconds,
+        linger_seconds=settings.enrolment.linger_seconds,
+        drift_seconds=settings.enrolment.drift_seconds,
+    )
     enroller = Enroller(DirectoryFinder(str(settings.pods.netns_directory)), plane, enrolment)
     reporter = FlowReporter(metrics, agent.workload, time.monotonic)
     agent.rotation, agent.enroller = rotation, enroller
-    plane.bind(supervised)
     plane.identity_of = agent.identity_of
     plane.make_sockets = enroller.make_sockets
-    plane.on_flows = reporter.take
-    plane.on_limits = partial(_count_limits, metrics)
-    plane.on_death = lambda _reason: metrics.worker_restarts.add(1)
+    plane.listener = Listener(reporter.take, partial(_count_limits, metrics), reporter.worker_died)
     agent.on_gone = reporter.forget
     readiness = Readiness((_DATA_PLANE, _MESH))
     watched = Watched(
@@ -106,7 +107,6 @@ def _build(settings: Settings) -> _Parts:
         index,
         agent,
         plane,
-        supervised,
         rotation,
         enroller,
         reporter,
@@ -118,7 +118,6 @@ def _build(settings: Settings) -> _Parts:
     return _Parts(
         agent=agent,
         plane=plane,
-        supervised=supervised,
         rotation=rotation,
         enroller=enroller,
         source=_source(settings),
@@ -135,7 +134,7 @@ async def _main(settings: Settings) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             await nursery.start(parts.admin.run)
-            await nursery.start(parts.supervised.run)
+            await nursery.start(parts.plane.run)
             parts.readiness.done(_DATA_PLANE)
             await nursery.start(parts.rotation.run)
             await _follow_mesh(settings, parts, signals)
@@ -149,6 +148,7 @@ async def _follow_mesh(settings: Settings, parts: _Parts, signals: AsyncIterator
         await nursery.start(parts.enroller.run)
         if parts.status_files is not None:
             await nursery.start(parts.status_files.run)
+        await nursery.start(parts.agent.run)
         await nursery.start(partial(parts.source.run, parts.agent.mesh_changed))
         parts.readiness.done(_MESH)
         log.info("ready", extra=logs.fields(node=settings.node, pods=len(parts.agent.local_captures())))
@@ -166,8 +166,7 @@ async def _drain(settings: Settings, parts: _Parts, signals: AsyncIterator[int])
             # Our copies go first: a listener that anybody holds would let connections queue where nobody accepts.
             parts.plane.close()
             await parts.enroller.close(remove=False)
-            drained = await parts.supervised.drain(settings.drain_seconds)
-            log.info("drained", extra=logs.fields(cut=drained.cut if drained else None))
+            log.info("drained", extra=logs.fields(cut=await parts.plane.drain(settings.drain_seconds)))
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(drain)
@@ -195,9 +194,7 @@ def _source(settings: Settings) -> FileSource:
 
 def _configure(settings: Settings) -> Configure:
     return Configure(
-        node=settings.node,
-        cluster=settings.cluster,
-        trust_domain=settings.trust_domain,
+        prefix="",
         own_records=settings.tunnel.records is RecordLayer.OWN,
         optimistic_data=settings.tunnel.optimistic_data,
         same_node_plaintext=settings.tunnel.same_node is SameNode.PLAINTEXT,

@@ -7,6 +7,7 @@ Source: Istio ztunnel `proxy/metrics.rs`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 
@@ -27,30 +28,38 @@ class FlowReporter:
         self._metrics = metrics
         self._find = find
         self._clock = clock
+        self._open: Counter[tuple[int, str]] = Counter()
+        """Connections that were reported open, by worker and reporter."""
         self.last_seen: dict[str, float] = {}
         """Time of `clock` by pod UID."""
 
-    def take(self, records: Iterable[FlowRecord], lost: int) -> None:
-        """News from the worker; `lost` records were dropped because we did not keep up."""
+    def worker_died(self, worker: int, _reason: str) -> None:
+        """Its connections are gone and nobody will report their ends."""
+        self._metrics.worker_restarts.add(1)
+        for reporter in ("source", "destination"):
+            self._metrics.tcp_sockets_open.add(-self._open.pop((worker, reporter), 0), reporter)
+
+    def take(self, worker: int, records: Iterable[FlowRecord], lost: int) -> None:
+        """News from a worker; `lost` records were dropped because we did not keep up."""
         if lost:
             self._metrics.limit_hits.add(lost, "flow_records")
         for record in records:
-            self._take(record)
+            self._take(worker, record)
 
     def forget(self, pods: Iterable[str]) -> None:
         """Pods that are no more."""
         for uid in pods:
             self.last_seen.pop(uid, None)
 
-    def _take(self, record: FlowRecord) -> None:
+    def _take(self, worker: int, record: FlowRecord) -> None:
         source = self._find(record.source_uid) if record.source_uid else None
         destination = self._find(record.destination_uid) if record.destination_uid else None
         self.last_seen[record.pod_uid] = self._clock()
-        self._measure(record, source, destination)
+        self._measure(worker, record, source, destination)
         if record.closed:
             log_flow(log_fields(record, source, destination))
 
-    def _measure(self, record: FlowRecord, source: Workload | None, destination: Workload | None) -> None:
+    def _measure(self, worker: int, record: FlowRecord, source: Workload | None, destination: Workload | None) -> None:
         metrics = self._metrics
         reporter = "source" if record.direction is Direction.OUTBOUND else "destination"
         service = (record.service or UNKNOWN, record.service_namespace or UNKNOWN, record.service_name or UNKNOWN)
@@ -58,9 +67,10 @@ class FlowReporter:
         labels = _labels(reporter, (source, destination), service, principals, record.mutual_tls)
         if record.opened:
             metrics.tcp_opened.add(1, *labels)
-            metrics.tcp_sockets_open.add(1, reporter)
-        if record.closed:
-            metrics.tcp_sockets_open.add(-1, reporter)
+        if record.opened != record.closed:
+            change = 1 if record.opened else -1
+            self._open[worker, reporter] += change
+            metrics.tcp_sockets_open.add(change, reporter)
         final = labels if record.flag is Flag.NONE else labels._replace(response_flags=record.flag.value)
         if record.up_bytes:
             metrics.tcp_received_bytes.add(record.up_bytes, *final)

@@ -21,15 +21,15 @@ from ztunnel.admin.views import (
     timestamp,
     workload_row,
 )
-from ztunnel.agent import Agent, DataPlane, WorkerAway
+from ztunnel.agent import Agent
 from ztunnel.ca.rotation import CertificateState, Rotation
 from ztunnel.dataplane.channel import Answer
 from ztunnel.flows import FlowReporter
 from ztunnel.mesh.index import Index
 from ztunnel.node.enrolment import PodStatus
 from ztunnel.node.pods import Enroller
+from ztunnel.plane import DataPlane, WorkerAway
 from ztunnel.runtime.metrics import Metrics
-from ztunnel.runtime.workers import Supervised
 
 _FLOWING_SECONDS = 300.0
 """A pod without a connection for this long counts as not flowing."""
@@ -46,7 +46,6 @@ class Watched:
     index: Index
     agent: Agent
     plane: DataPlane
-    supervised: Supervised
     rotation: Rotation
     enroller: Enroller
     reporter: FlowReporter
@@ -78,7 +77,7 @@ class Overview:
             ready=on.readiness.ready,
             pending=on.readiness.pending,
             worker=self._worker_state(),
-            worker_restarts=on.supervised.restarts,
+            worker_restarts=on.plane.restarts,
             pods=self.pods(),
             certificates=self.certificates(),
             problems=tuple(sorted(self._problems())),
@@ -184,8 +183,9 @@ class Overview:
     def _worker_state(self) -> str:
         if self.is_draining:
             return "draining"
-        if not self._on.supervised.is_serving:
-            return "restarting"
+        serving, all_of_them = self._on.plane.serving, len(self._on.plane.links)
+        if serving < all_of_them:
+            return f"restarting ({serving} of {all_of_them} running)" if serving else "restarting"
         return "in-process" if self._on.in_process else "running"
 
     def _pod_row(
@@ -227,5 +227,5 @@ class Overview:
         for pod in self._on.enroller.status():
             if pod.problem:
                 yield Problem("pod", f"Pod {pod.namespace}/{pod.name}", "", "", pod.problem)
-        if not self._on.supervised.is_serving:
+        if not self._on.plane.serving:
             yield Problem("worker", "", "", "", "the data plane is being restarted: no connection is carried")

@@ -162,6 +162,9 @@ class EnrolmentSettings:
     grace_seconds: float = field(default=5.0, metadata=_range(0, 600))
     """How long after enrolment connections older than it are left alone, before all their packets are redirected as well; 5:
     enough for requests in flight. Longer leaves plaintext of old connections on the wire for longer."""
+    linger_seconds: float = field(default=2.0, metadata=_range(0, 60))
+    """How long a pod that leaves the mesh is still served on 15008 even when it has no connections; 2: peers on other nodes hear of it
+    a little later, and until then they tunnel."""
     drift_seconds: float = field(default=30.0, metadata=_range(1, 3600))
     """Between two checks that a pod's rules are still there; 30: a CNI that flushed them is mended before anybody reads a graph."""
 
@@ -214,8 +217,9 @@ class Settings:
     """Policies without a selector in this namespace apply to the whole mesh. Default as Istio."""
     drain_seconds: float = field(default=5.0, metadata=_range(0, 3600))
     """After SIGTERM, how long live connections may finish; 5 as Istio's default, keep it under the pod's termination grace."""
-    workers: int = field(default=1, metadata=_range(0, 1))
-    """Data-plane processes: 1 (default), or 0 to run the same loop inside the daemon, for debugging."""
+    workers: int = field(default=1, metadata=_range(0, 64))
+    """Data-plane processes: 1 (default), one per core at most for a busy node, or 0 to run the same loop inside the daemon, for
+    debugging. Each has a pool of tunnels of its own."""
     sources: SourcesSettings
     pods: PodsSettings = PodsSettings()
     ca: CaSettings = CaSettings()

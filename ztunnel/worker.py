@@ -239,7 +239,7 @@ class Worker:
         return self._node
 
     def _configure(self, settings: Configure) -> None:
-        table = ConnectionTable(self._loop, self._report, self._tell_soon, settings.max_connections)
+        table = ConnectionTable(self._loop, self._report, self._tell_soon, settings.max_connections, settings.prefix)
         self._node = Node(self._loop, Scratch(), Index(), settings, table, random.Random().randrange)
         self._pool = Pool(self._node)
         self._loop.call_later(settings.report_seconds, self._progress)
@@ -283,11 +283,17 @@ class Worker:
         listeners = [socket.socket(fileno=descriptor) for descriptor in descriptors]
         if len(listeners) != 3 or self._pool is None:
             raise ChannelError(f"AddPod came with {len(listeners)} listeners")
-        former = node.pods.pop(message.uid, None)
-        if former is not None:
-            self._close_pod(former)
-        pod = Pod(message.uid, message.identity, self._stock(message.uid, ipv6=False), self._stock(message.uid, ipv6=True))
-        node.pods[pod.uid] = pod
+        pod = node.pods.get(message.uid)
+        if pod is not None and pod.identity != message.identity:
+            self._close_pod(pod)
+            pod = None
+        if pod is None:
+            pod = Pod(message.uid, message.identity, self._stock(message.uid, ipv6=False), self._stock(message.uid, ipv6=True))
+            node.pods[pod.uid] = pod
+        # One that was draining and is wanted again keeps its connections.
+        for acceptor in pod.acceptors:
+            acceptor.close()
+        pod.acceptors.clear()
         inbound = Inbound(node)
         served: tuple[Outbound | Passthrough | Inbound, ...] = (Outbound(node, self._pool, inbound), Passthrough(node), inbound)
         for listener, service in zip(listeners, served, strict=True):
@@ -376,7 +382,7 @@ def _count(node: Node, limit: str) -> None:
 
 def _tunnel_state(direction: Direction, uid: str, tunnel: Tunnel, now: float, settings: Configure) -> TunnelState:
     return TunnelState(
-        id=tunnel.id,
+        id=settings.prefix + tunnel.id,
         direction=direction,
         pod_uid=uid,
         peer=text(tunnel.peer_address),

@@ -38,7 +38,7 @@ from ztunnel.mesh.ports import INBOUND_HBONE
 REPOSITORY = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "ztunnel"]
 TRUST_DOMAIN = "cluster.local"
-DEFAULT_SETTINGS = "enrolment: {grace_seconds: 0.3, drift_seconds: 1}\n"
+DEFAULT_SETTINGS = "enrolment: {grace_seconds: 0.3, linger_seconds: 0.4, drift_seconds: 1}\n"
 AMBIENT = "istio.io/dataplane-mode"
 Json = dict[str, object]
 

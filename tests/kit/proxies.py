@@ -46,9 +46,7 @@ from ztunnel.proxy.stock import SocketStock
 _numbers = itertools.count(1)
 
 SETTINGS = Configure(
-    node="node",
-    cluster="Kubernetes",
-    trust_domain="cluster.local",
+    prefix="",
     own_records=True,
     optimistic_data=True,
     same_node_plaintext=False,

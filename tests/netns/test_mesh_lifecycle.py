@@ -266,7 +266,7 @@ def test_a_directory_of_manifests_that_is_not_there_is_named(mesh: Mesh) -> None
     assert "Traceback" not in said
 
 
-VARIANTS = ("workers: 0", "tunnel: {records: openssl}", "tunnel: {optimistic_data: false}", "log: {format: json}")
+VARIANTS = ("workers: 0", "tunnel: {records: openssl}", "tunnel: {optimistic_data: false}", "log: {format: json}", "workers: 3")
 
 
 def test_nodes_that_are_set_up_differently_talk_to_each_other() -> None:
@@ -290,6 +290,7 @@ def test_nodes_that_are_set_up_differently_talk_to_each_other() -> None:
         assert {row["records"] for row in threaded.rows("tunnels")} == {"own"}
         assert threaded.ask("status")["worker"] == "in-process"
         assert threaded.workers == []
+        assert len(mesh.agents[-1].workers) == 3
         assert [agent.stop() for agent in mesh.agents] == [0] * len(VARIANTS)
 
 

@@ -83,7 +83,7 @@ def test_all_problems_are_reported_at_once() -> None:
         {
             "nod": "x",
             "trust_domain": "Has Capitals",
-            "workers": 7,
+            "workers": 700,
             "drain_seconds": True,
             "metrics_port": 9,
             "admin": {"metrics_prt": 1, "readiness_port": "15021", "socket": "/" + "a" * 200},
@@ -99,7 +99,7 @@ def test_all_problems_are_reported_at_once() -> None:
         "node: required",
         "sources.files: required",
         "trust_domain: a trust domain",
-        "workers: between 0 and 1 is expected, found 7",
+        "workers: between 0 and 64 is expected, found 700",
         "drain_seconds: a number is expected, found true",
         "metrics_port: no such setting; did you mean admin.metrics_port?",
         "admin.metrics_prt: no such setting; did you mean admin.metrics_port?",

@@ -38,9 +38,8 @@ class Message(msgspec.Struct, frozen=True, tag=True):
 class Configure(Message, frozen=True):
     """First message to a worker. Times in seconds."""
 
-    node: str
-    cluster: str
-    trust_domain: str
+    prefix: str
+    """Stands before the names of this worker's connections and tunnels, where there are several workers."""
     own_records: bool
     optimistic_data: bool
     same_node_plaintext: bool

@@ -21,7 +21,8 @@ READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT
 HANGUP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _BOTH = READABLE | WRITABLE | select.EPOLLRDHUP | select.EPOLLET
-_ACCEPT = READABLE | select.EPOLLET
+_ACCEPT = READABLE | select.EPOLLET | select.EPOLLEXCLUSIVE
+"""Several workers share a listener: one of them is woken for a connection, not all."""
 
 MAX_EVENTS = 256
 """Events taken from the kernel per round: enough to batch, few enough that timers stay punctual."""

@@ -60,12 +60,12 @@ class Connection:
         "relay",
     )
 
-    def __init__(self, table: ConnectionTable, number: int, facts: Facts, now: float) -> None:
+    def __init__(self, table: ConnectionTable, name: str, facts: Facts, now: float) -> None:
         self._table = table
         self._up_told = 0
         self._down_told = 0
         self._opened_told = False
-        self.id = f"c{number}"
+        self.id = name
         self.facts = facts
         self.opened_at = now
         self.is_over = False
@@ -188,11 +188,13 @@ class Connection:
 class ConnectionTable:
     """The live connections, bounded; tells `report` about each, at its end and at intervals, and `on_new` that there is one more."""
 
-    def __init__(self, loop: Loop, report: Callable[[FlowRecord], None], on_new: Callable[[], None], limit: int) -> None:
+    def __init__(self, loop: Loop, report: Callable[[FlowRecord], None], on_new: Callable[[], None], limit: int, prefix: str = "") -> None:
+        """`prefix` stands before each connection's name."""
         self._loop = loop
         self._report = report
         self._on_new = on_new
         self._limit = limit
+        self._prefix = prefix
         self._number = 0
         self._live: dict[str, Connection] = {}
         self.active: Counter[str] = Counter()
@@ -210,7 +212,7 @@ class ConnectionTable:
     def register(self, facts: Facts) -> Connection:
         """A new connection; the caller checked `is_full`."""
         self._number += 1
-        connection = Connection(self, self._number, facts, self._loop.now)
+        connection = Connection(self, f"{self._prefix}c{self._number}", facts, self._loop.now)
         self._live[connection.id] = connection
         self.active[facts.pod_uid] += 1
         self._on_new()
