@@ -125,6 +125,17 @@ def test_a_pod_that_leaves_keeps_its_tunnelled_connection_and_goes_direct_with_t
     eventually(lambda: _is_untouched(client) and _is_untouched(server))
 
 
+def test_a_pod_that_leaves_and_is_wanted_again_keeps_its_connection(mesh: Mesh, client: Pod, server: Pod) -> None:
+    enrol(mesh)
+    with apps.Echo(server, APP), client.connect((server.v4, APP)) as live:
+        assert apps.ping(live)
+        for ambient in (False, True, False, True):
+            enrol(mesh, ambient)
+            assert keeps_talking(live, 0.1)
+        assert apps.outcome(client, (server.v4, APP)) == "echoed"
+        assert INBOUND_HBONE in {int(str(row["destination"]).rpartition(":")[2]) for row in mesh.agent_of(client).rows("connections")}
+
+
 def test_traffic_goes_on_while_pods_come_and_go(mesh: Mesh, client: Pod, server: Pod) -> None:
     """Each connection on its own may meet either way of travelling, but none may fail."""
     with apps.Echo(server, APP):
