@@ -107,7 +107,7 @@ def _grown(samples: Samples) -> float:
 
 
 def _slowed_by(scenario: str) -> Callable[[Samples], float]:
-    return lambda samples: samples[scenario]["p99_us"] / samples["ping"]["p99_us"]
+    return lambda samples: samples[scenario]["p99_us"] / samples["ping-at-once"]["p99_us"]
 
 
 _ONE_WORKER = (
@@ -128,7 +128,7 @@ _ONE_WORKER = (
     Row(
         "neighbour-bulk",
         "p99 beside a neighbour's bulk ÷ alone",
-        ("ping", "ping-beside-bulk"),
+        ("ping-at-once", "ping-beside-bulk"),
         _slowed_by("ping-beside-bulk"),
         Against.NOTHING,
         Better.LOWER,
@@ -138,7 +138,7 @@ _ONE_WORKER = (
     Row(
         "neighbour-config",
         "p99 at 1,000 config events/s ÷ alone",
-        ("ping", "ping-beside-config"),
+        ("ping-at-once", "ping-beside-config"),
         _slowed_by("ping-beside-config"),
         Against.NOTHING,
         Better.LOWER,

@@ -17,7 +17,7 @@ from scripts.benchmarks import processes, wrk
 from scripts.benchmarks.errors import BenchError
 from scripts.benchmarks.rows import Values
 from scripts.benchmarks.tools import Tools
-from scripts.benchmarks.ways import APP, GIVE_WAY, WEB, YIELDING, Cpus, Way
+from scripts.benchmarks.ways import APP, AT_ONCE, GIVE_WAY, WEB, YIELDING, Cpus, Way
 from tests.kit.netns import Pod
 
 IDLE_CONNECTIONS = 1000
@@ -82,6 +82,13 @@ def _ping(bench: Bench, way: Way) -> Values:
     return bench.load(way.client, "ping", way.server, 1, 1, bench.seconds)
 
 
+def _ping_at_once(bench: Bench, way: Way) -> Values:
+    """A ping whose ends never wait for the CPU, so that what it waits for is the network and the proxies."""
+    words = [*bench.tools.at_once, bench.tools.load, "ping", way.server.v4, str(AT_ONCE), "1", "1", str(bench.seconds)]
+    values: dict[str, float] = json.loads(_output(bench.command(way.client, words), bench.seconds))
+    return values
+
+
 def _short(parallel: int) -> Callable[[Bench, Way], Values]:
     return lambda bench, way: bench.load(way.client, "short", way.server, parallel, 64, bench.seconds)
 
@@ -101,7 +108,7 @@ def _beside_bulk(bench: Bench, way: Way) -> Values:
     words = [*GIVE_WAY, bench.tools.load, "up", server.v4, str(YIELDING), "1", str(bench.seconds + 2 * _HEAD_START_SECONDS)]
     with subprocess.Popen(bench.command(client, words), stdout=subprocess.PIPE, text=True) as bulk:
         time.sleep(_HEAD_START_SECONDS)
-        values = dict(_ping(bench, way))
+        values = dict(_ping_at_once(bench, way))
         output, _ = bulk.communicate(timeout=bench.seconds + _GRACE_SECONDS)
     moved = json.loads(output)
     return {
@@ -117,7 +124,7 @@ def _beside_config(bench: Bench, way: Way) -> Values:
         return {}
     with _changing(way.configure) as turns:
         time.sleep(_HEAD_START_SECONDS)
-        values = _ping(bench, way)
+        values = _ping_at_once(bench, way)
     return {**values, "config_events": turns[0] * CONFIG_OBJECTS}
 
 
@@ -188,6 +195,7 @@ EVERY_ROUND: Mapping[str, Callable[[Bench, Way], Values]] = {
     "up-8": _bulk("up", 8),
     "down-8": _bulk("down", 8),
     "ping": _ping,
+    "ping-at-once": _ping_at_once,
     "ping-beside-bulk": _beside_bulk,
     "ping-beside-config": _beside_config,
     "requests-32": _requests(32),

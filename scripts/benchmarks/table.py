@@ -27,7 +27,7 @@ def _line(figure: Figure, ways: Sequence[str], baseline: str | None) -> list[str
         "-" if missing else f"{_ratio(min(figure.ratios))}–{_ratio(max(figure.ratios))}",
         f"{sign} {row.floor:g}",
         f"{row.aim:g}",
-        *([f"{figure.gain:.1f}" if figure.gain else "-"] if baseline else []),
+        *([_number(figure.gain) if figure.gain else "-"] if baseline else []),
         figure.verdict.value + (f" {figure.errors}" if figure.verdict is Verdict.ERRORS else ""),
     ]
 

@@ -21,6 +21,8 @@ class Tools:
     spin: str
     wrk: str
     nginx: tuple[str, ...]
+    at_once: tuple[str, ...]
+    """Words before a command that is to get the CPU whenever it wants it; none where that is not allowed."""
 
     def versions(self) -> dict[str, str]:
         """What those that are not ours say of themselves."""
@@ -40,7 +42,9 @@ def make_tools(directory: Path) -> Tools:
         if done.returncode != 0:
             raise BenchError(f"{name}.c does not compile:\n{done.stderr}")
         built.append(str(directory / name))
-    return Tools(built[0], built[1], _found("wrk"), (_found("nginx"), "-e", "stderr"))
+    at_once = ("chrt", "--fifo", "1")
+    allowed = subprocess.run([*at_once, "true"], capture_output=True, check=False).returncode == 0
+    return Tools(built[0], built[1], _found("wrk"), (_found("nginx"), "-e", "stderr"), at_once if allowed else ())
 
 
 def _found(program: str) -> str:

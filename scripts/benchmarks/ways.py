@@ -29,8 +29,8 @@ from ztunnel.node import routes
 from ztunnel.node.nft import PodTables, probe_ownership
 from ztunnel.node.redirect import Stage, ruleset
 
-APP, WEB, YIELDING = 9000, 9001, 9002
-"""Ports in each server pod: our own server, nginx, and our own server again, giving way to everything else on its CPU."""
+APP, WEB, YIELDING, AT_ONCE = 9000, 9001, 9002, 9003
+"""Ports in each server pod: our own server, nginx, and our own server twice more: giving way to everything on its CPU, and to nothing."""
 GIVE_WAY = ("chrt", "--idle", "0")
 """Words before a command that is only to get the CPU time that nobody else wants."""
 CLIENT, SERVER = "client", "server"
@@ -120,7 +120,7 @@ def _envoy(tools: Tools, cpus: Cpus, workers: int, name: str, tuning: envoy_pair
     with Topology() as net, ExitStack() as stack:
         client, server = net.node().pod(CLIENT), net.node().pod(SERVER)
         stack.enter_context(_servers(tools, cpus, [client, server], [server]))
-        applications = [(server.v4, port) for port in (APP, WEB, YIELDING)]
+        applications = [(server.v4, port) for port in (APP, WEB, YIELDING, AT_ONCE)]
         configs = (
             (client, cpus.near, envoy_pair.outbound(pki.credentials(client_id), server_id, tuning)),
             (server, cpus.far, envoy_pair.inbound(pki.credentials(server_id), client_id, applications, tuning)),
@@ -221,6 +221,7 @@ def _servers(tools: Tools, cpus: Cpus, pods: Sequence[Pod], servers: Sequence[Po
             APP: [tools.load, "server", str(APP)],
             WEB: [*tools.nginx, "-p", name, "-c", directory / "nginx.conf"],
             YIELDING: [*GIVE_WAY, tools.load, "server", str(YIELDING)],
+            AT_ONCE: [*tools.at_once, tools.load, "server", str(AT_ONCE)],
         }
         for pod in servers:
             for port, command in commands.items():
