@@ -97,7 +97,10 @@ def _requests(connections: int) -> Callable[[Bench, Way], Values]:
     def run(bench: Bench, way: Way) -> Values:
         seconds = max(1, round(bench.seconds))  # wrk knows whole seconds only
         words = [bench.tools.wrk, "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", f"http://{way.server.v4}:{WEB}/"]
-        return wrk.parse(_output(bench.command(way.client, words), seconds))
+        try:
+            return wrk.parse(_output(bench.command(way.client, words), seconds))
+        except wrk.UnreadableError as error:
+            raise BenchError(f"wrk: {error}") from error
 
     return run
 
@@ -110,6 +113,8 @@ def _beside_bulk(bench: Bench, way: Way) -> Values:
         time.sleep(_HEAD_START_SECONDS)
         values = dict(_ping_at_once(bench, way))
         output, _ = bulk.communicate(timeout=bench.seconds + _GRACE_SECONDS)
+    if not output:
+        raise BenchError("the neighbour's bulk transfer failed")
     moved = json.loads(output)
     return {
         **values,

@@ -37,6 +37,7 @@ CLIENT, SERVER = "client", "server"
 ANSWER_BYTES = 1024
 
 _NGINX = f"""daemon off;
+user root root;
 master_process off;
 worker_processes 1;
 pid {{directory}}/nginx.pid;
