@@ -187,13 +187,14 @@ class DataPlane:
         """
         waiting = self._serving_numbers()
         self._asked += 1
-        question = self._questions[self._asked] = _Question(waiting)
+        number = self._asked
+        question = self._questions[number] = _Question(waiting)
         try:
-            self._tell(Query(self._asked))
+            self._tell(Query(number))
             with trio.move_on_after(_ANSWER_SECONDS if waiting else 0):
                 await question.answered.wait()
         finally:
-            del self._questions[self._asked]
+            del self._questions[number]
         if not question.answers:
             raise WorkerAway("the data plane does not answer")
         connections = tuple(state for answer in question.answers for state in answer.connections)
