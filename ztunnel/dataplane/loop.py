@@ -27,6 +27,9 @@ _ACCEPT = READABLE | select.EPOLLET | select.EPOLLEXCLUSIVE
 MAX_EVENTS = 256
 """Events taken from the kernel per round: enough to batch, few enough that timers stay punctual."""
 
+_CROWDED = 1024
+"""Most timers are deadlines that are met, and cancelled long before they are due: they must not pile up until then."""
+
 log = logging.getLogger(__name__)
 
 
@@ -77,6 +80,8 @@ class Loop:
         self._again: list[tuple[Handler, int]] = []
         self._dirty: list[Flushable] = []
         self._timers: list[Timer] = []
+        self._crowded = _CROWDED
+        """So many timers are looked through for cancelled ones."""
         self._running = False
         self._serial = 0
         self.now = time.monotonic()
@@ -98,7 +103,8 @@ class Loop:
         """Watches `fd` for `handler`, in the place of its former one if there is one; what is pending is reported in the next round."""
         if fd in self._handlers:
             self._handlers[fd] = handler
-            self._again.append((handler, READABLE | WRITABLE))
+            # The kernel is asked anew: what it said to the former handler (an end of file behind the last bytes) it would not repeat.
+            self._epoll.modify(fd, _BOTH)
         else:
             self.watch(fd, handler)
 
@@ -118,6 +124,10 @@ class Loop:
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """Calls back after `seconds`, or never if the timer is cancelled."""
+        if len(self._timers) >= self._crowded:
+            self._timers = [timer for timer in self._timers if timer.callback is not None]
+            heapq.heapify(self._timers)
+            self._crowded = max(_CROWDED, 2 * len(self._timers))
         timer = Timer(self.now + seconds, callback)
         heapq.heappush(self._timers, timer)
         return timer

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ztunnel.dataplane.loop import READABLE, WRITABLE, Loop
+from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop
 
 
 class Recorder:
@@ -58,6 +58,26 @@ def test_news_and_silence() -> None:
         theirs.send(b"y")
         loop.run_once(0.01)
     assert diary == ["a:rw", "b:rw"]
+    loop.close()
+
+
+def test_who_takes_a_socket_over_hears_what_its_former_handler_was_told() -> None:
+    loop = Loop()
+    told: list[int] = []
+
+    class Heir(Recorder):
+        def on_event(self, events: int) -> None:
+            told.append(events)
+
+    ours, theirs = socket.socketpair()
+    with ours:
+        loop.watch(ours.fileno(), Recorder([], "former"))
+        theirs.send(b"last words")
+        theirs.close()
+        loop.run_once(1)
+        loop.take(ours.fileno(), Heir([], "heir"))
+        loop.run_once(1)
+    assert [bool(events & HANGUP) for events in told] == [True]
     loop.close()
 
 
@@ -111,6 +131,18 @@ def test_a_cancelled_timer_is_not_waited_for() -> None:
     loop.call_later(0.001, lambda: pytest.fail("cancelled")).cancel()
     fired: list[int] = []
     loop.call_later(0.02, lambda: fired.append(1))
+    while not fired:
+        loop.run_once(None)
+    loop.close()
+
+
+def test_deadlines_that_are_met_do_not_pile_up() -> None:
+    loop = Loop()
+    fired: list[int] = []
+    loop.call_later(0.001, lambda: fired.append(1))
+    for _ in range(100_000):
+        loop.call_later(300, lambda: pytest.fail("cancelled")).cancel()
+    assert len(loop._timers) < 5_000
     while not fired:
         loop.run_once(None)
     loop.close()

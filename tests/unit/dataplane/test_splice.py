@@ -13,7 +13,7 @@ from tests.kit.wire import Ends, received, tcp_pair
 from ztunnel.dataplane.buffers import Scratch
 from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop
 from ztunnel.dataplane.relay import AppReset
-from ztunnel.dataplane.sockets import reset
+from ztunnel.dataplane.sockets import Dial, reset
 from ztunnel.dataplane.splice import Splice
 from ztunnel.mesh.errors import LocalError
 
@@ -220,3 +220,15 @@ def test_bytes_for_a_side_that_is_gone(open_joint: Joint) -> None:
     joint.near.send(b"y")
     joint.run_until(lambda: joint.ends.is_over)
     assert isinstance(joint.ends.results[0], AppReset)
+
+
+def test_a_server_that_says_its_last_word_before_we_look(joint: Joint) -> None:
+    calling = socket.socket()
+    calling.setblocking(False)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        Dial(joint.loop, calling, 5.0, lambda sock, _error: joint.splice.attach(sock)).start(listener.getsockname(), None)
+        far, _ = listener.accept()
+    far.send(b"banner")
+    far.close()
+    joint.run_until(lambda: received(joint.near) == b"banner")
+    joint.run_until(lambda: received(joint.near) == b"")
