@@ -115,17 +115,20 @@ class Worker:
     def _receive(self) -> None:
         while True:
             try:
-                data, ancillary, _flags, _address = self._channel.recvmsg(_READ_BYTES, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+                data, ancillary, flags, _address = self._channel.recvmsg(_READ_BYTES, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 return
             except ConnectionResetError:
-                data, ancillary = b"", []
+                data, ancillary, flags = b"", [], 0
             if not data:
                 self._loop.stop()
                 return
-            descriptors = _descriptors(ancillary)
+            short = bool(flags & socket.MSG_CTRUNC)
+            if short and self._node is not None:
+                # Somebody's connections use up our descriptors: that must not cost everybody theirs.
+                self._node.hit("descriptors")
             try:
-                for received in self._decoder.feed(data, descriptors):
+                for received in self._decoder.feed(data, _descriptors(ancillary), short=short):
                     self._handle(received.message, received.descriptors)
             except ChannelError as error:
                 log.critical("supervisor broke the channel", extra=logs.fields(error=error))
@@ -281,8 +284,13 @@ class Worker:
     def _add_pod(self, message: AddPod, descriptors: tuple[int, ...]) -> None:
         node = self._require_node()
         listeners = [socket.socket(fileno=descriptor) for descriptor in descriptors]
-        if len(listeners) != 3 or self._pool is None:
-            raise ChannelError(f"AddPod came with {len(listeners)} listeners")
+        assert self._pool is not None
+        if len(listeners) != 3:
+            # Not answered: the supervisor asks again later. Without a listener the pod's connections are refused, not carried in plain.
+            log.error("pod came without all of its listeners", extra=logs.fields(uid=message.uid, listeners=len(listeners)))
+            for listener in listeners:
+                listener.close()
+            return
         pod = node.pods.get(message.uid)
         if pod is not None and pod.identity != message.identity:
             self._close_pod(pod)

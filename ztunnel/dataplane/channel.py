@@ -192,15 +192,21 @@ class Decoder:
         self._decoder: msgspec.msgpack.Decoder[ToWorker | ToSupervisor] = msgspec.msgpack.Decoder(ToWorker if to_worker else ToSupervisor)
         self._bytes = bytearray()
         self._descriptors: list[int] = []
+        self._short: int | None = None
+        """How many of the descriptors belong to messages up to one that lost some of its own."""
 
-    def feed(self, data: bytes, descriptors: list[int]) -> list[Received]:
+    def feed(self, data: bytes, descriptors: list[int], *, short: bool = False) -> list[Received]:
         """What is complete now.
 
+        Args:
+            short: this process had no room for all descriptors that came (MSG_CTRUNC): their message comes with fewer than announced.
         Raises:
             ChannelError: a frame over the bound, a body that is no message, descriptors that nobody announced.
         """
         self._bytes += data
         self._descriptors += descriptors
+        if short:
+            self._short = len(self._descriptors)
         received: list[Received] = []
         while len(self._bytes) >= _HEADER.size:
             length, count = _HEADER.unpack_from(self._bytes)
@@ -209,16 +215,28 @@ class Decoder:
             end = _HEADER.size + length
             if len(self._bytes) < end:
                 break
-            if len(self._descriptors) < count:
-                raise ChannelError(f"a frame announced {count} descriptors and {len(self._descriptors)} came")
+            count = self._claimable(count)
             try:
                 message = self._decoder.decode(memoryview(self._bytes)[_HEADER.size : end])
-            except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                # The last two: text that is not UTF-8, and nesting in a field that nobody asked for.
                 raise ChannelError(f"not a message of this channel: {error}") from error
             del self._bytes[:end]
             received.append(Received(message, tuple(self._descriptors[:count])))
             del self._descriptors[:count]
         return received
+
+    def _claimable(self, count: int) -> int:
+        """How many descriptors a message gets that announced so many."""
+        if self._short is None:
+            if len(self._descriptors) < count:
+                raise ChannelError(f"a frame announced {count} descriptors and {len(self._descriptors)} came")
+            return count
+        if self._short < count:
+            count, self._short = self._short, None
+        else:
+            self._short -= count
+        return count
 
     def unclaimed(self) -> list[int]:
         """Descriptors that no message claimed; to be closed by the caller when the channel ends."""

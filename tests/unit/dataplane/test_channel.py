@@ -85,3 +85,17 @@ def test_missing_descriptors_are_refused_and_unclaimed_ones_told() -> None:
     decoder.feed(encode(NeedSockets("u", ipv6=False, count=3)), [8, 9])
     assert decoder.unclaimed() == [8, 9]
     assert decoder.unclaimed() == []
+
+
+def test_descriptors_that_were_lost_on_the_way_are_missed_by_their_own_message_only() -> None:
+    decoder = Decoder(to_worker=True)
+    before, hit, after = (encode(Sockets(name, ipv6=False), count) for name, count in (("before", 1), ("hit", 3), ("after", 2)))
+    # The end of the frame that lost some comes together with the next one's descriptors.
+    received = decoder.feed(before, [1])
+    received += decoder.feed(hit[:-1], [2, 3], short=True)
+    received += decoder.feed(hit[-1:] + after, [4, 5])
+    assert [each.descriptors for each in received] == [(1,), (2, 3), (4, 5)]
+    decoder.feed(b"", [6], short=True)
+    assert [each.descriptors for each in decoder.feed(encode(Query(1)) + hit, [])] == [(), (6,)]
+    with pytest.raises(channel.ChannelError, match="announced 3"):
+        decoder.feed(hit, [])
