@@ -175,7 +175,11 @@ class Tunnel:
 
     def release(self, stream: int) -> None:
         """A relay has done with its stream (both directions ended, or reset)."""
-        if self.relays.pop(stream, None) is not None and not self.relays and not self.is_dead:
+        relay = self.relays.pop(stream, None)
+        if relay is None:
+            return
+        self._parked.pop(relay, None)
+        if not self.relays and not self.is_dead:
             self.owner.tunnel_idle(self)
             self._end_if_idle()
 
