@@ -159,11 +159,13 @@ class Wire:
     def close(self) -> None:
         for side in (self.client, self.server):
             side.tunnel.close(LocalError("the test is over"))
-        for sock in self.sockets:
-            sock.close()
         for side in (self.client, self.server):
             for app in side.apps:
                 app.close()
+        # Whoever was waiting for the other side's last word has it now.
+        self.run_until(lambda: not self.loop._handlers)
+        for sock in self.sockets:
+            sock.close()
         self.loop.close()
 
 

@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Protocol
 
 from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop
-from ztunnel.dataplane.sockets import finish, reset
+from ztunnel.dataplane.sockets import Farewell, finish, reset
 from ztunnel.hbone.mux import Mux
 from ztunnel.mesh.errors import MeshError, UpstreamError, UpstreamRefused
 
@@ -89,6 +89,7 @@ class StreamRelay:
         "_sock",
         "_stream",
         "_tunnel",
+        "_unread",
         "from_stream",
         "on_refused",
         "to_stream",
@@ -107,6 +108,8 @@ class StreamRelay:
         self._app_shut = False
         self._remote_ended = False
         self._done = False
+        self._unread = False
+        """The application may still be sending, to nobody."""
         self._hung = 0
         self.to_stream = 0
         self.from_stream = 0
@@ -267,6 +270,7 @@ class StreamRelay:
         if not self._answered or self._sock is None or not (graceful or self._remote_ended):
             self._end(UpstreamError(f"peer reset the stream with error {code:#x}"), graceful=False)
             return
+        self._unread = not self._app_ended
         self._app_ended = True
         self.remote_ended()
         self._finish_if_over()
@@ -342,7 +346,9 @@ class StreamRelay:
         self._backlog.clear()
         if not self._tunnel.is_dead and waiting:
             self._tunnel.mux.consumed(self._stream, waiting)
-        if self._sock is not None:
+        if self._sock is not None and graceful and self._unread:
+            Farewell(self._loop, self._sock)
+        elif self._sock is not None:
             self._loop.forget(self._sock.fileno())
             if graceful:
                 finish(self._sock)

@@ -30,11 +30,7 @@ def reset(sock: socket.socket) -> None:
 
 def reset_on_close(sock: socket.socket) -> None:
     """Whoever closes it closes with RST, and the kernel keeps nothing of it."""
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
-    except OSError as error:
-        if error.errno not in (errno.EBADF, errno.EINVAL):
-            raise
+    _set_linger(sock, _LINGER_RESET)
 
 
 def finish(sock: socket.socket) -> None:
@@ -43,12 +39,16 @@ def finish(sock: socket.socket) -> None:
     Sockets accepted by our listeners inherit a zero linger time, so that a killed proxy resets rather than truncates; it must go
     before a good end, or `close` would throw away what the kernel still has to deliver.
     """
+    _set_linger(sock, _LINGER_OFF)
+    sock.close()
+
+
+def _set_linger(sock: socket.socket, value: bytes) -> None:
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_OFF)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, value)
     except OSError as error:
         if error.errno not in (errno.EBADF, errno.EINVAL):
             raise
-    sock.close()
 
 
 class Farewell:
@@ -62,6 +62,7 @@ class Farewell:
         self._sock = sock
         self._closed = False
         self._timer = loop.call_later(_FAREWELL_SECONDS, self._close)
+        _set_linger(sock, _LINGER_OFF)
         try:
             sock.shutdown(socket.SHUT_WR)
         except OSError as error:

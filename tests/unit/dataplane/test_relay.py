@@ -173,6 +173,16 @@ def test_without_optimism_nothing_is_read_before_the_answer(wire: Wire) -> None:
     wire.run_until(lambda: received(far) == b"patience")
 
 
+def test_a_relay_that_waited_for_the_answer_is_forgotten_with_its_end(wire: Wire, pair: Pair) -> None:
+    later = Pair(wire, optimistic=False)
+    later.near.send(b"all")
+    later.near.shutdown(socket.SHUT_WR)
+    wire.run_until(lambda: later.ends.answered and received(later.far) == b"all")
+    later.far.close()
+    wire.run_until(lambda: later.ends.is_over)
+    assert not wire.client.tunnel._parked
+
+
 def test_a_client_that_leaves_before_the_answer_is_noticed_without_reading(wire: Wire) -> None:
     wire.server.hold = True
     pair = Pair(wire, optimistic=False)
@@ -228,6 +238,19 @@ def test_a_graceful_reset_is_an_end_of_file(wire: Wire, pair: Pair, code: Code) 
     wire.server.tunnel.mark_dirty()
     wire.run_until(lambda: pair.ends.is_over)
     assert pair.ends.results == [None]
+    wire.run_until(lambda: received(pair.near) == b"")
+
+
+def test_a_graceful_reset_reaches_an_application_that_is_still_sending(wire: Wire, pair: Pair) -> None:
+    stuff(wire, pair, bytes(1 << 20))
+    answer = os.urandom(1 << 20)
+    assert wire.exchange(pair.far, pair.near, answer[: 1 << 16]) == answer[: 1 << 16]
+    sent = (1 << 16) + pair.far.send(answer[1 << 16 :])
+    wire.run_until(lambda: pair.relay.from_stream == sent)
+    wire.server.tunnel.mux.reset(pair.server._stream, Code.NO_ERROR)
+    wire.server.tunnel.mark_dirty()
+    wire.run_until(lambda: pair.ends.results == [None])
+    assert drain(wire, pair.near, sent - (1 << 16)) == answer[1 << 16 : sent]
     wire.run_until(lambda: received(pair.near) == b"")
 
 
