@@ -39,6 +39,7 @@ from ztunnel.node.status_files import StatusFiles
 from ztunnel.overview import Overview, Watched
 from ztunnel.plane import DataPlane, Listener
 from ztunnel.runtime import logs
+from ztunnel.runtime.confine import hide_memory
 from ztunnel.runtime.metrics import Metrics
 from ztunnel.runtime.workers import Running, spawn_process
 from ztunnel.settings import RecordLayer, RedirectionStatus, SameNode, Settings
@@ -58,6 +59,7 @@ def run(settings: Settings) -> int:
     """
     logs.configure(settings.log.format.value, settings.log.level.value)
     _raise_descriptor_limit()
+    hide_memory()
     trio.run(_main, settings)
     return 0
 
@@ -146,10 +148,12 @@ async def _follow_mesh(settings: Settings, parts: _Parts, signals: AsyncIterator
     """Serves until the first signal. When this returns nothing enrols pods any more: a drain is not undone by a change of the mesh."""
     async with trio.open_nursery() as nursery:
         await nursery.start(parts.enroller.run)
-        if parts.status_files is not None:
-            await nursery.start(parts.status_files.run)
         await nursery.start(parts.agent.run)
         await nursery.start(partial(parts.source.run, parts.agent.mesh_changed))
+        if parts.status_files is not None:
+            # Behind the first look at the mesh: pods that were captured all the time must not be called pending, or peers
+            # would send them plaintext until the next word.
+            await nursery.start(parts.status_files.run)
         parts.readiness.done(_MESH)
         log.info("ready", extra=logs.fields(node=settings.node, pods=len(parts.agent.local_captures())))
         await _next_signal(signals)

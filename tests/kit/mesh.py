@@ -392,8 +392,9 @@ class Mesh:
         """A copy."""
         return json.loads(json.dumps(self._documents[f"Pod-{self._namespaces[name]}-{name}"]))
 
-    def annotate(self) -> None:
-        """What an API server's client does: the agents' word about their pods becomes an annotation."""
+    def annotate(self) -> bool:
+        """What an API server's client does: the agents' word about their pods becomes an annotation. Whether any changed."""
+        changed = False
         for name, pod in self.pods.items():
             path = self.agent_of(pod).directory / "status" / pod.uid
             word = path.read_text().strip() if path.exists() else ""
@@ -402,13 +403,16 @@ class Mesh:
             if document["metadata"]["annotations"] != annotations:
                 document["metadata"]["annotations"] = annotations
                 self.apply(document)
+                changed = True
+        return changed
 
     def settle(self) -> None:
         """Waits until every agent, its worker included, has taken over what was said and its pods are as they are wanted."""
         eventually(self._is_settled, within=20, saying="the mesh has settled")
 
     def _is_settled(self) -> bool:
-        self.annotate()
+        if self.annotate():
+            return False
         agents = [agent for agent in self.agents if agent.is_running]
         # The last question is answered by the worker, behind all changes that were sent to it before.
         return all(self._has_taken_over(agent) and agent.rows("connections") is not None for agent in agents)

@@ -133,14 +133,23 @@ def test_a_killed_agent_fails_closed_and_its_successor_carries_on(mesh: Mesh, cl
         assert apps.ping(live)
         agent.stop(signal.SIGKILL)
         assert apps.ending(live) == "reset"
+        words = _words(agent)
         eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), saying="the worker dies with its supervisor")
         for _ in range(3):
             assert apps.outcome(client, to, MARKER) in ("reset", "refused")
         assert not tap.saw(MARKER)
-        mesh.start()
+        agent.start()
+        while not agent.is_ready:
+            assert _words(agent) == words, "its pods are captured all the time, and peers must not be told otherwise"
         mesh.settle()
+        assert _words(agent) == words
         assert apps.call(client, to, MARKER) == MARKER
         assert not tap.saw(MARKER)
+
+
+def _words(agent: Agent) -> dict[str, str]:
+    """What the agent tells the cluster about its pods."""
+    return {file.name: file.read_text() for file in (agent.directory / "status").iterdir() if not file.name.startswith(".")}
 
 
 def test_rules_stay_and_are_adopted_without_a_gap(mesh: Mesh, client: Pod, to: tuple[str, int]) -> None:
