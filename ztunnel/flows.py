@@ -15,9 +15,11 @@ from ztunnel.dataplane.addresses import text
 from ztunnel.dataplane.flow import Direction, FlowRecord
 from ztunnel.mesh.errors import Flag
 from ztunnel.mesh.workloads import Workload
-from ztunnel.runtime.logs import log_flow
+from ztunnel.runtime.logs import log_flows
 from ztunnel.runtime.metrics import UNKNOWN, Metrics, Traffic
 
+MAX_SEEN = 4096
+"""Pods whose last traffic is remembered; more than a node has."""
 FindWorkload = Callable[[str], Workload | None]
 
 
@@ -43,21 +45,29 @@ class FlowReporter:
         """News from a worker; `lost` records were dropped because we did not keep up."""
         if lost:
             self._metrics.limit_hits.add(lost, "flow_records")
-        for record in records:
-            self._take(worker, record)
+        lines = [line for record in records if (line := self._take(worker, record)) is not None]
+        if lines:
+            log_flows(lines)
 
     def forget(self, pods: Iterable[str]) -> None:
         """Pods that are no more."""
         for uid in pods:
             self.last_seen.pop(uid, None)
 
-    def _take(self, worker: int, record: FlowRecord) -> None:
+    def _take(self, worker: int, record: FlowRecord) -> dict[str, object] | None:
+        """Counts it; gives its line if it was the last of its connection."""
         source = self._find(record.source_uid) if record.source_uid else None
         destination = self._find(record.destination_uid) if record.destination_uid else None
-        self.last_seen[record.pod_uid] = self._clock()
+        self._see(record.pod_uid)
         self._measure(worker, record, source, destination)
-        if record.closed:
-            log_flow(log_fields(record, source, destination))
+        return log_fields(record, source, destination) if record.closed else None
+
+    def _see(self, uid: str) -> None:
+        # The last records of a pod come after it was forgotten.
+        self.last_seen.pop(uid, None)
+        self.last_seen[uid] = self._clock()
+        if len(self.last_seen) > MAX_SEEN:
+            del self.last_seen[next(iter(self.last_seen))]
 
     def _measure(self, worker: int, record: FlowRecord, source: Workload | None, destination: Workload | None) -> None:
         metrics = self._metrics
