@@ -207,10 +207,10 @@ class DataPlane:
         identity = self.identity_of(uid)
         if identity is None:
             raise LocalError(f"pod {uid} is not in the mesh any more")
+        own = list(_dup(each.fileno() for each in listeners))
         former = self._pods.pop(uid, None)
         if former is not None:
             former.close()
-        own = [os.dup(each.fileno()) for each in listeners]
         held = self._pods[uid] = _Held(identity, own, {link.number for link in self.links})
         for link in self.links:
             link.worker.send(AddPod(uid, identity), _dup(own))
@@ -343,7 +343,15 @@ def _certificate(credentials: Credentials) -> Certificate:
 
 
 def _dup(descriptors: Iterable[int]) -> tuple[int, ...]:
-    return tuple(os.dup(descriptor) for descriptor in descriptors)
+    made: list[int] = []
+    try:
+        # extend() keeps what was made before an error.
+        made.extend(os.dup(descriptor) for descriptor in descriptors)
+    except OSError as error:
+        for descriptor in made:
+            os.close(descriptor)
+        raise LocalError(f"cannot duplicate a listener: {error.strerror}") from error
+    return tuple(made)
 
 
 def _no_sockets(uid: str, _family: int, _count: int) -> list[socket.socket]:

@@ -175,6 +175,29 @@ async def test_a_worker_that_reads_nothing_is_replaced(
         assert [each.message for each in place.worker.hear()] == [Query(0)], "the next one begins with the opening alone"
 
 
+async def test_a_worker_that_takes_no_descriptors_is_replaced(
+    place: Place, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that asks for sockets and never takes them would use up all descriptors of the supervisor."""
+    monkeypatch.setattr(workers, "_MAX_QUEUED_DESCRIPTORS", 8)
+    async with place.running():
+        first = place.worker
+        ends = [pipe() for _ in range(20)]
+        first.say(PodAdded("u1"))
+        for _, writing in ends:
+            place.supervised.send(Sockets("u", ipv6=False), (writing,))
+        assert first.kills
+        assert sum(is_open(writing) for _, writing in ends) == 9
+        await place.successor(2)
+        assert place.feed.messages == [], "what it says then does not count"
+        await trio.testing.wait_all_tasks_blocked()
+        assert [each.message for each in place.worker.hear()] == [Query(0)]
+        for reading, _ in ends:
+            os.set_blocking(reading, False)
+            assert os.read(reading, 1) == b"", "nobody holds the other end"
+            os.close(reading)
+
+
 async def test_a_worker_that_talks_nonsense_is_replaced(place: Place, mock_clock: trio.testing.MockClock) -> None:
     async with place.running():
         first = place.worker

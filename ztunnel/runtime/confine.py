@@ -1,9 +1,9 @@
 """Takes from a worker every privilege that it does not need: it moves bytes between descriptors that it was given, nothing else.
 
 In order: an unprivileged user where there is one to become, no capability in any set, no new privileges by exec, and a system-call
-filter that refuses what a proxy never does: opening files, new sockets and listeners, new processes, threads and programs, signals,
-namespaces, mounts, tracing, modules. A worker that is taken over holds the keys and connections of its pods and can reach for nothing
-more.
+filter that refuses what a proxy never does: opening files, new sockets and listeners, new processes, threads and programs, signals
+to others and changes of their limits, namespaces, mounts, tracing, modules. A worker that is taken over holds the keys and
+connections of its pods and can reach for nothing more.
 
 What cannot be done here (no second user in a user namespace, no seccomp in the kernel) is left out and told, because a mesh that runs
 beats one that does not; the same holds for machines whose system-call numbers are not in the table below.
@@ -20,6 +20,7 @@ import struct
 from dataclasses import dataclass
 
 _PR_CAPBSET_DROP = 24
+_PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_SET_SECCOMP = 22
 _PR_CAP_AMBIENT = 47
@@ -46,7 +47,14 @@ _REFUSED: dict[str, dict[str, int]] = {
         "open_tree": 428, "move_mount": 429, "fsopen": 430, "io_uring_setup": 425, "keyctl": 250, "add_key": 248, "reboot": 169,
         "swapon": 167, "personality": 135, "symlink": 88, "rename": 82, "unlink": 87, "mkdir": 83, "chmod": 90, "chown": 92,
         "truncate": 76, "creat": 85, "renameat2": 316, "unlinkat": 263, "mkdirat": 258, "fchmodat": 268, "fchownat": 260, "linkat": 265,
-        "symlinkat": 266, "mknodat": 259, "mknod": 133, "link": 86,
+        "symlinkat": 266, "mknodat": 259, "mknod": 133, "link": 86, "rmdir": 84, "lchown": 94, "chdir": 80, "utimensat": 280,
+        "fchmodat2": 452, "setxattr": 188, "lsetxattr": 189, "removexattr": 197, "lremovexattr": 198, "open_by_handle_at": 304,
+        "name_to_handle_at": 303, "fsconfig": 431, "fsmount": 432, "fspick": 433, "mount_setattr": 442, "tkill": 200, "tgkill": 234,
+        "rt_sigqueueinfo": 129, "rt_tgsigqueueinfo": 297, "pidfd_open": 434, "process_madvise": 440, "kcmp": 312, "prlimit64": 302,
+        "setrlimit": 160, "setpriority": 141, "ioprio_set": 251, "sched_setscheduler": 144, "sched_setparam": 142, "sched_setattr": 314,
+        "sched_setaffinity": 203, "migrate_pages": 256, "move_pages": 279, "socketpair": 53, "shmget": 29, "msgget": 68, "semget": 64,
+        "mq_open": 240, "memfd_create": 319, "inotify_init": 253, "inotify_init1": 294, "fanotify_init": 300, "io_uring_enter": 426,
+        "io_uring_register": 427, "request_key": 249, "kexec_file_load": 320, "syslog": 103, "acct": 163, "quotactl": 179, "swapoff": 168,
     },
     "aarch64": {
         "openat": 56, "openat2": 437, "socket": 198, "listen": 201, "clone": 220, "execve": 221, "kill": 129, "ptrace": 117, "mount": 40,
@@ -55,7 +63,14 @@ _REFUSED: dict[str, dict[str, int]] = {
         "process_vm_writev": 271, "execveat": 281, "clone3": 435, "pidfd_getfd": 438, "pidfd_send_signal": 424, "open_tree": 428,
         "move_mount": 429, "fsopen": 430, "io_uring_setup": 425, "keyctl": 219, "add_key": 217, "reboot": 142, "swapon": 224,
         "personality": 92, "renameat2": 276, "unlinkat": 35, "mkdirat": 34, "fchmodat": 53, "fchownat": 54, "linkat": 37,
-        "symlinkat": 36, "mknodat": 33, "truncate": 45,
+        "symlinkat": 36, "mknodat": 33, "truncate": 45, "chdir": 49, "utimensat": 88, "fchmodat2": 452, "setxattr": 5, "lsetxattr": 6,
+        "removexattr": 14, "lremovexattr": 15, "open_by_handle_at": 265, "name_to_handle_at": 264, "fsconfig": 431, "fsmount": 432,
+        "fspick": 433, "mount_setattr": 442, "tkill": 130, "tgkill": 131, "rt_sigqueueinfo": 138, "rt_tgsigqueueinfo": 240,
+        "pidfd_open": 434, "process_madvise": 440, "kcmp": 272, "prlimit64": 261, "setrlimit": 164, "setpriority": 140, "ioprio_set": 30,
+        "sched_setscheduler": 119, "sched_setparam": 118, "sched_setattr": 274, "sched_setaffinity": 122, "migrate_pages": 238,
+        "move_pages": 239, "socketpair": 199, "shmget": 194, "msgget": 186, "semget": 190, "mq_open": 180, "memfd_create": 279,
+        "inotify_init1": 26, "fanotify_init": 262, "io_uring_enter": 426, "io_uring_register": 427, "request_key": 218,
+        "kexec_file_load": 294, "syslog": 116, "acct": 89, "quotactl": 60, "swapoff": 225,
     },
 }  # fmt: skip
 """Numbers of the system calls that a worker never makes, by machine. Source: the kernel's `syscall_64.tbl` and `asm-generic/unistd.h`."""
@@ -83,10 +98,20 @@ def confine() -> Confinement:
         missing.append("an unprivileged user")
     _clear_capabilities(libc)
     _prctl(libc, _PR_SET_NO_NEW_PRIVS, 1)
+    hide_memory()
     filtered = _filter(libc)
     if not filtered:
         missing.append("a system-call filter")
     return Confinement(os.geteuid(), filtered, tuple(missing))
+
+
+def hide_memory() -> None:
+    """No core dump of this process, and nobody of its user may read its memory: it holds private keys.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    _prctl(ctypes.CDLL(None, use_errno=True), _PR_SET_DUMPABLE, 0)
 
 
 def _become_nobody() -> bool:

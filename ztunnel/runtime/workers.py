@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -29,6 +30,9 @@ _READ_BYTES = 1 << 18
 _ANCILLARY = socket.CMSG_SPACE(MAX_DESCRIPTORS * 4)
 _MAX_QUEUED_BYTES = 512 << 20
 """What may wait for a worker: two snapshots of a very large mesh. One that lets more pile up is stuck."""
+_MAX_QUEUED_DESCRIPTORS = 16_384
+"""Descriptors, open here, that may wait for a worker beside those of its opening, or a quarter of what this process may have open
+if that is less: one that asks for sockets and takes none would use them all up."""
 _EXIT_SECONDS = 2.0
 _FIRST_RETRY_SECONDS = 0.05
 _LONGEST_RETRY_SECONDS = 5.0
@@ -119,6 +123,10 @@ class Supervised:
         self._queue: deque[tuple[bytes, Outgoing]] = deque()
         self._queued = trio.Event()
         self._queued_bytes = 0
+        self._queued_descriptors = 0
+        self._most_descriptors = 0
+        self._condemned = False
+        """It let too much pile up: nothing that it says counts any more."""
         self._serving = False
         self._drained: Drained | None = None
         self._leaving = trio.Event()
@@ -134,18 +142,21 @@ class Supervised:
     def send(self, message: Message, descriptors: tuple[int, ...] = ()) -> None:
         """Queues a message; takes over the descriptors. Without a worker it is dropped: the next one's `opening` will say it."""
         outgoing = Outgoing(message, descriptors)
-        if not self._serving:
+        if not self._serving or self._condemned:
             outgoing.close()
             return
         self._enqueue(outgoing)
-        if self._queued_bytes > _MAX_QUEUED_BYTES and self.running is not None:
-            log.error("worker does not read its messages", extra=fields(queued_bytes=self._queued_bytes))
+        if (self._queued_bytes > _MAX_QUEUED_BYTES or self._queued_descriptors > self._most_descriptors) and self.running is not None:
+            waiting = fields(queued_bytes=self._queued_bytes, queued_descriptors=self._queued_descriptors)
+            log.error("worker does not read its messages", extra=waiting)
+            self._condemned = True
             self.running.kill()
 
     def _enqueue(self, outgoing: Outgoing) -> None:
         frame = encode(outgoing.message, len(outgoing.descriptors))
         self._queue.append((frame, outgoing))
         self._queued_bytes += len(frame)
+        self._queued_descriptors += len(outgoing.descriptors)
         self._queued.set()
 
     async def drain(self, seconds: float) -> Drained | None:
@@ -180,9 +191,10 @@ class Supervised:
             with theirs:
                 self.running = await self._spawn(theirs)
             self._ended = trio.Event()
-            self._serving = True
+            self._serving, self._condemned = True, False
             for outgoing in self._feed.opening():
                 self._enqueue(outgoing)
+            self._most_descriptors = self._queued_descriptors + _descriptors_to_spare()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write, channel)
                 task_status.started()
@@ -195,7 +207,7 @@ class Supervised:
             for _, outgoing in self._queue:
                 outgoing.close()
             self._queue.clear()
-            self._queued_bytes = 0
+            self._queued_bytes = self._queued_descriptors = 0
             reason = await self._reap()
         return reason
 
@@ -220,6 +232,7 @@ class Supervised:
             while self._queue:
                 frame, outgoing = self._queue.popleft()
                 self._queued_bytes -= len(frame)
+                self._queued_descriptors -= len(outgoing.descriptors)
                 try:
                     await _send_frame(channel, frame, outgoing.descriptors)
                 except (BrokenPipeError, ConnectionResetError):
@@ -243,10 +256,17 @@ class Supervised:
                 log.critical("worker broke the channel", extra=fields(error=error))
                 return
             for each in received:
+                if self._condemned:
+                    return
                 if isinstance(each.message, Drained):
                     self._drained = each.message
                 else:
                     self._feed.received(each.message)
+
+
+def _descriptors_to_spare() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MAX_QUEUED_DESCRIPTORS if soft < 0 else min(_MAX_QUEUED_DESCRIPTORS, soft // 4)
 
 
 async def _send_frame(channel: trio.socket.SocketType, frame: bytes, descriptors: tuple[int, ...]) -> None:

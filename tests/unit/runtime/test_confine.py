@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import platform
+import resource
+import signal
 import socket
 import struct
 import threading
@@ -64,10 +66,15 @@ def test_no_capability_is_left() -> None:
         (os.fork, "EPERM"),
         (lambda: os.execv("/bin/true", ["true"]), "EPERM"),
         (lambda: os.kill(os.getppid(), 0), "EPERM"),
+        (lambda: signal.pthread_kill(threading.get_ident(), 0), "EPERM"),
+        (lambda: resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE), "EPERM"),
+        (lambda: os.pidfd_open(os.getppid()), "EPERM"),
+        (lambda: os.memfd_create("x"), "EPERM"),
+        (socket.socketpair, "EPERM"),
         (lambda: os.unlink("/tmp/there-is-no-such-file"), "EPERM"),
         (lambda: threading.Thread(target=print).start(), "RuntimeError"),
     ],
-    ids=["open", "socket", "fork", "exec", "kill", "unlink", "thread"],
+    ids=["open", "socket", "fork", "exec", "kill", "tgkill", "prlimit", "pidfd", "memfd", "socketpair", "unlink", "thread"],
 )
 def test_what_a_proxy_never_does_is_refused(attempt: Callable[[], object], outcome: str) -> None:
     assert confined(attempt)[0] == outcome
