@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from itertools import pairwise
 
 import pytest
@@ -99,3 +100,14 @@ def test_descriptors_that_were_lost_on_the_way_are_missed_by_their_own_message_o
     assert [each.descriptors for each in decoder.feed(encode(Query(1)) + hit, [])] == [(), (6,)]
     with pytest.raises(channel.ChannelError, match="announced 3"):
         decoder.feed(hit, [])
+
+
+@pytest.mark.parametrize(
+    "field",
+    [b"\xa3uid\xa2\xff\xfe", b"\xa3any" + b"\x91" * 100_000 + b"\xc0"],
+    ids=["text that is not UTF-8", "an unknown field that is nested deep"],
+)
+def test_bytes_that_the_decoder_stumbles_over_are_refused(field: bytes) -> None:
+    body = b"\x82\xa4type\xa8PodAdded" + field
+    with pytest.raises(channel.ChannelError, match="not a message"):
+        Decoder(to_worker=False).feed(struct.pack("!II", len(body), 0) + body, [])
