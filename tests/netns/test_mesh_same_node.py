@@ -79,3 +79,19 @@ def test_both_sides_are_counted(mesh: Mesh) -> None:
             == [count + 1000 for count in before]
         )
     )
+
+
+def test_an_address_that_is_not_the_pods_hides_nobody(mesh: Mesh) -> None:
+    """An application may bind to `::1` and connect outwards: the rules redirect it before the kernel objects."""
+    client, server = mesh.pods["client"], mesh.pods["server"]
+    with server.listener(APP) as listener, client.connect((server.v6, APP), ("::1", 0)) as near, accept(listener) as far:
+        talk(near, far)
+        assert source_of(far) == client.v6
+    mesh.policy("not-from-there", {"action": "DENY", "rules": [{"from": [{"source": {"ipBlocks": [client.v6]}}]}]})
+    mesh.settle()
+    try:
+        with apps.Echo(server, APP), client.connect((server.v6, APP), ("::1", 0)) as near:
+            assert not apps.ping(near)
+    finally:
+        mesh.clear("AuthorizationPolicy")
+    mesh.settle()

@@ -80,7 +80,10 @@ class Outbound:
             facts.destination_uid = route.workload_uid
             node.connections.count_towards(connection)
         neighbour = node.pods.get(route.workload_uid or "") if node.settings.same_node_plaintext else None
-        if route.kind is RouteKind.HBONE and neighbour is not None and not neighbour.is_gone:
+        # An application may bind to an address that is not its pod's, `::1` for one. A tunnel comes from the pod's own all the same;
+        # without one the neighbour's policies and application would take the connection for somebody else's.
+        is_itself = facts.source[0] in source.addresses
+        if route.kind is RouteKind.HBONE and neighbour is not None and not neighbour.is_gone and is_itself:
             connection.relay = self._inbound.from_neighbour(pod, neighbour, connection, sock, route)
         elif route.kind is RouteKind.HBONE:
             self._tunnel(pod, source, connection, sock, route)
