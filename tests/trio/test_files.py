@@ -12,7 +12,8 @@ import pytest
 import trio
 import trio.testing
 
-from ztunnel.mesh.derive import MeshOptions, MeshState
+from ztunnel.dataplane.channel import Update, encode
+from ztunnel.mesh.derive import MeshOptions, MeshState, diff
 from ztunnel.mesh.errors import ConfigError
 from ztunnel.mesh.refused import DENY_EVERYTHING
 from ztunnel.mesh.rules import Scope
@@ -220,3 +221,19 @@ async def test_a_file_that_could_not_be_read_at_the_start_denies_everything(tmp_
         await trio.sleep(2)
         assert told.policies == ["one", "two"]
         assert told.refusals == ()
+
+
+async def test_what_a_hostile_file_says_can_be_handed_on(tmp_path: Path, mock_clock: trio.testing.MockClock) -> None:
+    """Half a surrogate pair in a value, and a name on disk that is not UTF-8, must not end up in what the workers are sent."""
+    rule = r'{"from": [{"source": {"principals": ["x\ud800"]}}]}'
+    head = '"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy"'
+    (tmp_path / "a.json").write_text(f'{{{head}, "metadata": {{"name": "p"}}, "spec": {{"rules": [{rule}]}}}}')
+    for name in (b"\xff.json", b"\xfe.yaml"):
+        (tmp_path / os.fsdecode(name)).write_text(f'{{{head}, "spec": {{"what": 1}}}}')
+    (tmp_path / os.fsdecode(b"\xfd.yaml")).write_text("[")
+    async with watching(tmp_path) as told:
+        encode(Update(diff(MeshState(), told.states[-1])))
+        assert all(policy.rules == DENY_EVERYTHING for policy in told.states[-1].policies.values())
+        assert len(told.refusals) == 4
+        for refusal in told.refusals:
+            f"{refusal.file}{refusal.object}{refusal.reason}".encode()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -16,6 +17,8 @@ import yaml
 
 MAX_DEPTH = 100
 """Levels of nesting. Kubernetes' deepest kinds have about forty."""
+MAX_ODD_KEYS = 256
+"""Keys of one mapping that are not text. Numbers can be chosen so that all have one hash, and each look-up then passes all others."""
 MAX_NODES = 2_000_000
 """Values in one document, counting what aliases repeat: ten thousand pods in one List are under a million."""
 
@@ -77,8 +80,8 @@ def read_json(content: bytes) -> Iterator[object]:
 def _unique_pairs(pairs: list[tuple[str, object]]) -> dict[str, object]:
     mapping = dict(pairs)
     if len(mapping) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        counted = Counter(name for name, _ in pairs)
+        twice = next(name for name, count in counted.items() if count > 1)
         raise DocumentError(f"the key {twice[:100]!r} is given twice")
     return mapping
 
@@ -96,6 +99,7 @@ class _Frame:
     nodes_before: int
     key: object = None
     has_key: bool = False
+    odd_keys: int = 0
     merges: list[object] = field(default_factory=list)
     """Values of `<<`."""
 
@@ -175,6 +179,10 @@ class _Builder:
         elif not frame.has_key:
             if isinstance(value, (dict, list)):
                 raise DocumentError(f"{_line(event.start_mark)}a collection cannot be a key")
+            if not isinstance(value, str):
+                frame.odd_keys += 1
+                if frame.odd_keys > MAX_ODD_KEYS:
+                    raise DocumentError(f"{_line(event.start_mark)}more than {MAX_ODD_KEYS} keys of one mapping are not text")
             if value in frame.collection:
                 raise DocumentError(f"{_line(event.start_mark)}the key {str(value)[:100]!r} is given twice")
             frame.key, frame.has_key = value, True

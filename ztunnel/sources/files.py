@@ -181,25 +181,26 @@ class FileSource:
         if first and file.problem is not None:
             # Later a file that cannot be read keeps what it said before; now nobody knows what that was.
             file.problem = replace(file.problem, reason=file.problem.reason.replace(_KEPT, _UNKNOWN))
-            file.judged = [unreadable(name, file.problem.reason)]
+            file.judged = [unreadable(file.problem.file, file.problem.reason)]
         return changed
 
     async def _read(self, name: str, file: _File) -> bool:
         """Read one file. True: what it says has changed."""
         file.trusted = trio.current_time() - file.first_seen >= TRUST_SECONDS
+        shown = _shown(name)
         try:
             content = _content(self._directory / name, self._limits.file_bytes)
         except OSError as error:
-            return _keep(file, b"", Refusal(name, "", "", f"cannot be read: {error.strerror}; {_KEPT}"))
+            return _keep(file, b"", Refusal(shown, "", "", f"cannot be read: {error.strerror}; {_KEPT}"))
         if content is None:
-            return _keep(file, b"", Refusal(name, "", "", f"larger than {self._limits.file_bytes} bytes (limits.manifest_bytes); {_KEPT}"))
+            return _keep(file, b"", Refusal(shown, "", "", f"larger than {self._limits.file_bytes} bytes (limits.manifest_bytes); {_KEPT}"))
         digest = sha256(content).digest()
         if digest == file.digest:
             return False
         try:
             judged, refusals = await self._parse(name, content)
         except DocumentError as error:
-            return _keep(file, digest, Refusal(name, "", "", f"{error}; {_KEPT}"))
+            return _keep(file, digest, Refusal(shown, "", "", f"{error}; {_KEPT}"))
         file.digest, file.judged, file.refusals, file.problem = digest, judged, refusals, None
         return True
 
@@ -210,7 +211,7 @@ class FileSource:
         for number, body in enumerate(bodies, 1):
             if number % DOCUMENTS_PER_TURN == 0:
                 await trio.lowlevel.checkpoint()
-            objects, problems = judge(body, name, number)
+            objects, problems = judge(body, _shown(name), number)
             judged += objects
             refusals += problems
             if len(judged) + len(refusals) > self._limits.documents:
@@ -246,6 +247,11 @@ def _content(path: Path, limit: int) -> bytes | None:
             raise OSError(0, "not a regular file")
         content = file.read(limit + 1)
     return None if len(content) > limit else content
+
+
+def _shown(name: str) -> str:
+    """A file's name as text that can be encoded: it may end up in a policy's reason, and names on disk are any bytes."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _keep(file: _File, digest: bytes, problem: Refusal) -> bool:

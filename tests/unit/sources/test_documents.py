@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import yaml
@@ -158,3 +159,18 @@ def test_any_plain_scalar_is_a_value(text: str) -> None:
     value = module._plain(text)
     assert value is None or isinstance(value, (str, int, float, bool))
     assert not isinstance(value, float) or not math.isnan(value)
+
+
+def test_a_key_given_twice_among_many_is_found_at_once() -> None:
+    """Looking each key up among all would take hours."""
+    members = ",".join(f'"{number}":1' for number in range(200_000))
+    with pytest.raises(DocumentError, match="'199999' is given twice"):
+        list(read_json(f'{{{members},"199999":1}}'.encode()))
+
+
+def test_keys_that_share_a_hash_are_few() -> None:
+    """Multiples of this number all have the hash 0; text's hashes nobody can foresee."""
+    modulus = sys.hash_info.modulus
+    with pytest.raises(DocumentError, match="keys of one mapping are not text"):
+        one("".join(f"{number * modulus}: x\n" for number in range(1, module.MAX_ODD_KEYS + 2)))
+    assert len(str(one("".join(f"{number}: x\n" for number in range(module.MAX_ODD_KEYS))))) > module.MAX_ODD_KEYS

@@ -45,6 +45,11 @@ def show(value: object) -> str:
     return "null" if value is None else f"a {type(value).__name__}"
 
 
+def _is_unicode(text: str) -> bool:
+    """False with half of a surrogate pair, which JSON's escapes can say and nothing downstream can carry."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 class _Budget:
     __slots__ = ("left",)
 
@@ -128,6 +133,8 @@ class Field:
             raise self.wrong("not text (quote it)" if isinstance(self.value, (bool, int, float)) else "not text")
         if not self.value:
             raise self.error("empty")
+        if not _is_unicode(self.value):
+            raise self.wrong("not text that can be encoded")
         return self.value
 
     def boolean(self) -> bool:
@@ -173,7 +180,7 @@ class Field:
     def texts(self) -> Iterator[tuple[str, Field]]:
         """The entries of a mapping whose keys must be text."""
         for key, member in self.entries():
-            if not isinstance(key, str):
+            if not isinstance(key, str) or not _is_unicode(key):
                 raise member.error(f"the key is not text: {show(key)}")
             yield key, member
 

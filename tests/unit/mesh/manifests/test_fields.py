@@ -150,3 +150,13 @@ def test_a_document_that_repeats_itself_is_bounded() -> None:
 
 def test_another_value_at_the_same_place() -> None:
     assert str(field(5).instead("x").wrong("no")) == 'Pod default/x: spec: no: "x"'
+
+
+@pytest.mark.parametrize(
+    "read",
+    [lambda: field("x\ud800").text(), lambda: list(field({"x\ud800": "y"}).texts())],
+    ids=["value", "key"],
+)
+def test_half_a_surrogate_pair_is_no_text(read: Callable[[], object]) -> None:
+    assert "text" in refusal(read)
+    assert field("x\U00010000é").text() == "x\U00010000é"
