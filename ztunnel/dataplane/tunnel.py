@@ -102,7 +102,7 @@ class Tunnel:
         self.bytes_received = 0
         self.opened_at = loop.now
         self.expires_at = float("inf")
-        """Time of the loop's clock after which the certificates no longer admit new streams."""
+        """Time of the loop's clock at which the first of both certificates expires: no new streams then, live ones go on."""
         self._times = times
         self._sock: socket.socket | None = None
         self._handshake: Handshake | None = None
@@ -359,7 +359,7 @@ class Tunnel:
             return None
         self._handshake = None
         self.peer = handshake.peer
-        self.expires_at = self.loop.now + (handshake.peer_not_after.timestamp() - time.time())
+        self.expires_at = self.loop.now + (handshake.not_after.timestamp() - time.time())
         records, rest = handshake.finish()
         self._outlet.records = records
         self.is_ready = True

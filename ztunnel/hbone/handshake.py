@@ -141,7 +141,10 @@ class TlsContexts:
 class Handshake:
     """One connection's handshake. Feed `receive`, send what `outgoing` gives, and `finish` when `done`."""
 
-    __slots__ = ("_body_left", "_header", "_leftover", "_out", "_over", "_own", "_proof", "_received", "_sealed", "_server", "_tls", "done")
+    __slots__ = (
+        "_body_left", "_header", "_leftover", "_not_after", "_out", "_over", "_own", "_proof", "_received", "_sealed", "_server", "_tls",
+        "done",
+    )  # fmt: skip
 
     def __init__(self, contexts: TlsContexts, *, server: bool, expected: frozenset[SpiffeId] | None, own_records: bool) -> None:
         """Begin a handshake; a client has its first flight in `outgoing` at once.
@@ -155,6 +158,7 @@ class Handshake:
             raise ValueError("a client expects identities; a server expects its own trust domain")
         self._server = server
         self._own = own_records
+        self._not_after = contexts.not_after
         self._proof = _Proof(contexts.identity.trust_domain, expected, contexts.leaves)
         self._tls = SSL.Connection(contexts.server if server else contexts.client)
         self._tls.set_app_data(self._proof)
@@ -180,10 +184,10 @@ class Handshake:
         return self._proof.peer
 
     @property
-    def peer_not_after(self) -> datetime:
-        """When the peer's certificate expires (UTC)."""
-        assert self._proof.not_after is not None, "peer_not_after before done"
-        return self._proof.not_after
+    def not_after(self) -> datetime:
+        """When the first of the two certificates, ours and the peer's, expires (UTC)."""
+        assert self._proof.not_after is not None, "not_after before done"
+        return min(self._not_after, self._proof.not_after)
 
     def outgoing(self) -> bytes:
         """Bytes to send now; empties them. After an error they are the alert, and the last."""

@@ -13,6 +13,7 @@ from dataclasses import replace
 from ztunnel.dataplane.addresses import Address
 from ztunnel.dataplane.addresses import canonical as canonical_address
 from ztunnel.dataplane.flow import Direction
+from ztunnel.dataplane.loop import Timer
 from ztunnel.dataplane.relay import StreamRelay
 from ztunnel.dataplane.sockets import reset
 from ztunnel.dataplane.splice import Splice
@@ -184,9 +185,12 @@ class _Gate:
         self._pod = pod
         self._local = local
         self._shaking = True
+        self._expiry: Timer | None = None
 
     def tunnel_ready(self, tunnel: Tunnel) -> None:
         self._shaken()
+        # Who holds a tunnel open must not be served for longer than its certificate says.
+        self._expiry = tunnel.loop.call_later(tunnel.expires_at - tunnel.loop.now, tunnel.go_away)
 
     def tunnel_request(self, tunnel: Tunnel, request: RequestReceived) -> None:
         self._inbound.request(self._pod, tunnel, self._local, request)
@@ -199,6 +203,8 @@ class _Gate:
             self._shaken()
             if error is not None:
                 self._inbound.refused(self._pod, tunnel.peer_address, self._local, error)
+        if self._expiry is not None:
+            self._expiry.cancel()
         self._pod.inbound.discard(tunnel)
 
     def _shaken(self) -> None:

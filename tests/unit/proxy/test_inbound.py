@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 
 import msgspec
 import pytest
@@ -93,9 +94,11 @@ class Gate:
         self.server = self.node.pod("server")
         self.strangers: list[Stranger] = []
 
-    def stranger(self, account: str = "stranger", *, pki: FakePki | None = None, source: str = "127.0.0.1") -> Stranger:
+    def stranger(
+        self, account: str = "stranger", *, pki: FakePki | None = None, source: str = "127.0.0.1", end: timedelta = timedelta(days=1)
+    ) -> Stranger:
         authority = pki or self.node.pki
-        credentials = authority.credentials(authority.identity(account), roots_pem=self.node.pki.root_pem)
+        credentials = authority.credentials(authority.identity(account), roots_pem=self.node.pki.root_pem, valid=(-timedelta(days=1), end))
         self.strangers.append(Stranger(self.node, self.server, credentials, source))
         return self.strangers[-1]
 
@@ -134,6 +137,17 @@ def fixture_gate(make: Callable[..., Gate]) -> Gate:
 
 
 # What is served
+
+
+@pytest.mark.slow
+def test_a_peer_is_not_served_past_its_certificates_end(gate: Gate) -> None:
+    with gate.node.listen(gate.server):
+        stranger = gate.stranger(end=timedelta(seconds=2))
+        assert stranger.ask(gate.target()) == 200
+        (tunnel,) = gate.server.pod.inbound
+        gate.node.run_until(lambda: gate.node.loop.now >= tunnel.expires_at)
+        gate.node.run_until(lambda: not stranger.tunnel.mux.can_open)
+        assert not tunnel.is_dead, "the live stream goes on"
 
 
 def test_the_answer_comes_after_the_application(gate: Gate) -> None:

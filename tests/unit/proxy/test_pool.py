@@ -194,8 +194,9 @@ def test_a_pod_that_is_gone_takes_its_tunnels_with_it(lane: Lane) -> None:
 
 
 @pytest.mark.slow
-def test_a_tunnel_takes_no_streams_past_its_certificates_end(lane: Lane) -> None:
-    identity = lane.server.workload.identity
+@pytest.mark.parametrize("whose", ["client", "server"])
+def test_a_tunnel_takes_no_streams_past_its_certificates_end(lane: Lane, whose: str) -> None:
+    identity = lane.node.pki.identity(whose)
     lane.node.certify(identity, lane.node.pki.credentials(identity, valid=(-SECOND, 3 * SECOND)))
     ends = lane.open()
     (old,) = lane.tunnels
