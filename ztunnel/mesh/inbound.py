@@ -36,12 +36,13 @@ class InboundTarget(NamedTuple):
     service: Service | None
 
 
-def resolve_inbound(index: Index, local: Workload, destination_ip: str, authority: HostPort) -> InboundTarget:
+def resolve_inbound(index: Index, local: Workload, destination_ip: str, authority: HostPort, service_host: str = "") -> InboundTarget:
     """The target of one CONNECT request.
 
     Args:
         local: the workload in whose pod the tunnel ended.
         destination_ip: the local address of the tunnel's connection, canonical.
+        service_host: see `service_for`.
     Raises:
         BadConnect: 400 for another address than the tunnel's; 503 for an unknown host name, a service that has no number for the
             port on this workload, and the proxy's own ports.
@@ -56,22 +57,22 @@ def resolve_inbound(index: Index, local: Workload, destination_ip: str, authorit
         raise BadConnect(f"ip mismatch: {address} != {destination_ip}", _BAD_REQUEST)
     else:
         port = authority.port
-        service = service_for(index, local, port)
+        service = service_for(index, local, port, service_host)
     if port in ILLEGAL_TARGETS:
         raise BadConnect(f"port {port} is the proxy itself", _UNAVAILABLE)
     return InboundTarget(destination_ip, port, service)
 
 
-def service_for(index: Index, local: Workload, port: int, hostname: str = "") -> Service | None:
+def service_for(index: Index, local: Workload, port: int, service_host: str = "") -> Service | None:
     """The service through which a connection to a workload's port probably came, for telemetry only.
 
     Args:
         port: the workload's own port.
-        hostname: what the client says (`forwarded: host=`); believed only if it is one of the workload's services.
+        service_host: what the client says (`forwarded: host=`); believed only if it is one of the workload's services.
     """
     services = index.services_of(local.uid)
     for service in services:
-        if hostname and service.hostname == hostname:
+        if service_host and service.hostname == service_host:
             return service
     for service in services:
         for endpoint in service.endpoints:

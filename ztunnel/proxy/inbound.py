@@ -70,7 +70,7 @@ class Inbound:
             workload = node.index.workload(pod.uid)
             if workload is None:
                 raise BadConnect("local workload information is not available", _UNAVAILABLE)
-            target = resolve_inbound(node.index, workload, local[0], asked.authority)
+            target = resolve_inbound(node.index, workload, local[0], asked.authority, asked.forwarded_host)
             if node.connections.is_full:
                 raise BadConnect(str(node.hit("connections")), _UNAVAILABLE)
         except BadConnect as error:

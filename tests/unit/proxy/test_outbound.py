@@ -154,6 +154,19 @@ def test_a_connection_that_is_over_when_its_dial_comes_through(node: LoopbackNod
     assert dial._sock.fileno() == -1
 
 
+def test_both_sides_name_the_service_that_was_dialled(node: LoopbackNode, client: LoopbackPod) -> None:
+    server = node.pod("server")
+    behind = [server.workload]
+    node.apply(
+        service("first", "10.96.0.1", ports={80: 8080}, behind=behind), service("second", "10.96.0.2", ports={80: 8080}, behind=behind)
+    )
+    exchange(node, node.connect(client, ("10.96.0.2", 80)), node.listen(server)).close()
+    assert [(each.facts.direction, each.facts.service_name) for each in node.table.live()] == [
+        (Direction.OUTBOUND, "second"),
+        (Direction.INBOUND, "second"),
+    ]
+
+
 def test_a_service_without_endpoints_is_refused(node: LoopbackNode, client: LoopbackPod) -> None:
     node.apply(service("web", "10.96.0.1"))
     assert is_reset(node, node.connect(client, ("10.96.0.1", 80)))
