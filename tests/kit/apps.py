@@ -6,6 +6,7 @@ sockets in the test process; one thread serves one server, however many connecti
 
 from __future__ import annotations
 
+import select
 import selectors
 import socket
 import struct
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from scripts.wiretap import ETH_P_ALL, FRAME_BYTES, Segment, segment_of
-from tests.kit.netns import Place, family_of, plain
+from tests.kit.netns import TIMEOUT_SECONDS, Place, family_of, plain
 from ztunnel.node import netns
 
 SO_RCVBUFFORCE = 33
@@ -122,6 +123,17 @@ def call(place: Place, to: tuple[str, int], message: bytes = b"hello", source: t
         connection.sendall(message)
         connection.shutdown(socket.SHUT_WR)
         return read_all(connection)
+
+
+@contextmanager
+def connected(place: Place, to: tuple[str, int]) -> Iterator[socket.socket]:
+    """A connection that may have been reset already, which `connect` would say by an exception."""
+    with place.tcp_socket(family_of(to[0])) as sock:
+        sock.setblocking(False)
+        sock.connect_ex(to)
+        select.select([], [sock], [], TIMEOUT_SECONDS)
+        sock.settimeout(TIMEOUT_SECONDS)
+        yield sock
 
 
 def outcome(place: Place, to: tuple[str, int], message: bytes = b"hello", source: tuple[str, int] | None = None) -> str:

@@ -18,6 +18,7 @@ from tests.kit.mesh import DEFAULT_SETTINGS, TRUST_DOMAIN, Agent, Mesh
 from tests.kit.netns import Pod
 from tests.kit.polling import eventually
 from ztunnel.ca.root import key_usage
+from ztunnel.mesh.ports import INBOUND_HBONE
 
 APP = 8080
 LEAF_HOURS = 0.0015
@@ -77,8 +78,7 @@ def test_a_certificate_that_runs_out_ends_new_connections_with_the_reason_and_is
 
 def _refuses_a_peer(mesh: Mesh, server: Pod) -> None:
     """Without a certificate of its own a pod takes no tunnel either."""
-    with server.tcp_socket(2) as sock:
-        sock.connect((server.v4, 15008))
+    with apps.connected(server, (server.v4, INBOUND_HBONE)) as sock:
         assert apps.ending(sock) == "reset"
     eventually(lambda: mesh.agents[1].said("direction=inbound", "no valid certificate"))
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import random
-import select
 import socket
 import ssl
 import time
@@ -20,7 +19,7 @@ from tests.kit import apps
 from tests.kit.bystander import Bystander
 from tests.kit.hbone import HbonePeer, HboneServer
 from tests.kit.mesh import DEFAULT_SETTINGS, Mesh
-from tests.kit.netns import Pod, family_of
+from tests.kit.netns import Pod
 from tests.kit.pki import FakePki
 from tests.kit.polling import eventually
 from tests.kit.traffic import accept
@@ -91,17 +90,6 @@ def _is_quiet(mesh: Mesh) -> None:
     )
 
 
-@contextmanager
-def connected(place: Pod, to: tuple[str, int]) -> Iterator[socket.socket]:
-    """A connection that may have been reset already, which `connect` would say by an exception."""
-    with place.tcp_socket(family_of(to[0])) as sock:
-        sock.setblocking(False)
-        sock.connect_ex(to)
-        select.select([], [sock], [], 5)
-        sock.settimeout(5)
-        yield sock
-
-
 @pytest.fixture
 def attacker(mesh: Mesh) -> Pod:
     return mesh.pods["attacker"]
@@ -142,7 +130,7 @@ def test_random_bytes_at_each_port(mesh: Mesh, attacker: Pod, server: Pod, port:
     dice = random.Random(port)
     for size in (1, 5, 6, 64, 4096, 1 << 17):
         for first in (b"", b"\x16\x03\x01", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"):
-            with connected(attacker, (server.address(family), port)) as sock:
+            with apps.connected(attacker, (server.address(family), port)) as sock:
                 send(sock, first + dice.randbytes(size))
                 try:
                     sock.shutdown(socket.SHUT_WR)
@@ -157,7 +145,7 @@ def test_a_handshake_whose_bytes_are_damaged(mesh: Mesh, attacker: Pod, server: 
     for at in range(0, len(flight), 7):
         broken = bytearray(flight)
         broken[at] ^= 0x55
-        with connected(attacker, (server.v4, INBOUND_HBONE)) as sock:
+        with apps.connected(attacker, (server.v4, INBOUND_HBONE)) as sock:
             send(sock, bytes(broken))
             sock.shutdown(socket.SHUT_WR)
             assert ends(sock)
@@ -339,12 +327,12 @@ def test_records_that_do_not_decrypt_end_the_tunnel(mesh: Mesh, attacker: Pod, s
 
 
 def test_nobody_waits_for_a_client_that_says_nothing(attacker: Pod, server: Pod) -> None:
-    with connected(attacker, (server.v4, INBOUND_HBONE)) as sock:
+    with apps.connected(attacker, (server.v4, INBOUND_HBONE)) as sock:
         _ends_at_the_deadline(sock)
 
 
 def test_nobody_waits_for_half_a_hello(mesh: Mesh, attacker: Pod, server: Pod) -> None:
-    with connected(attacker, (server.v4, INBOUND_HBONE)) as sock:
+    with apps.connected(attacker, (server.v4, INBOUND_HBONE)) as sock:
         sock.sendall(_hello(mesh)[:100])
         _ends_at_the_deadline(sock)
 
@@ -352,7 +340,7 @@ def test_nobody_waits_for_half_a_hello(mesh: Mesh, attacker: Pod, server: Pod) -
 def test_a_drip_does_not_stretch_the_deadline(mesh: Mesh, attacker: Pod, server: Pod) -> None:
     hello = _hello(mesh)
     began = time.monotonic()
-    with connected(attacker, (server.v4, INBOUND_HBONE)) as sock:
+    with apps.connected(attacker, (server.v4, INBOUND_HBONE)) as sock:
         sock.settimeout(DEADLINE_SECONDS / 10)
         for byte in hello:
             send(sock, bytes((byte,)))
@@ -367,13 +355,13 @@ def test_a_drip_does_not_stretch_the_deadline(mesh: Mesh, attacker: Pod, server:
 
 
 def test_nobody_waits_for_a_certificate_that_does_not_come(mesh: Mesh, attacker: Pod, server: Pod) -> None:
-    with connected(attacker, (server.v4, INBOUND_HBONE)) as sock:
+    with apps.connected(attacker, (server.v4, INBOUND_HBONE)) as sock:
         sock.sendall(_hello(mesh))
         _ends_at_the_deadline(sock)
 
 
 def test_nobody_waits_for_settings_that_do_not_come(mesh: Mesh, attacker: Pod, server: Pod) -> None:
-    with connected(attacker, (server.v4, INBOUND_HBONE)) as sock:
+    with apps.connected(attacker, (server.v4, INBOUND_HBONE)) as sock:
         contexts = TlsContexts(mesh.credentials("stranger"))
         shaking = Handshake(contexts, server=False, expected=frozenset({mesh.identity("server")}), own_records=True)
         while not shaking.done:
@@ -530,7 +518,7 @@ def test_more_handshakes_than_allowed_are_reset_and_counted(mesh: Mesh, attacker
     agent = mesh.agents[1]
     before = agent.metric("ztunnel_limit_hits_total", limit="inbound_tunnels")
     with ExitStack() as stack:
-        flood = [stack.enter_context(connected(attacker, (server.v4, INBOUND_HBONE))) for _ in range(HANDSHAKES * 4)]
+        flood = [stack.enter_context(apps.connected(attacker, (server.v4, INBOUND_HBONE))) for _ in range(HANDSHAKES * 4)]
         eventually(lambda: agent.metric("ztunnel_limit_hits_total", limit="inbound_tunnels") >= before + HANDSHAKES * 2)
         assert all(ends(sock) for sock in flood)
     with mesh.peer(attacker, server) as peer:
