@@ -70,7 +70,9 @@ def _frame_text(kind: int, flags: int, stream: int, payload: bytes) -> str:
             return "SETTINGS ack"
         case Kind.SETTINGS:
             pairs = (payload[at : at + 6] for at in range(0, len(payload), 6))
-            return "SETTINGS " + " ".join(f"{Setting(int.from_bytes(pair[:2], 'big')).name}={int.from_bytes(pair[2:], 'big')}" for pair in pairs)
+            return "SETTINGS " + " ".join(
+                f"{Setting(int.from_bytes(pair[:2], 'big')).name}={int.from_bytes(pair[2:], 'big')}" for pair in pairs
+            )
         case Kind.WINDOW_UPDATE:
             return f"WINDOW_UPDATE {stream} +{number}"
         case Kind.RST_STREAM:
