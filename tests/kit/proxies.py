@@ -135,6 +135,7 @@ class LoopbackNode:
         pod = Pod(workload.uid, identity, SocketStock(lambda count: self._need(made, count), 4), SocketStock(asked.append, 4))
         listener = socket.create_server((ip, INBOUND_HBONE), backlog=64)
         pod.acceptors.append(Acceptor(self.loop, listener, lambda sock, peer: self.inbound.accept(pod, sock, peer), lambda: None))
+        self.node.pods[pod.uid] = pod
         made = LoopbackPod(pod, workload, listener, asked)
         self.pods.append(made)
         return made

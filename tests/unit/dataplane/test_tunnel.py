@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import os
 import socket
 import struct
@@ -12,8 +13,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.kit.wire import TIMES, Wire, received
-from ztunnel.dataplane.tunnel import TunnelTimes
-from ztunnel.mesh.errors import UpstreamRefused
+from ztunnel.dataplane.loop import READABLE
+from ztunnel.dataplane.sockets import reset
+from ztunnel.dataplane.tunnel import Tunnel, TunnelLost, TunnelTimes
+from ztunnel.hbone import frames
+from ztunnel.mesh.errors import LocalError, UpstreamRefused
 
 BOTH = list(itertools.product((True, False), repeat=2))
 
@@ -181,3 +185,147 @@ def test_going_away_lets_live_streams_end(wire: Wire) -> None:
     assert ends.results == [None]
     assert wire.server.closed == [None]
     assert wire.client.closed == [None]
+
+
+# Peers that take small frames only
+
+
+def test_a_peer_of_small_frames(wire: Wire) -> None:
+    near, _ = wire.open()
+    near.send(b"x")
+    wire.run_until(lambda: wire.server.apps)
+    far = wire.server.apps[0]
+    wire.run_until(lambda: received(far) == b"x")
+    wire.client.tunnel.mux.peer_max_frame = 16384
+    for size in (1, 16384, 16385, 3_000_000):
+        data = os.urandom(size)
+        assert wire.exchange(near, far, data) == data
+    near.shutdown(socket.SHUT_WR)
+    wire.run_until(lambda: received(far) == b"")
+
+
+def test_a_peer_of_small_frames_and_small_windows(wire: Wire) -> None:
+    near, _ = wire.open()
+    near.send(b"x")
+    wire.run_until(lambda: wire.server.apps)
+    far = wire.server.apps[0]
+    wire.run_until(lambda: received(far) == b"x")
+    tunnel = wire.client.tunnel
+    tunnel.mux.peer_max_frame = 16384
+    stream = next(iter(tunnel.relays))
+    # All but a little of the window is used up: what is left is less than one frame.
+    tunnel.mux._streams[stream].send_window = 1000
+    sent = os.urandom(1000)
+    assert wire.exchange(near, far, sent) == sent
+    assert tunnel.mux.sendable(stream) == 0
+    near.send(b"waits")
+    for _ in range(5):
+        wire.loop.run_once(0)
+    assert tunnel._parked
+    tunnel.mux._streams[stream].send_window = 0
+    feed = bytearray(frames.window_update(stream, 100))
+    tunnel._dispatch(tunnel.mux.receive(feed, 0, len(feed), wire.loop.now))
+    wire.run_until(lambda: received(far) == b"waits")
+
+
+# Life
+
+
+def test_stages_for_the_listing(wire: Wire) -> None:
+    fresh = Tunnel(wire.loop, wire.scratch, wire.client, TIMES, client=True)
+    assert fresh.stage == "connecting"
+    fresh.close(LocalError("never needed"))
+    fresh.close(LocalError("twice"))
+    fresh.on_event(READABLE)
+    assert fresh.is_dead
+    tunnel = wire.client.tunnel
+    assert tunnel.stage == "handshake"
+    wire.run_until(lambda: tunnel.is_ready)
+    assert tunnel.stage == "open"
+    wire.open()
+    wire.run_until(lambda: wire.server.relays)
+    tunnel.go_away()
+    tunnel.go_away()
+    assert tunnel.stage == "draining"
+    assert 0 < tunnel.bytes_sent < 10_000
+
+
+def test_a_tunnel_that_nobody_needs_any_more_goes_before_it_is_made(wire: Wire) -> None:
+    fresh = Tunnel(wire.loop, wire.scratch, wire.client, TIMES, client=True)
+    fresh.go_away()
+    assert fresh.is_dead
+    fresh.go_away()
+
+
+@pytest.mark.parametrize("end", ["abort", "reset"])
+def test_a_tunnel_that_is_reset(wire: Wire, end: str) -> None:
+    near, ends = wire.open()
+    near.send(b"x")
+    wire.run_until(lambda: wire.server.apps)
+    if end == "abort":
+        wire.server.tunnel.abort(LocalError("the pod is gone"))
+        wire.server.tunnel.abort(LocalError("twice"))
+    else:
+        wire.loop.forget(wire.sockets[1].fileno())
+        reset(wire.sockets[1])
+    wire.run_until(lambda: wire.client.closed)
+    assert isinstance(wire.client.closed[0], TunnelLost)
+    assert "Connection reset" in str(wire.client.closed[0])
+    assert ends.is_over
+
+
+def test_a_bug_is_the_end_of_one_tunnel(wire: Wire) -> None:
+    wire.run_until(lambda: wire.client.tunnel._settled)
+    wire.client.tunnel.on_bug()
+    assert str(wire.client.closed[0]) == "internal error"
+
+
+def test_a_peer_that_ends_with_live_streams(wire: Wire) -> None:
+    near, ends = wire.open()
+    near.send(b"x")
+    wire.run_until(lambda: wire.server.apps)
+    (relay,) = wire.server.tunnel.relays.values()
+    wire.server.tunnel.relays.clear()
+    wire.server.tunnel.close()
+    relay.abort(LocalError("nobody told it"))
+    wire.run_until(lambda: wire.client.closed)
+    assert "closed the tunnel with 1 live streams" in str(wire.client.closed[0])
+    assert ends.is_over
+
+
+def test_a_peer_that_goes_away_with_an_error_is_logged(wire: Wire, caplog: pytest.LogCaptureFixture) -> None:
+    wire.run_until(lambda: wire.client.tunnel._settled)
+    wire.open()
+    wire.run_until(lambda: wire.server.apps)
+    with caplog.at_level(logging.INFO):
+        wire.server.tunnel.mux.goaway(11)
+        wire.server.tunnel.mark_dirty()
+        wire.run_until(lambda: wire.client.tunnel.is_draining)
+    assert "peer ended its tunnel with an error" in caplog.text
+
+
+def test_a_quiet_peer_that_answers_pings_is_kept(make: Callable[..., Wire]) -> None:
+    wire = make(times=TunnelTimes(handshake=5, ping=0.02, ping_timeout=0.2))
+    wire.open()
+    wire.run_until(lambda: wire.server.apps)
+    before = wire.client.tunnel.bytes_sent
+    over: list[bool] = []
+    wire.loop.call_later(0.3, lambda: over.append(True))
+    wire.run_until(lambda: over)
+    assert not wire.client.closed
+    assert wire.client.tunnel.bytes_sent > before + 5 * 17
+
+
+def test_data_for_a_stream_that_nobody_holds_is_given_back(wire: Wire) -> None:
+    near, _ = wire.open()
+    near.send(b"x")
+    wire.run_until(lambda: wire.server.apps)
+    far = wire.server.apps[0]
+    wire.run_until(lambda: received(far) == b"x")
+    (stream,) = wire.server.tunnel.relays
+    relay = wire.server.tunnel.relays.pop(stream)
+    before = wire.server.tunnel.bytes_received
+    near.send(bytes(100_000))
+    wire.run_until(lambda: wire.server.tunnel.bytes_received > before + 100_000)
+    assert wire.server.tunnel.mux.export().receiver.credit >= 100_000
+    relay.abort(LocalError("nobody holds it"))

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 import msgspec
 import pytest
 
-from tests.kit.builders import service
+from tests.kit.builders import deny, principals, service
 from tests.kit.proxies import SETTINGS, LoopbackNode, LoopbackPod
 from tests.kit.wire import received
 from ztunnel.dataplane.flow import Direction
 from ztunnel.mesh.delta import Delta
-from ztunnel.mesh.errors import Flag, LocalError
+from ztunnel.mesh.errors import Flag
 
 
 @pytest.fixture(name="make")
@@ -140,33 +140,6 @@ def test_too_many_wait_for_a_socket(node: LoopbackNode, client: LoopbackPod) -> 
     assert all(is_reset(node, each) for each in waiting)
 
 
-def test_a_connection_that_is_over_when_its_dial_comes_through(node: LoopbackNode, client: LoopbackPod) -> None:
-    outsider = node.pod("outsider", hbone=False)
-    node.listen(outsider)
-    node.connect(client, (outsider.ip, 8080))
-    (connection,) = node.table.live()
-    node.run_until(lambda: connection.dial is not None)
-    dial = connection.dial
-    assert dial is not None
-    connection.dial = None
-    connection.abort(LocalError("enough"))
-    node.run_until(lambda: dial._done)
-    assert dial._sock.fileno() == -1
-
-
-def test_both_sides_name_the_service_that_was_dialled(node: LoopbackNode, client: LoopbackPod) -> None:
-    server = node.pod("server")
-    behind = [server.workload]
-    node.apply(
-        service("first", "10.96.0.1", ports={80: 8080}, behind=behind), service("second", "10.96.0.2", ports={80: 8080}, behind=behind)
-    )
-    exchange(node, node.connect(client, ("10.96.0.2", 80)), node.listen(server)).close()
-    assert [(each.facts.direction, each.facts.service_name) for each in node.table.live()] == [
-        (Direction.OUTBOUND, "second"),
-        (Direction.INBOUND, "second"),
-    ]
-
-
 def test_a_service_without_endpoints_is_refused(node: LoopbackNode, client: LoopbackPod) -> None:
     node.apply(service("web", "10.96.0.1"))
     assert is_reset(node, node.connect(client, ("10.96.0.1", 80)))
@@ -181,10 +154,9 @@ def test_nobody_redirected_it(node: LoopbackNode, client: LoopbackPod) -> None:
     assert node.records == []
 
 
-def test_a_connection_to_ourselves_does_not_loop(node: LoopbackNode, client: LoopbackPod) -> None:
-    near, accepted = node.captured(None)
-    accepted.destination = accepted.getsockname()
-    node.outbound.accept(client.pod, accepted, (client.ip, 1))
+@pytest.mark.parametrize("own", [True, False], ids=["its own address", "loopback"])
+def test_a_connection_to_ourselves_does_not_loop(node: LoopbackNode, client: LoopbackPod, own: bool) -> None:
+    near = node.connect(client, (client.ip if own else "127.0.0.1", 15001))
     assert is_reset(node, near)
     assert node.ended()[0].error == "attempted recursive call to ourselves"
 
@@ -210,3 +182,76 @@ def test_ipv6_takes_from_its_own_stock(node: LoopbackNode, client: LoopbackPod) 
     assert client.pod.stock("fd00::1") is client.pod.ipv6
     assert client.pod.stock("10.0.0.1") is client.pod.ipv4
     assert is_reset(node, near)
+
+
+# Neighbours, where an operator spares TLS between pods of one node
+
+
+class Neighbours:
+    """Two pods of a node on which neighbours are not tunnelled."""
+
+    def __init__(self, node: LoopbackNode) -> None:
+        self.node = node
+        self.client, self.server = node.pod("client"), node.pod("server")
+        self.listener = node.listen(self.server)
+
+    def connect(self) -> socket.socket:
+        return self.node.connect(self.client, (self.server.ip, 8080))
+
+    def refusal(self) -> str:
+        """Why the client's side was refused."""
+        assert is_reset(self.node, self.connect())
+        return next(record.error for record in reversed(self.node.ended()) if record.direction is Direction.OUTBOUND)
+
+
+@pytest.fixture(name="neighbours")
+def fixture_neighbours(make: Callable[..., LoopbackNode]) -> Neighbours:
+    return Neighbours(make(same_node_plaintext=True))
+
+
+def test_neighbours_are_joined_without_a_tunnel_and_counted_on_both_sides(neighbours: Neighbours) -> None:
+    node = neighbours.node
+    near = neighbours.connect()
+    far = exchange(node, near, neighbours.listener)
+    assert far.getpeername()[0] == neighbours.client.ip
+    assert node.pool.tunnels() == []
+    assert {each.facts.protocol for each in node.table.live()} == {"LOCAL"}
+    near.close()
+    far.close()
+    node.run_until(lambda: len(node.ended()) == 2)
+    for record in node.ended():
+        assert (record.total_up_bytes, record.total_down_bytes, record.flag, record.mutual_tls) == (7, 6, Flag.NONE, False)
+        assert record.source_identity == str(neighbours.client.workload.identity)
+        assert record.destination_identity == str(neighbours.server.workload.identity)
+    assert {record.direction for record in node.ended()} == set(Direction)
+
+
+def test_a_policy_denies_a_neighbour_as_it_denies_a_tunnel(neighbours: Neighbours) -> None:
+    neighbours.node.apply(deny("no-client", principals(neighbours.client.workload.identity)))
+    assert neighbours.refusal() == "refused by the neighbouring workload"
+    inbound = next(record for record in neighbours.node.ended() if record.direction is Direction.INBOUND)
+    assert (inbound.flag, inbound.policy) == (Flag.DENY, "AuthorizationPolicy default/no-client")
+
+
+def test_a_neighbour_is_whom_the_mesh_says(neighbours: Neighbours) -> None:
+    neighbours.server.pod.identity = neighbours.node.pki.identity("impostor")
+    neighbours.node.certify(neighbours.server.pod.identity, neighbours.node.pki.credentials(neighbours.server.pod.identity))
+    assert "sa/impostor" in neighbours.refusal()
+
+
+@pytest.mark.parametrize("which", ["client", "server"])
+def test_without_a_certificate_a_neighbour_is_not_joined(neighbours: Neighbours, which: str) -> None:
+    pod = neighbours.client if which == "client" else neighbours.server
+    neighbours.node.certify(pod.workload.identity, None)
+    assert "no valid certificate" in neighbours.refusal()
+
+
+def test_a_neighbour_that_does_not_listen(neighbours: Neighbours) -> None:
+    neighbours.listener.close()
+    assert "Connection refused" in neighbours.refusal()
+
+
+def test_a_neighbour_that_is_gone_is_dialled_as_anybody(neighbours: Neighbours) -> None:
+    neighbours.server.pod.is_gone = True
+    exchange(neighbours.node, neighbours.connect(), neighbours.listener)
+    assert len(neighbours.node.pool.tunnels()) == 1
