@@ -21,8 +21,9 @@ READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT
 HANGUP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _BOTH = READABLE | WRITABLE | select.EPOLLRDHUP | select.EPOLLET
-_ACCEPT = READABLE | select.EPOLLET | select.EPOLLEXCLUSIVE
-"""Several workers share a listener: one of them is woken for a connection, not all."""
+_ACCEPT = READABLE | select.EPOLLEXCLUSIVE
+"""Several workers share a listener: one of them is woken for a connection, not all. Not edge-triggered: whoever takes one connection
+only need not find out at the price of a system call that there is no other."""
 
 MAX_EVENTS = 256
 """Events taken from the kernel per round: enough to batch, few enough that timers stay punctual."""
@@ -65,9 +66,6 @@ class Timer:
     def cancel(self) -> None:
         self.callback = None
 
-    def __lt__(self, other: Timer) -> bool:
-        return self.due < other.due
-
 
 class Loop:
     """Owns the epoll descriptor and the order of events."""
@@ -79,7 +77,7 @@ class Loop:
         """Descriptors forgotten in this round: what the kernel had to say of them is not news of whoever has their numbers now."""
         self._again: list[tuple[Handler, int]] = []
         self._dirty: list[Flushable] = []
-        self._timers: list[Timer] = []
+        self._timers: list[tuple[float, int, Timer]] = []
         self._crowded = _CROWDED
         """So many timers are looked through for cancelled ones."""
         self._running = False
@@ -125,11 +123,11 @@ class Loop:
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """Calls back after `seconds`, or never if the timer is cancelled."""
         if len(self._timers) >= self._crowded:
-            self._timers = [timer for timer in self._timers if timer.callback is not None]
+            self._timers = [entry for entry in self._timers if entry[2].callback is not None]
             heapq.heapify(self._timers)
             self._crowded = max(_CROWDED, 2 * len(self._timers))
         timer = Timer(self.now + seconds, callback)
-        heapq.heappush(self._timers, timer)
+        heapq.heappush(self._timers, (timer.due, self.serial(), timer))
         return timer
 
     def serial(self) -> int:
@@ -174,16 +172,17 @@ class Loop:
     def _patience(self, limit: float | None) -> float:
         if self._again or self._dirty:
             return 0
-        while self._timers and self._timers[0].callback is None:
+        while self._timers and self._timers[0][2].callback is None:
             heapq.heappop(self._timers)
         if not self._timers:
             return -1 if limit is None else limit
-        wait = max(0.0, self._timers[0].due - time.monotonic())
+        # As of the round's start: a timer may be late by what the round took, which it would be anyway, and the clock is not asked twice.
+        wait = max(0.0, self._timers[0][0] - self.now)
         return wait if limit is None else min(wait, limit)
 
     def _run_timers(self) -> None:
-        while self._timers and self._timers[0].due <= self.now:
-            callback = heapq.heappop(self._timers).callback
+        while self._timers and self._timers[0][0] <= self.now:
+            callback = heapq.heappop(self._timers)[2].callback
             if callback is not None:
                 self._guarded_call(callback)
 

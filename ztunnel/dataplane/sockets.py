@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import socket
 import struct
@@ -13,6 +14,7 @@ from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop, Timer
 
 ACCEPTS_PER_ROUND = 64
 """A burst of new connections takes turns with the live ones."""
+_BURST_SECONDS = 0.0003
 _PAUSE_SECONDS = 0.1
 """How long accepting rests when descriptors or memory are short: the backlog holds, and nothing spins."""
 _SHORTAGE = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -99,7 +101,10 @@ class Farewell:
 
 
 class Acceptor:
-    """Accepts on one listener and hands every connection over, non-blocking, with its canonical peer address."""
+    """Accepts on one listener and hands every connection over with its canonical peer address.
+
+    Accepted sockets are left blocking, which spares a system call: every call on them says MSG_DONTWAIT.
+    """
 
     def __init__(
         self,
@@ -113,6 +118,7 @@ class Acceptor:
         self._on_accept = on_accept
         self._on_shortage = on_shortage
         self._pause: Timer | None = None
+        self._accepted_at = -math.inf
         self._closed = False
         listener.setblocking(False)
         loop.watch_listener(listener.fileno(), self)
@@ -120,7 +126,8 @@ class Acceptor:
     def on_event(self, events: int) -> None:
         if self._closed or self._pause is not None:
             return
-        for _ in range(ACCEPTS_PER_ROUND):
+        # A connection alone costs one accept. One that follows at once is a burst, which is taken in one go.
+        for _ in range(ACCEPTS_PER_ROUND if self._loop.now - self._accepted_at < _BURST_SECONDS else 1):
             try:
                 sock, peer = self._listener.accept()
             except BlockingIOError:
@@ -128,27 +135,26 @@ class Acceptor:
             except OSError as error:
                 self._shortage(error)
                 return
-            sock.setblocking(False)
             self._on_accept(sock, canonical(peer))
             if self._closed:
                 return
-        self._loop.again(self, READABLE)
+        self._accepted_at = self._loop.now
 
     def _shortage(self, error: OSError) -> None:
-        # ECONNABORTED and network errors belong to the connection that died in the queue: go on with the next one.
+        # ECONNABORTED and network errors belong to the connection that died in the queue: the loop comes back for the next one.
         if error.errno not in _SHORTAGE:
-            self._loop.again(self, READABLE)
             return
         self._on_shortage()
+        # Not watched meanwhile: the listener stays readable, and the loop would come back at once.
+        self._loop.forget(self._listener.fileno())
         self._pause = self._loop.call_later(_PAUSE_SECONDS, self._resume)
 
     def _resume(self) -> None:
         self._pause = None
-        self._loop.again(self, READABLE)
+        self._loop.watch_listener(self._listener.fileno(), self)
 
     def on_bug(self) -> None:
         """A connection that could not even be set up is lost; the listener goes on."""
-        self._loop.again(self, READABLE)
 
     def close(self) -> None:
         """Stops accepting; connections in the backlog are reset by the kernel once nobody else holds the listener."""
@@ -169,7 +175,8 @@ class Dial:
         self._sock = sock
         self._on_done = on_done
         self._done = False
-        self._timer = loop.call_later(seconds, self._expire)
+        self._seconds = seconds
+        self._timer: Timer | None = None
 
     def start(self, destination: Address, source_ip: str | None) -> None:
         """Connects; with `source_ip` from that address (the socket is transparent, the port is the kernel's choice)."""
@@ -180,9 +187,19 @@ class Dial:
         except OSError as error:
             self._finish(error)
             return
-        self._loop.watch(self._sock.fileno(), self)
-        if code not in (0, errno.EINPROGRESS):
-            self._finish(OSError(code, os.strerror(code)))
+        if code == errno.EINPROGRESS and not self._is_connected():
+            self._timer = self._loop.call_later(self._seconds, self._expire)
+            self._loop.watch(self._sock.fileno(), self)
+        else:
+            self._finish(OSError(code, os.strerror(code)) if code not in (0, errno.EINPROGRESS) else None)
+
+    def _is_connected(self) -> bool:
+        """A connect within one namespace is over before the call returns, but says EINPROGRESS all the same: spares a round."""
+        try:
+            self._sock.getpeername()
+        except OSError:
+            return False
+        return True
 
     def on_event(self, events: int) -> None:
         if self._done or not events & (WRITABLE | HANGUP):
@@ -205,7 +222,8 @@ class Dial:
 
     def _settle(self) -> None:
         self._done = True
-        self._timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _finish(self, error: OSError | None) -> None:
         if self._done:

@@ -67,14 +67,27 @@ class Baggage:
 
 @dataclass(frozen=True, slots=True)
 class ConnectRequest:
-    """One CONNECT. Everything but the authority is what the peer claims, for telemetry only."""
+    """One CONNECT. Everything but the authority is what the peer claims, for telemetry only, and read when somebody asks."""
 
     authority: Authority
-    baggage: Baggage
-    forwarded_for: tuple[str, int] | None
-    """The client of the peer, if it said one that is an address and a port."""
-    forwarded_host: str
     traceparent: str
+    said_baggage: tuple[bytes, ...] = ()
+    said_forwarded: bytes = b""
+
+    @property
+    def baggage(self) -> Baggage:
+        """What the peer says of the source."""
+        return parse_baggage(self.said_baggage)
+
+    @property
+    def forwarded_for(self) -> tuple[str, int] | None:
+        """The client of the peer, if it said one that is an address and a port."""
+        return parse_forwarded(self.said_forwarded)[0]
+
+    @property
+    def forwarded_host(self) -> str:
+        """The service that the client dialled, if the peer said one."""
+        return parse_forwarded(self.said_forwarded)[1]
 
 
 _FIELD_OF_KEY = {
@@ -88,6 +101,7 @@ _FIELD_OF_KEY = {
 _TYPE_OF_KEY = {f"k8s.{kind}.name": kind for kind in _WORKLOAD_TYPES}
 
 
+@lru_cache(maxsize=4096)
 def parse_authority(text: bytes) -> Authority:
     """`ip:port`, `[ip6]:port` or `host:port`.
 
@@ -265,13 +279,11 @@ def parse_request(headers: Headers) -> ConnectRequest:
     method = first.get(b":method", b"")
     if method != b"CONNECT":
         raise BadConnect(f"method {method[:20]!r} instead of CONNECT")
-    client, host = parse_forwarded(first.get(b"forwarded", b""))
     return ConnectRequest(
         parse_authority(first.get(b":authority", b"")),
-        parse_baggage(baggage),
-        client,
-        host,
         parse_traceparent(first.get(b"traceparent", b"")),
+        tuple(baggage),
+        first.get(b"forwarded", b""),
     )
 
 

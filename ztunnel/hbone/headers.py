@@ -9,6 +9,7 @@ Source: RFC 7541; RFC 9113 §4.3, §6.10.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from hpack import Decoder, HPACKDecodingError, OversizedHeaderListError
 from hpack.hpack import encode_integer
@@ -22,6 +23,10 @@ from ztunnel.hbone.frames import Code, MuxError
 _REMEMBERED_BLOCKS = 64
 _REMEMBERED_BYTES = 512
 """Longest block worth remembering: a response's. Requests never repeat, each has its own trace id."""
+_VARYING = 2
+"""Fields at the end of a CONNECT that differ from one to the next: `forwarded` and `traceparent`."""
+_REPEATED = frozenset({b":authority", b"baggage"})
+"""Fields whose encoding is remembered: the same few values in thousands of requests."""
 _TABLE_SIZE_ZERO = b"\x20"
 """Dynamic table size update to 0: allowed before any block, required after a peer has shrunk its table. RFC 7541 §4.2."""
 _FIELD_OVERHEAD = 32
@@ -88,7 +93,7 @@ class HeaderBlock:
 class HeaderCodec:
     """Both directions of one connection."""
 
-    __slots__ = ("_announced", "_decoder", "_list_bytes", "_remembered")
+    __slots__ = ("_announced", "_decoder", "_list_bytes", "_prefix", "_remembered")
 
     def __init__(self, list_bytes: int, state: CodecState = (False, False, HeaderTable.DEFAULT_SIZE, ())) -> None:
         self._announced, acknowledged, size, entries = state
@@ -101,6 +106,8 @@ class HeaderCodec:
             for name, value in entries:
                 self._decoder.header_table.add(name, value)
         self._remembered: dict[bytes, Headers] = {}
+        self._prefix: tuple[bytes, Headers, int] = (b"", (), 0)
+        """The beginning of a block, its fields, and the room that they leave."""
 
     def acknowledged(self) -> None:
         """The peer knows that it has no dynamic table: what it still refers to there is an error, what it adds is not kept."""
@@ -118,20 +125,32 @@ class HeaderCodec:
         try:
             if self._decoder is not None:
                 return tuple((name, value) for name, value in self._decoder.decode(block, raw=True))
-            headers = _decode(block, self._list_bytes)
+            headers = self._decode_behind_prefix(block)
         except OversizedHeaderListError as error:
             raise MuxError("header list over the bound", Code.ENHANCE_YOUR_CALM) from error
         except HPACKDecodingError as error:
             raise MuxError(f"header block: {str(error)[:100]}", Code.COMPRESSION_ERROR) from error
-        if len(block) <= _REMEMBERED_BYTES:
+        if len(block) <= _REMEMBERED_BYTES and len(headers) <= _VARYING:
             if len(self._remembered) >= _REMEMBERED_BLOCKS:
                 self._remembered.clear()
             self._remembered[block] = headers
         return headers
 
+    def _decode_behind_prefix(self, block: bytes) -> Headers:
+        """Requests of one tunnel differ in their last fields only (`forwarded`, `traceparent`): what is in front is decoded once."""
+        prefix, fields, room = self._prefix
+        if prefix and block.startswith(prefix):
+            return _decode(block, (len(prefix), fields, room))[0]
+        headers, boundary = _decode(block, (0, (), self._list_bytes))
+        if boundary:
+            known = headers[:-_VARYING]
+            spent = sum(len(name) + len(value) + _FIELD_OVERHEAD for name, value in known)
+            self._prefix = block[:boundary], known, self._list_bytes - spent
+        return headers
+
     def encode(self, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
         """The block of `headers`, which must be lower-case and checked: literals without indexing, without Huffman coding."""
-        block = b"".join([_EXACT.get(field) or _field(*field) for field in headers])
+        block = b"".join([_EXACT.get(field) or (_again if field[0] in _REPEATED else _field)(*field) for field in headers])
         if self._announced:
             return block
         self._announced = True
@@ -146,6 +165,11 @@ class HeaderCodec:
         return self._announced, False, table.maxsize, entries
 
 
+@lru_cache(maxsize=1024)
+def _again(name: bytes, value: bytes) -> bytes:
+    return _field(name, value)
+
+
 def _field(name: bytes, value: bytes) -> bytes:
     return (_PREFIX.get(name) or b"\x00" + _length(name) + name) + _length(value) + value
 
@@ -155,13 +179,19 @@ def _length(text: bytes) -> bytes:
     return bytes((size,)) if size < 127 else bytes(encode_integer(size, 7))
 
 
-def _decode(block: bytes, list_bytes: int) -> Headers:
-    """A block that may refer to the static table only. Raises `hpack`'s errors."""
-    headers: list[tuple[bytes, bytes]] = []
-    room = list_bytes
-    pos, size = 0, len(block)
+def _decode(block: bytes, known: tuple[int, Headers, int]) -> tuple[Headers, int]:
+    """A block that may refer to the static table only, and where its last `_VARYING` fields begin (0: it has no more than those).
+
+    Args:
+        known: where to begin, the fields in front of that, and the room that they leave. Raises `hpack`'s errors.
+    """
+    pos, before, room = known
+    headers = list(before)
+    starts: list[int] = []
+    size = len(block)
     while pos < size:
         first = block[pos]
+        start = pos
         if first & 0x80:
             index, pos = _integer(block, pos, 0x7F)
             field = _static(index)
@@ -183,7 +213,8 @@ def _decode(block: bytes, list_bytes: int) -> Headers:
         if room < 0:
             raise OversizedHeaderListError("list over the bound")
         headers.append(field)
-    return tuple(headers)
+        starts.append(start)
+    return tuple(headers), (starts[-_VARYING] if len(starts) > _VARYING else 0)
 
 
 def _static(index: int) -> tuple[bytes, bytes]:

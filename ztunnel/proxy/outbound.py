@@ -6,13 +6,14 @@ import secrets
 import socket
 
 from ztunnel.dataplane.addresses import Address, original_destination, text
-from ztunnel.dataplane.addresses import canonical as canonical_address
 from ztunnel.dataplane.flow import Direction
 from ztunnel.dataplane.relay import StreamRelay
 from ztunnel.dataplane.sockets import reset
 from ztunnel.dataplane.splice import Splice
 from ztunnel.hbone import connect
+from ztunnel.mesh.addresses import is_loopback
 from ztunnel.mesh.errors import LocalError, MeshError, UpstreamError, UpstreamTimeout
+from ztunnel.mesh.ports import ILLEGAL_TARGETS
 from ztunnel.mesh.routing import Refusal, Route, RouteKind, resolve
 from ztunnel.mesh.workloads import Workload
 from ztunnel.proxy.connections import Connection, Facts
@@ -20,6 +21,10 @@ from ztunnel.proxy.inbound import Inbound
 from ztunnel.proxy.labels import baggage_of
 from ztunnel.proxy.pods import Node, Pod, dial
 from ztunnel.proxy.pool import Key, Pool
+
+_TRACE_BYTES = 24
+_TRACES_AT_ONCE = 64
+"""Randomness is asked of the kernel for so many connections at once."""
 
 
 class RouteRefused(UpstreamError):
@@ -37,6 +42,7 @@ class Outbound:
         self._node = node
         self._pool = pool
         self._inbound = inbound
+        self._random = b""
 
     def accept(self, pod: Pod, sock: socket.socket, peer: Address) -> None:
         """One connection that nftables redirected to us."""
@@ -47,7 +53,6 @@ class Outbound:
             return
         try:
             destination = original_destination(sock, peer)
-            local = canonical_address(sock.getsockname())
         except OSError:
             # Nobody redirected it here, or the rules were flushed under it: nobody knows where it was going.
             node.hit("original_destination_unknown")
@@ -56,7 +61,8 @@ class Outbound:
         facts = Facts(Direction.OUTBOUND, pod.uid, peer, destination, target=text(destination), source_uid=pod.uid)
         connection = node.connections.register(facts)
         try:
-            if destination == local:
+            if destination[1] in ILLEGAL_TARGETS and (destination[0] == peer[0] or is_loopback(destination[0])):
+                # Nobody redirected it: the pod dialled our own port.
                 raise LocalError("attempted recursive call to ourselves")
             self._route(pod, connection, sock, destination)
         except MeshError as error:
@@ -97,7 +103,7 @@ class Outbound:
         tunnel = self._pool.tunnel(pod, key)
         facts.protocol, facts.mutual_tls = "HBONE", True
         facts.source_identity, facts.destination_identity = pod.identity, route.expected[0]
-        facts.trace = connect.new_traceparent(secrets.token_bytes(24))
+        facts.trace = self._new_trace()
         headers = connect.request_headers(
             authority=route.authority,
             baggage=baggage_of(source),
@@ -116,6 +122,12 @@ class Outbound:
         )
         connection.on_answer = connection.on_end = deadline.cancel
         relay.attach(sock)
+
+    def _new_trace(self) -> str:
+        if not self._random:
+            self._random = secrets.token_bytes(_TRACE_BYTES * _TRACES_AT_ONCE)
+        random, self._random = self._random[:_TRACE_BYTES], self._random[_TRACE_BYTES:]
+        return connect.new_traceparent(random)
 
     def _plain(self, pod: Pod, connection: Connection, sock: socket.socket, route: Route) -> None:
         node = self._node

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from ztunnel.dataplane.addresses import Address
 from ztunnel.dataplane.buffers import Scratch
 from ztunnel.dataplane.channel import Configure
-from ztunnel.dataplane.loop import Loop
+from ztunnel.dataplane.loop import Loop, Timer
 from ztunnel.dataplane.sockets import Acceptor, Dial
 from ztunnel.dataplane.tunnel import Tunnel, TunnelTimes
 from ztunnel.hbone.handshake import TlsContexts
@@ -104,7 +104,8 @@ def dial(
                 sock.close()
             connection.abort(LocalError("no socket to be had in the pod's namespace"))
             return
-        waiting.cancel()
+        if waiting is not None:
+            waiting.cancel()
         connection.dial = Dial(node.loop, sock, node.settings.connect_seconds, done)
         connection.dial.start(destination, source_ip)
 
@@ -120,6 +121,9 @@ def dial(
         else:
             connection.abort(UpstreamRefused(f"connect to {destination[0]}:{destination[1]}: {error.strerror}"))
 
-    waiting = node.loop.call_later(node.settings.connect_seconds, lambda: connection.abort(UpstreamTimeout("no socket came in time")))
-    if not pod.stock(destination[0]).take(taken):
+    stock = pod.stock(destination[0])
+    waiting: Timer | None = None
+    if not stock.has_some:
+        waiting = node.loop.call_later(node.settings.connect_seconds, lambda: connection.abort(UpstreamTimeout("no socket came in time")))
+    if not stock.take(taken):
         connection.abort(node.hit("sockets_waiting"))

@@ -30,6 +30,11 @@ class SocketStock:
         self._asked = False
         self._closed = False
 
+    @property
+    def has_some(self) -> bool:
+        """Whether a taker is served at once."""
+        return bool(self._sockets)
+
     def take(self, taker: Taker) -> bool:
         """Gives `taker` a socket now or when one comes. False: too many wait already, or the pod is gone."""
         if self._closed or len(self._waiting) >= self._max_waiting:
