@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import trio
@@ -101,8 +101,10 @@ class Server:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_until_hang_up, sock, nursery.cancel_scope)
-                async for message in receive:
-                    await _send(sock, message)
+                # Out of a nursery errors come in groups, which the connection's own handling would not know.
+                with suppress(OSError, trio.TooSlowError):
+                    async for message in receive:
+                        await _send(sock, message)
                 nursery.cancel_scope.cancel()
         finally:
             self._api.site.cluster.listeners.remove(listen)
@@ -157,19 +159,18 @@ def _node_fd(site: Site, name: str, node: str) -> int:
 
 
 async def _forward_signals(sock: trio.socket.SocketType, process: Process) -> None:
-    """Deliver the signals that the caller sends; its hanging up ends the command."""
+    """Deliver the signals that the caller sends; its hanging up, or nonsense, ends the command."""
+    with suppress(OSError, LocalError):
+        await _hear_signals(sock, process)
+    process.signal(signal.SIGHUP, group=True)
+    with trio.move_on_after(HANG_UP_SECONDS):
+        await process.ended.wait()
+    process.signal(signal.SIGKILL, group=True)
+
+
+async def _hear_signals(sock: trio.socket.SocketType, process: Process) -> None:
     pending = b""
-    while True:
-        try:
-            data = await sock.recv(4096)
-        except ConnectionResetError:
-            data = b""
-        if not data:
-            process.signal(signal.SIGHUP, group=True)
-            with trio.move_on_after(HANG_UP_SECONDS):
-                await process.ended.wait()
-            process.signal(signal.SIGKILL, group=True)
-            return
+    while data := await sock.recv(4096):
         pending += data
         if len(pending) > 4096:
             raise BadMessage("a signal is a short message")
@@ -181,11 +182,9 @@ async def _forward_signals(sock: trio.socket.SocketType, process: Process) -> No
 
 
 async def _until_hang_up(sock: trio.socket.SocketType, scope: trio.CancelScope) -> None:
-    try:
+    with suppress(OSError):
         while await sock.recv(1024):
             continue
-    except ConnectionResetError:
-        pass
     scope.cancel()
 
 
