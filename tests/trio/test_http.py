@@ -167,14 +167,46 @@ async def test_connections_are_bounded() -> None:
         for _, theirs in pairs:
             nursery.start_soon(server.serve, theirs)
             await trio.testing.wait_all_tasks_blocked()
-        assert await pairs[2][0].receive_some(10) == b""
+        assert await pairs[0][0].receive_some(10) == b"", "the one that was silent for longest makes room"
         assert limits == [1]
-        await pairs[0][0].aclose()
+        await pairs[1][0].aclose()
         await trio.testing.wait_all_tasks_blocked()
         assert server.open_connections == 1
         assert statuses(await talk(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n", server)) == [200]
         nursery.cancel_scope.cancel()
     assert server.open_connections == 0
+
+
+@pytest.mark.parametrize(
+    "held", [b"", b"GET /a HTTP/1.1\r\n", b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n"]
+)
+async def test_slow_clients_lock_nobody_out(held: bytes) -> None:
+    """Whether they say nothing, not all of it, or ask again and again."""
+    server = HttpServer(echo, BOUNDS)
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            ours, theirs = trio.testing.memory_stream_pair()
+            nursery.start_soon(server.serve, theirs)
+            await ours.send_all(held)
+            await trio.testing.wait_all_tasks_blocked()
+        for _ in range(5):
+            assert statuses(await talk(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n", server)) == [200]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_connection_that_waits_for_us_is_not_ended_for_another() -> None:
+    server = HttpServer(echo, BOUNDS)
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            ours, theirs = trio.testing.memory_stream_pair()
+            nursery.start_soon(server.serve, theirs)
+            await ours.send_all(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+            await trio.testing.wait_all_tasks_blocked()
+        ours, theirs = trio.testing.memory_stream_pair()
+        await server.serve(theirs)
+        assert await ours.receive_some(10) == b""
+        assert server.open_connections == 2
+        nursery.cancel_scope.cancel()
 
 
 async def test_it_serves_tcp_and_unix_listeners(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ input gets 400, 408, 413 or 431 and the connection ends. Not a general server: n
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, urlsplit
 
@@ -39,7 +40,8 @@ class Bounds:
     """Request line and headers. Source: Istio ztunnel's metrics server."""
     body_bytes: int = 64 << 10
     connections: int = 64
-    """More are closed as soon as they are accepted."""
+    """One more ends the one that has kept us waiting longest, so that nobody can lock others out by being slow. It is closed itself
+    only when none waits for its client."""
     header_seconds: float = 5.0
     """From a request's first byte to its last header; also for the first byte of a connection."""
     body_seconds: float = 10.0
@@ -100,6 +102,8 @@ class HttpServer:
     on_bug: Callable[[], None] = lambda: None
     on_limit: Callable[[], None] = lambda: None
     open_connections: int = 0
+    _waiting: dict[trio.CancelScope, None] = field(default_factory=dict, init=False)
+    """Connections that wait for their clients, longest first."""
 
     async def run(self, listeners: Sequence[trio.SocketListener], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled. "Started" means that connections are accepted. The listeners are closed at the end."""
@@ -110,7 +114,8 @@ class HttpServer:
         async with stream:
             if self.open_connections >= self.bounds.connections:
                 self.on_limit()
-                return
+                if not self._evict():
+                    return
             self.open_connections += 1
             try:
                 await _Connection(self, stream).run()
@@ -119,6 +124,30 @@ class HttpServer:
                 pass
             finally:
                 self.open_connections -= 1
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The connection waits for its client, and may have to make room.
+
+        Raises:
+            trio.BrokenResourceError: it had to.
+        """
+        with trio.CancelScope() as scope:
+            self._waiting[scope] = None
+            try:
+                yield
+            finally:
+                self._waiting.pop(scope, None)
+        if scope.cancelled_caught:
+            raise trio.BrokenResourceError
+
+    def _evict(self) -> bool:
+        longest = next(iter(self._waiting), None)
+        if longest is None:
+            return False
+        del self._waiting[longest]
+        longest.cancel()
+        return True
 
     async def answer(self, request: Request) -> Response:
         """The handler's answer, or the one that stands for its failure."""
@@ -169,7 +198,8 @@ class _Connection:
     async def _one_request(self) -> bool:
         """Serve one request. False: the connection is over."""
         try:
-            request = await self._read_request()
+            with self._server.waiting():
+                request = await self._read_request()
             if request is None:
                 return False
         except h11.RemoteProtocolError as error:
@@ -245,7 +275,7 @@ class _Connection:
         if response.body and not head:
             out += self._http.send(h11.Data(data=response.body)) or b""
         out += self._http.send(h11.EndOfMessage()) or b""
-        with trio.move_on_after(self._bounds.answer_seconds) as sending:
+        with trio.move_on_after(self._bounds.answer_seconds) as sending, self._server.waiting():
             await self._stream.send_all(out)
         if sending.cancelled_caught:
             raise trio.BrokenResourceError
