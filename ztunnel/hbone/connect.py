@@ -87,7 +87,7 @@ class ConnectRequest:
     @property
     def forwarded_host(self) -> str:
         """The service that the client dialled, if the peer said one."""
-        return parse_forwarded(self.said_forwarded)[1]
+        return parse_forwarded_host(self.said_forwarded)
 
 
 _FIELD_OF_KEY = {
@@ -191,19 +191,31 @@ def build_forwarded(source: tuple[str, int], service_host: str) -> bytes:
 
 def parse_forwarded(value: bytes) -> tuple[tuple[str, int] | None, str]:
     """The client (None unless it is an address and a port) and the host (empty for none) of a forwarded header."""
-    client: tuple[str, int] | None = None
-    host = ""
+    return _forwarded_client(value), parse_forwarded_host(value)
+
+
+def parse_forwarded_host(value: bytes) -> str:
+    """The host alone: asked for each connection, while nobody asks for the client."""
+    for pair in _pairs(value):
+        if pair.startswith("host=") and (host := _unquoted(pair[len("host=") :])):
+            return host
+    return ""
+
+
+def _forwarded_client(value: bytes) -> tuple[str, int] | None:
+    for pair in _pairs(value):
+        if (match := _FOR.fullmatch(pair)) is not None and (client := _client(match[1])) is not None:
+            return client
+    return None
+
+
+def _pairs(value: bytes) -> list[str]:
     if len(value) > _LONGEST_HEADER or not value.isascii():
-        return client, host
-    for part in value.decode("ascii").split(";"):
-        pair = part.strip()
-        if pair.startswith("host=") and not host:
-            host = _unquoted(pair[len("host=") :])
-        elif client is None and (match := _FOR.fullmatch(pair)) is not None:
-            client = _client(match[1])
-    return client, host
+        return []
+    return [part.strip() for part in value.decode("ascii").split(";")]
 
 
+@lru_cache(maxsize=1024)
 def _unquoted(text: str) -> str:
     bare = text.removeprefix('"').removesuffix('"')
     return bare if len(bare) <= _LONGEST_HOST and _HOSTNAME.fullmatch(bare.lower()) is not None else ""

@@ -6,6 +6,7 @@ and with an IPv4-mapped IPv6 address written as IPv4.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from ztunnel.mesh.rules import Cidr
@@ -19,6 +20,7 @@ def _mapped(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
     return address
 
 
+@lru_cache(maxsize=4096)
 def canonical(text: str) -> str | None:
     """The one spelling of an address, or None when the text is not an address."""
     if len(text) > _LONGEST_TEXT or "%" in text:
