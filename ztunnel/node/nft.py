@@ -69,6 +69,10 @@ _GENERATION = request(nfgen_msg(), _SUBSYSTEM << 8 | _GETGEN, 0, "read rule gene
 _LIKELIEST_FIRST = (Stage.FULL, Stage.REMOVED, Stage.DRAIN, Stage.GUARDED)
 
 
+FOREIGN = Expr("foreign", ())
+"""What stands for an expression that is none of ours and cannot be read."""
+
+
 class Ownership(Enum):
     """What the kernel can do for tables that an application must not remove."""
 
@@ -214,9 +218,16 @@ class PodTables:
 
 
 def listed_rule(message: Message) -> Rule:
-    """A rule as the kernel lists it, in the terms of `redirect`: without handles, counts and defaults."""
-    exprs = attribute(message, "NFTA_RULE_EXPRESSIONS") or []
-    return Rule(attribute(message, "NFTA_RULE_TABLE"), attribute(message, "NFTA_RULE_CHAIN"), tuple(map(_listed_expr, exprs)))
+    """A rule as the kernel lists it, in the terms of `redirect`: without handles, counts and defaults.
+
+    One with an expression that pyroute2 cannot read (it gives text or bytes then) has `FOREIGN` in the place of all its expressions: an
+    application may put whatever it likes into a table of our name, and must not stop the agent of its node by that.
+    """
+    try:
+        exprs = tuple(map(_listed_expr, attribute(message, "NFTA_RULE_EXPRESSIONS") or []))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        exprs = (FOREIGN,)
+    return Rule(attribute(message, "NFTA_RULE_TABLE"), attribute(message, "NFTA_RULE_CHAIN"), exprs)
 
 
 def _listed_expr(message: Message) -> Expr:

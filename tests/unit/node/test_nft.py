@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 from pyroute2.netlink.nfnetlink.nftsocket import nft_rule_msg
 
@@ -22,6 +24,20 @@ def decoded(request: Request) -> Rule:
 @pytest.mark.parametrize("rule", RULES, ids=range(len(RULES)))
 def test_a_rule_comes_back_as_it_was_sent(rule: Rule) -> None:
     assert decoded(nft._rule(rule)) == rule
+
+
+def attribute(kind: int, body: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(body), kind) + body + bytes(-len(body) % 4)
+
+
+@pytest.mark.parametrize("name", [b"inner", b"last", b"fwd", b"synproxy", b"dynset", b"\xff", b"decode"])
+@pytest.mark.parametrize("data", [b"", attribute(1, bytes(4)) + attribute(2, bytes(4)), bytes(4)], ids=["empty", "some", "broken"])
+def test_a_rule_that_nobody_can_read_is_somebody_elses(name: bytes, data: bytes) -> None:
+    expression = attribute(1, attribute(1, name + b"\0") + attribute(2, data))
+    body = bytes(4) + attribute(1, b"ztunnel-nat\0") + attribute(2, b"output\0") + attribute(4, expression)
+    found = decoded(Request(struct.pack("=IHHII", 16 + len(body), 0xA06, 0, 1, 0) + body, False, ""))
+    assert (found.table, found.chain) == ("ztunnel-nat", "output")
+    assert found not in RULES
 
 
 @pytest.mark.parametrize("ownership", Ownership)
