@@ -227,12 +227,19 @@ class DataPlane:
         waiting = self._serving_numbers()
         if not waiting:
             return
-        leaving = self._leaving.setdefault(uid, _Leaving(waiting))
+        # Acknowledgements come in the order of the requests: one that an earlier request still waits for is not ours.
+        await self._settled(uid)
+        leaving = self._leaving[uid] = _Leaving(waiting)
         self._tell(RemovePod(uid, drain))
         await leaving.removed.wait()
         if not drain:
             for link in self.links:
                 link.active.pop(uid, None)
+
+    async def _settled(self, uid: str) -> None:
+        former = self._leaving.get(uid)
+        if former is not None:
+            await former.removed.wait()
 
     def active(self, uid: str) -> int:
         """Live connections of a pod, at most a moment old."""

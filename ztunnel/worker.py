@@ -223,6 +223,9 @@ class Worker:
     def _progress(self) -> None:
         node = self._require_node()
         node.connections.tell_progress()
+        for pod in node.pods.values():
+            pod.ipv4.trim()
+            pod.ipv6.trim()
         self._tell_soon()
         self._loop.call_later(node.settings.report_seconds, self._progress)
 

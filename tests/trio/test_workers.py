@@ -287,6 +287,25 @@ async def test_a_worker_that_cannot_be_started_ends_the_daemon(place: Place, moc
         await Supervised(place.feed, fail).run()
 
 
+async def test_a_successor_that_cannot_be_started_is_tried_again(place: Place, mock_clock: trio.testing.MockClock) -> None:
+    attempts = 0
+
+    async def sometimes(theirs: socket.socket) -> FakeWorker:
+        nonlocal attempts
+        attempts += 1
+        if attempts == 2:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        place.workers.append(FakeWorker(theirs.dup()))
+        return place.workers[-1]
+
+    place.supervised = Supervised(place.feed, sometimes)
+    async with place.running():
+        place.worker.leave()
+        await place.successor(2)
+        assert attempts == 3
+        assert place.supervised.restarts == 2
+
+
 # Leaving
 
 

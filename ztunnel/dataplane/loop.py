@@ -201,7 +201,7 @@ class Loop:
 
     def _met_bug(self, handler: Handler | Flushable) -> None:
         self.bugs += 1
-        log.error("bug: a connection handler raised", exc_info=True)
+        log.exception("bug: a connection handler raised")  # noqa: LOG004 - called from an exception handler only
         self._guarded_call(handler.on_bug)
 
     def _guarded_call(self, callback: Callable[[], None]) -> None:

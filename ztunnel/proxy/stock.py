@@ -29,6 +29,8 @@ class SocketStock:
         self._batch = _FIRST_BATCH
         self._asked = False
         self._closed = False
+        self._fewest = 0
+        """Least number in stock since `trim`."""
 
     @property
     def has_some(self) -> bool:
@@ -45,9 +47,19 @@ class SocketStock:
             self._waiting.append(taker)
             if self._asked:
                 self._batch = min(self._batch * 2, _MAX_BATCH)
+        self._fewest = min(self._fewest, len(self._sockets))
         if len(self._sockets) < self._batch // 2:
             self._ask()
         return True
+
+    def trim(self) -> None:
+        """Called at intervals: closes what a burst left behind and nobody has needed since the last call."""
+        idle = min(self._fewest, len(self._sockets)) - _FIRST_BATCH
+        if idle > 0:
+            self._batch = max(_FIRST_BATCH, self._batch // 2)
+            for _ in range(idle):
+                self._sockets.pop().close()
+        self._fewest = len(self._sockets)
 
     def receive(self, sockets: list[socket.socket]) -> None:
         """A batch came, empty if none could be made; those who waited are served in order."""

@@ -173,7 +173,7 @@ class Supervised:
         delay = _FIRST_RETRY_SECONDS
         while not self._leaving.is_set():
             began = trio.current_time()
-            reason = await self._serve_one(task_status if self.restarts == 0 else trio.TASK_STATUS_IGNORED)
+            reason = await (self._serve_one(task_status) if self.restarts == 0 else self._serve_another())
             if self._leaving.is_set():
                 return
             self.restarts += 1
@@ -183,6 +183,13 @@ class Supervised:
                 delay = _FIRST_RETRY_SECONDS
             await trio.sleep(delay)
             delay = min(delay * 2, _LONGEST_RETRY_SECONDS)
+
+    async def _serve_another(self) -> str:
+        try:
+            return await self._serve_one(trio.TASK_STATUS_IGNORED)
+        except OSError as error:
+            # The first must start or the agent says why it cannot; a later one may find the node short of memory for a while.
+            return f"its successor could not be started: {error.strerror}"
 
     async def _serve_one(self, task_status: trio.TaskStatus[None]) -> str:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -69,6 +69,23 @@ def test_a_batch_that_could_not_be_made_fails_who_waits_and_is_not_asked_for_at_
     shelf.close()
 
 
+def test_what_a_burst_left_behind_is_given_back() -> None:
+    shelf = Shelf(max_waiting=100)
+    for _ in range(40):
+        shelf.take()
+    made = shelf.deliver(100)
+    shelf.stock.trim()
+    # The burst was within the interval: all of it might still be needed.
+    assert sum(sock.fileno() != -1 for sock in made) == 100
+    shelf.take()
+    shelf.stock.trim()
+    assert sum(sock.fileno() != -1 for sock in made) == 41 + 16
+    for _ in range(16):
+        shelf.take()
+    assert None not in shelf.taken
+    shelf.close()
+
+
 def test_a_batch_for_a_pod_that_is_gone_is_closed() -> None:
     shelf = Shelf()
     shelf.stock.close()
