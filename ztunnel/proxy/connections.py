@@ -19,6 +19,8 @@ from ztunnel.dataplane.splice import Splice
 from ztunnel.mesh.errors import Flag, MeshError
 from ztunnel.mesh.identity import SpiffeId
 
+_TIMES_WHAT_IS_LEFT = 2
+
 
 @dataclass(slots=True)
 class Facts:
@@ -209,8 +211,16 @@ class ConnectionTable:
     def is_full(self) -> bool:
         return len(self._live) >= self._limit
 
+    def is_full_for(self, uid: str) -> bool:
+        """Whether one more connection of this pod is one too many.
+
+        A pod may have twice as many as are left for all, so that whoever floods one pod leaves room for the others: alone it gets two
+        thirds of the table, the next one two thirds of the rest.
+        """
+        return self.is_full or self.active[uid] >= _TIMES_WHAT_IS_LEFT * (self._limit - len(self._live))
+
     def register(self, facts: Facts) -> Connection:
-        """A new connection; the caller checked `is_full`."""
+        """A new connection; the caller checked `is_full_for`."""
         self._number += 1
         connection = Connection(self, f"{self._prefix}c{self._number}", facts, self._loop.now)
         self._live[connection.id] = connection

@@ -8,6 +8,7 @@ Source: Istio ztunnel `proxy/inbound.rs`.
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from dataclasses import replace
 
 from ztunnel.dataplane.addresses import Address
@@ -40,11 +41,15 @@ class Inbound:
 
     def __init__(self, node: Node) -> None:
         self._node = node
+        self._shaking: Counter[str] = Counter()
+        """Handshakes under way, by the peer's address."""
 
     def accept(self, pod: Pod, sock: socket.socket, peer: Address) -> None:
         """One TCP connection on 15008."""
         node = self._node
-        if pod.handshaking >= node.settings.max_handshakes_per_pod or len(pod.inbound) >= node.settings.max_connections:
+        # One address may have as many handshakes under way as are left for all: nobody can hold the door shut alone.
+        room = node.settings.max_handshakes_per_pod - pod.handshaking
+        if self._shaking[peer[0]] >= room or len(pod.inbound) >= node.settings.max_connections:
             node.hit("inbound_tunnels")
             reset(sock)
             return
@@ -56,11 +61,18 @@ class Inbound:
             reset(sock)
             return
         handshake = Handshake(contexts, server=True, expected=None, own_records=node.settings.own_records)
-        gate = _Gate(self, pod, local)
+        gate = _Gate(self, pod, local, peer)
         tunnel = Tunnel(node.loop, node.scratch, gate, node.times, client=False)
         pod.inbound.add(tunnel)
         pod.handshaking += 1
+        self._shaking[peer[0]] += 1
         tunnel.start(sock, handshake, peer)
+
+    def shaken(self, peer: Address) -> None:
+        """A handshake has come to an end, good or bad."""
+        self._shaking[peer[0]] -= 1
+        if not self._shaking[peer[0]]:
+            del self._shaking[peer[0]]
 
     def request(self, pod: Pod, tunnel: Tunnel, local: Address, request: RequestReceived) -> None:
         """One CONNECT: accepted or refused here."""
@@ -71,7 +83,7 @@ class Inbound:
             if workload is None:
                 raise BadConnect("local workload information is not available", _UNAVAILABLE)
             target = resolve_inbound(node.index, workload, local[0], asked.authority, asked.forwarded_host)
-            if node.connections.is_full:
+            if node.connections.is_full_for(pod.uid):
                 raise BadConnect(str(node.hit("connections")), _UNAVAILABLE)
         except BadConnect as error:
             tunnel.mux.respond(request.stream, error.status, end=True)
@@ -126,8 +138,9 @@ class Inbound:
             tunnel.mark_dirty()
             relay.attach(sock)
 
-        def refuse() -> None:
-            tunnel.mux.respond(stream, _UNAVAILABLE, end=True)
+        def refuse(error: MeshError) -> None:
+            # A policy may have changed while the application was being dialled.
+            tunnel.mux.respond(stream, _UNAUTHORIZED if isinstance(error, PolicyDenied) else _UNAVAILABLE, end=True)
             tunnel.mark_dirty()
 
         relay.on_refused = refuse
@@ -173,15 +186,16 @@ class Inbound:
         """A record for what never became a connection."""
         facts = Facts(Direction.INBOUND, pod.uid, peer, local, destination_uid=pod.uid)
         facts.source_identity, facts.mutual_tls = identity, identity is not None
-        if not self._node.connections.is_full:
+        if not self._node.connections.is_full_for(pod.uid):
             self._node.connections.register(facts).end(error)
 
 
 class _Gate:
     """One inbound tunnel's owner. Implements `TunnelOwner`."""
 
-    def __init__(self, inbound: Inbound, pod: Pod, local: Address) -> None:
+    def __init__(self, inbound: Inbound, pod: Pod, local: Address, peer: Address) -> None:
         self._inbound = inbound
+        self._peer = peer
         self._pod = pod
         self._local = local
         self._shaking = True
@@ -211,6 +225,7 @@ class _Gate:
         if self._shaking:
             self._shaking = False
             self._pod.handshaking -= 1
+            self._inbound.shaken(self._peer)
 
 
 class _Both:

@@ -47,7 +47,7 @@ class Outbound:
     def accept(self, pod: Pod, sock: socket.socket, peer: Address) -> None:
         """One connection that nftables redirected to us."""
         node = self._node
-        if node.connections.is_full:
+        if node.connections.is_full_for(pod.uid):
             node.hit("connections")
             reset(sock)
             return

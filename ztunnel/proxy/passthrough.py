@@ -28,7 +28,7 @@ class Passthrough:
     def accept(self, pod: Pod, sock: socket.socket, peer: Address) -> None:
         """One connection."""
         node = self._node
-        if node.connections.is_full:
+        if node.connections.is_full_for(pod.uid):
             node.hit("connections")
             reset(sock)
             return

@@ -73,6 +73,16 @@ def test_the_table_says_when_it_is_full(book: Book) -> None:
     assert not book.table.is_full
 
 
+def test_a_pod_that_is_flooded_leaves_room_for_the_others() -> None:
+    book = Book(limit=900)
+    for victim in ("one", "two", "three"):
+        while not book.table.is_full_for(victim):
+            book.table.register(Facts(Direction.INBOUND, victim, CLIENT, SERVER))
+    assert book.table.active == {"one": 600, "two": 200, "three": 67}
+    assert not book.table.is_full_for("bystander")
+    book.loop.close()
+
+
 def test_a_short_connection_has_one_record(book: Book) -> None:
     connection = book.register()
     facts = connection.facts

@@ -274,6 +274,19 @@ def test_handshakes_under_way_are_bounded(make: Callable[..., Gate]) -> None:
     silent.close()
 
 
+def test_one_address_cannot_hold_the_door_shut(make: Callable[..., Gate]) -> None:
+    gate = make(max_handshakes_per_pod=6)
+    local = gate.server.ip
+    silent = [socket.create_connection((local, INBOUND_HBONE), source_address=("127.0.0.99", 0)) for _ in range(6)]
+    gate.node.run_until(lambda: gate.node.node.limits["inbound_tunnels"] == 3)
+    assert gate.server.pod.handshaking == 3
+    gate.node.listen(gate.server)
+    assert gate.stranger().ask(gate.target()) == 200, "others still get in"
+    for sock in silent:
+        sock.close()
+    gate.node.run_until(lambda: not gate.server.pod.handshaking)
+
+
 def test_without_a_certificate_nobody_is_let_in(gate: Gate) -> None:
     gate.node.certify(gate.server.workload.identity, None)
     stranger = gate.stranger()
