@@ -145,6 +145,9 @@ def _set_inherited(listener: socket.socket, port: int) -> None:
         # A proxy that is killed then resets its plaintext connections. A FIN would make the application take a truncated
         # stream for a complete one. The proxy clears it before it closes gracefully.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        # A client that vanished would hold its connection for ever: the application's own probes end at the proxy, which answers them.
+        # Tunnels are asked by PING.
+        _keep_alive(listener)
 
 
 def _prepare(each: socket.socket) -> None:
@@ -156,6 +159,10 @@ def _prepare(each: socket.socket) -> None:
     # The port is chosen at connect, when the destination is known: bind alone would use up the 28k ports of one client address.
     each.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
     each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    _keep_alive(each)
+
+
+def _keep_alive(each: socket.socket) -> None:
     each.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     each.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS)
     each.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_SECONDS)
