@@ -113,7 +113,7 @@ class StreamRelay:
         self._hung = 0
         self.to_stream = 0
         self.from_stream = 0
-        self.on_refused: Callable[[], None] | None = None
+        self.on_refused: Callable[[MeshError], None] | None = None
         """Server side: answers the request when its application could not be reached; without it the stream is reset."""
 
     @property
@@ -284,7 +284,7 @@ class StreamRelay:
         if self._done:
             return
         if self._sock is None and self.on_refused is not None and not self._tunnel.is_dead:
-            self.on_refused()
+            self.on_refused(error)
         else:
             self._reset_stream(CONNECT_ERROR if self._answered else _CANCEL)
         self._end(error, graceful=False)

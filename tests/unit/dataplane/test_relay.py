@@ -14,7 +14,7 @@ from ztunnel.dataplane.loop import READABLE
 from ztunnel.dataplane.relay import CONNECT_ERROR, AppReset, StreamRelay
 from ztunnel.dataplane.sockets import reset
 from ztunnel.hbone.frames import Code
-from ztunnel.mesh.errors import LocalError, UpstreamError, UpstreamRefused
+from ztunnel.mesh.errors import LocalError, MeshError, UpstreamError, UpstreamRefused
 
 
 @pytest.fixture(name="wire")
@@ -136,7 +136,7 @@ def test_an_application_that_cannot_be_reached_is_a_refusal(wire: Wire) -> None:
     pair = Pair(wire)
     wire.run_until(lambda: wire.server.relays)
 
-    def refuse() -> None:
+    def refuse(_error: MeshError) -> None:
         wire.server.tunnel.mux.respond(pair.server._stream, 503, end=True)
         wire.server.tunnel.mark_dirty()
 

@@ -19,7 +19,7 @@ from ztunnel.dataplane.tunnel import Tunnel
 from ztunnel.hbone.events import RequestReceived
 from ztunnel.hbone.handshake import Credentials, Handshake, TlsContexts
 from ztunnel.mesh.delta import Delta
-from ztunnel.mesh.errors import Flag, MeshError
+from ztunnel.mesh.errors import Flag, MeshError, PolicyDenied
 from ztunnel.mesh.ports import INBOUND_HBONE
 
 
@@ -246,6 +246,17 @@ def test_a_stream_that_is_reset_while_its_application_is_dialled(gate: Gate) -> 
     stranger.tunnel.mark_dirty()
     gate.node.run_until(lambda: not len(gate.node.table))
     assert not next(iter(gate.server.pod.inbound)).relays
+
+
+def test_a_policy_that_comes_while_the_application_is_dialled_is_a_401(gate: Gate) -> None:
+    stranger = gate.stranger()
+    gate.node.run_until(lambda: stranger.tunnel._settled)
+    gate.server.pod.ipv4._asked = True  # no socket comes for the moment
+    stream = stranger.open(gate.target())
+    gate.node.run_until(lambda: len(gate.node.table))
+    gate.node.table.live()[0].abort(PolicyDenied("closed due to policy change"))
+    gate.node.run_until(lambda: stream in stranger.statuses)
+    assert stranger.statuses[stream] == 401
 
 
 # Tunnels
