@@ -24,6 +24,7 @@ from ztunnel.admin.views import (
 from ztunnel.agent import Agent
 from ztunnel.ca.rotation import CertificateState, Rotation
 from ztunnel.dataplane.channel import Answer
+from ztunnel.dataplane.flow import Direction
 from ztunnel.flows import FlowReporter
 from ztunnel.mesh.index import Index
 from ztunnel.node.enrolment import PodStatus
@@ -139,10 +140,11 @@ class Overview:
                 target=state.target,
                 service=state.service,
                 peer_identity=state.peer_identity,
-                bytes_sent=state.up_bytes,
-                bytes_received=state.down_bytes,
+                bytes_sent=state.down_bytes if state.direction is Direction.INBOUND else state.up_bytes,
+                bytes_received=state.up_bytes if state.direction is Direction.INBOUND else state.down_bytes,
                 age_seconds=round(state.age_seconds, 3),
                 policy=state.policy,
+                state=state.state,
             )
             for state in (await self._ask()).connections
         )

@@ -86,6 +86,7 @@ class CannedView:
                 1500,
                 3.25,
                 "",
+                "open",
             ),
         )
 

@@ -121,6 +121,7 @@ async def test_connections_and_tunnels_are_asked_of_the_worker(desk: Desk) -> No
     second, first, tunnel = got
     assert [second.id, first.id, tunnel.id] == ["c2", "c1", "t1"]  # type: ignore[attr-defined]  # rows
     assert (first.pod, first.direction, first.age_seconds) == ("shop/cart", "inbound", 3.142)  # type: ignore[attr-defined]  # a row
+    assert (first.bytes_sent, first.bytes_received, first.state) == (2, 1, "open")  # type: ignore[attr-defined]  # a row
     assert (tunnel.pod, tunnel.age_seconds) == ("uid-gone", 4.0)  # type: ignore[attr-defined]  # a row
 
 

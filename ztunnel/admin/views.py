@@ -110,7 +110,7 @@ class ConnectionRow:
     direction: str
     """`outbound` or `inbound`, from the pod's view."""
     protocol: str
-    """`HBONE` or `TCP`: what it is carried in between the nodes."""
+    """`HBONE` or `TCP`: what it is carried in between the nodes. `LOCAL`: to a neighbour on this node, without a tunnel."""
     pod: str
     """`namespace/name`."""
     source: str
@@ -122,10 +122,13 @@ class ConnectionRow:
     service: str
     peer_identity: str
     bytes_sent: int
+    """By the pod, as in the log."""
     bytes_received: int
     age_seconds: float
     policy: str
     """The policy that allowed it."""
+    state: str
+    """`connecting`, `open` or `half-closed`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +220,7 @@ def service_row(service: Service) -> ServiceRow:
         name=service.name,
         hostname=service.hostname,
         vips=service.vips,
-        ports=tuple(f"{port.port}→{port.target_port or ''}" for port in service.ports),
+        ports=tuple(f"{port.port}→{port.target_port or 'named'}" for port in service.ports),
         endpoints=len(service.endpoints),
         ready_endpoints=sum(endpoint.ready for endpoint in service.endpoints),
     )

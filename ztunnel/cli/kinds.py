@@ -61,6 +61,7 @@ CONNECTIONS = Kind(
         Column("SOURCE IDENTITY", text("source_identity"), wide=True),
         Column("PEER IDENTITY", text("peer_identity"), wide=True),
         Column("POLICY", text("policy"), wide=True),
+        Column("STATE", text("state"), wide=True),
         Column("ID", text("id"), wide=True),
     ),
     _key("pod", "direction", "source", "id"),

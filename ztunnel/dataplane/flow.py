@@ -66,7 +66,7 @@ class ConnectionState:
     id: str
     direction: Direction
     protocol: str
-    """HBONE or TCP."""
+    """HBONE, TCP, or LOCAL for a neighbour on this node that is reached without a tunnel."""
     pod_uid: str
     source: str
     source_identity: str
@@ -79,7 +79,7 @@ class ConnectionState:
     age_seconds: float
     policy: str
     state: str
-    """connecting, open, half-closed or closing."""
+    """connecting, open or half-closed."""
 
 
 @dataclass(frozen=True, slots=True)
