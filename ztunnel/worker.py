@@ -44,7 +44,7 @@ from ztunnel.dataplane.channel import (
 )
 from ztunnel.dataplane.flow import Direction, FlowRecord, TunnelState
 from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop
-from ztunnel.dataplane.sockets import Acceptor
+from ztunnel.dataplane.sockets import Acceptor, Farewell
 from ztunnel.dataplane.tunnel import Tunnel
 from ztunnel.hbone.handshake import BadCredentials, Credentials, TlsContexts
 from ztunnel.hbone.rehearsal import rehearse
@@ -372,11 +372,14 @@ class Worker:
                 acceptor.close()
             for tunnel in list(pod.inbound):
                 tunnel.go_away()
+        if self._pool is not None:
+            self._pool.retire_all()
         deadline = self._loop.now + message.seconds
         self._await_end(node, deadline)
 
     def _await_end(self, node: Node, deadline: float) -> None:
-        if len(node.connections) and self._loop.now < deadline:
+        # What a connection sent last may still be on its way when it is over: a socket that its process's end closes can be reset.
+        if (len(node.connections) or self._loop.has(Farewell)) and self._loop.now < deadline:
             self._loop.call_later(_TELL_SECONDS, lambda: self._await_end(node, deadline))
             return
         cut = len(node.connections)

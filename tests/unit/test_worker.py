@@ -38,6 +38,7 @@ from ztunnel.dataplane.channel import (
     Withdraw,
     encode,
 )
+from ztunnel.dataplane.sockets import Farewell
 from ztunnel.mesh.delta import Delta
 from ztunnel.mesh.errors import Flag
 from ztunnel.mesh.rules import Match
@@ -380,6 +381,17 @@ def test_a_drain_waits_for_connections_and_cuts_them_at_its_end(serving: Supervi
     assert serving.hear(Drained) == Drained(1)
     assert is_reset(serving, near)
     far.close()
+
+
+def test_a_drain_waits_for_what_was_said_last(serving: Supervisor) -> None:
+    near, far = tcp_pair()
+    serving.ask()
+    Farewell(serving.loop, near)
+    serving.tell(Drain(60))
+    serving.ask()
+    assert not any(isinstance(each, Drained) for each in serving.heard)
+    far.close()
+    assert serving.hear(Drained) == Drained(0)
 
 
 def test_a_drain_ends_with_the_last_connection(serving: Supervisor) -> None:

@@ -112,6 +112,10 @@ class Loop:
             self._epoll.unregister(fd)
             self._forgotten.add(fd)
 
+    def has(self, kind: type) -> bool:
+        """Whether a handler of this type watches anything."""
+        return any(type(handler) is kind for handler in self._handlers.values())
+
     def again(self, handler: Handler, events: int) -> None:
         """Calls the handler once more in the next round, after the others had their turn."""
         self._again.append((handler, events))

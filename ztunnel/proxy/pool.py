@@ -176,6 +176,11 @@ class Pool:
             self._leaving.add(member)
             member.tunnel.go_away()
 
+    def retire_all(self) -> None:
+        """Nothing new will leave here: idle tunnels close now, the others after their last streams."""
+        for key in list(self._members):
+            self.retire(key)
+
     def retire_workload(self, uid: str) -> None:
         """A destination workload is gone: a later one may have its address."""
         for key in [key for key in self._members if key.workload_uid == uid]:

@@ -184,6 +184,19 @@ def test_a_workload_that_is_gone_gets_no_new_streams_and_keeps_its_old_ones(lane
     assert len(lane.tunnels) == 1
 
 
+def test_at_the_end_idle_tunnels_say_goodbye_and_live_ones_go_on(lane: Lane) -> None:
+    lane.end(lane.open())
+    (idle,) = lane.tunnels
+    lane.node.pool.retire_all()
+    assert idle.is_dead
+    lane.node.run_until(lambda: not lane.server.pod.inbound)
+    ends = lane.open()
+    lane.node.pool.retire_all()
+    assert alive(lane.node, ends)
+    lane.end(ends)
+    lane.node.run_until(lambda: not lane.tunnels)
+
+
 def test_a_pod_that_is_gone_takes_its_tunnels_with_it(lane: Lane) -> None:
     near, far = lane.open()
     lane.node.pool.drop_pod(lane.client.uid)
