@@ -213,6 +213,8 @@ class Worker:
         if node is None:
             return
         active = node.connections.active
+        if refused := node.scratch.waiting.take_refused():
+            node.limits["waiting_bytes"] += refused
         changed = {uid: active.get(uid, 0) for uid in {*active, *self._told_active} if active.get(uid, 0) != self._told_active.get(uid, 0)}
         if changed or node.limits or self._loop.bugs != self._told_bugs:
             self._send(Activity(changed, dict(node.limits), self._loop.bugs - self._told_bugs))

@@ -21,16 +21,47 @@ SMALLEST_MAX_FRAME = 16384
 _SLOT = SMALLEST_MAX_FRAME + FRAME_HEADER
 _SLOTS = CHUNK_FRAMED // _SLOT
 
+MAX_WAITING = 512 << 20
+"""Bytes that may wait in a worker for applications that do not take them. Each tunnel may leave 16 MiB, and tunnels may be many."""
+SPARED = 64 << 10
+"""A connection with no more than this waiting is not ended for the sake of all."""
+
+
+class Waiting:
+    """How much waits in all connections together, and what that costs the greediest: a worker without memory would end them all."""
+
+    __slots__ = ("bytes", "limit", "refused")
+
+    def __init__(self, limit: int = MAX_WAITING) -> None:
+        self.bytes = 0
+        self.limit = limit
+        self.refused = 0
+        """Connections that had to end since the count was last taken."""
+
+    def add(self, more: int, own: int) -> bool:
+        """So much more waits in a connection, which makes `own` there. False: it must end, and give back what waits."""
+        self.bytes += more
+        if more <= 0 or self.bytes <= self.limit or own <= SPARED:
+            return True
+        self.refused += 1
+        return False
+
+    def take_refused(self) -> int:
+        """How many had to end since the last call."""
+        refused, self.refused = self.refused, 0
+        return refused
+
 
 class Scratch:
     """Buffers and prepared views into them.
 
     `frame` holds a frame header and payload read from the application; `slots` are the payload places of a run of 16 KiB
     frames in the same buffer, with holes for their headers, for one scattered read. `sealed` takes the records made of it.
-    `raw` takes what arrives on a tunnel, `plain` its plaintext.
+    `raw` takes what arrives on a tunnel, `plain` its plaintext. `waiting` counts what connections had to copy out of them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_waiting: int = MAX_WAITING) -> None:
+        self.waiting = Waiting(max_waiting)
         self.frame = bytearray(CHUNK_FRAMED + 1)
         whole = memoryview(self.frame)
         self.frame_view = whole

@@ -15,10 +15,11 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Protocol
 
+from ztunnel.dataplane.buffers import Scratch
 from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop
 from ztunnel.dataplane.sockets import Farewell, finish, reset
 from ztunnel.hbone.mux import Mux
-from ztunnel.mesh.errors import MeshError, UpstreamError, UpstreamRefused
+from ztunnel.mesh.errors import LocalError, MeshError, UpstreamError, UpstreamRefused
 
 _FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _VECTORS = 64
@@ -29,6 +30,13 @@ CONNECT_ERROR = 0xA
 _CANCEL = 0x8
 
 
+class TooMuchWaiting(LocalError):
+    """The application does not take its bytes, and too many wait in the worker."""
+
+    def __init__(self) -> None:
+        super().__init__("limit reached: waiting_bytes")
+
+
 class AppReset(UpstreamError):
     """The application's side of the connection was reset."""
 
@@ -37,6 +45,7 @@ class Carrier(Protocol):
     """The tunnel, as far as a relay needs it."""
 
     loop: Loop
+    scratch: Scratch
     mux: Mux
     is_ready: bool
     is_dead: bool
@@ -89,6 +98,7 @@ class StreamRelay:
         "_sock",
         "_stream",
         "_tunnel",
+        "_waiting",
         "_unread",
         "from_stream",
         "on_refused",
@@ -104,6 +114,8 @@ class StreamRelay:
         self._answered = answered
         self._optimistic = optimistic
         self._backlog: deque[bytearray] = deque()
+        self._waiting = 0
+        """Bytes in it."""
         self._app_ended = False
         self._app_shut = False
         self._remote_ended = False
@@ -219,13 +231,14 @@ class StreamRelay:
         if sent == total:
             return
         self._keep(views, sent)
-        if len(views) > _VECTORS:
+        if len(views) > _VECTORS and not self._done:
             # The kernel may still have room, and then no edge would come.
             self._loop.again(self, WRITABLE)
 
     def _keep(self, views: list[memoryview], sent: int) -> None:
         """Copies what is behind the first `sent` bytes, until the application takes it."""
         backlog = self._backlog
+        kept = sum(map(len, views)) - sent
         for view in views:
             size = len(view)
             if sent >= size:
@@ -236,6 +249,9 @@ class StreamRelay:
             else:
                 backlog.append(bytearray(view[sent:]))
             sent = 0
+        self._waiting += kept
+        if not self._tunnel.scratch.waiting.add(kept, self._waiting):
+            self.abort(TooMuchWaiting())
 
     def answered(self, status: int, ended: bool) -> None:
         """The response to our CONNECT: 200 opens the relay, anything else ends it."""
@@ -303,6 +319,8 @@ class StreamRelay:
                 self._app_failed(error)
                 return
             self._tunnel.mux.consumed(self._stream, sent)
+            self._waiting -= sent
+            self._tunnel.scratch.waiting.bytes -= sent
             while sent:
                 first = backlog[0]
                 if sent < len(first):
@@ -342,7 +360,8 @@ class StreamRelay:
         if self._done:
             return
         self._done = True
-        waiting = sum(map(len, self._backlog))
+        waiting, self._waiting = self._waiting, 0
+        self._tunnel.scratch.waiting.bytes -= waiting
         self._backlog.clear()
         if not self._tunnel.is_dead and waiting:
             self._tunnel.mux.consumed(self._stream, waiting)

@@ -11,7 +11,7 @@ import socket
 
 from ztunnel.dataplane.buffers import Scratch
 from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop
-from ztunnel.dataplane.relay import AppReset, RelayOwner
+from ztunnel.dataplane.relay import AppReset, RelayOwner, TooMuchWaiting
 from ztunnel.dataplane.sockets import finish, reset
 from ztunnel.mesh.errors import MeshError, UpstreamError
 
@@ -101,7 +101,6 @@ class Splice:
             self.up += count
         else:
             self.down += count
-        sink.pending = b""
         self._send(sink, scratch.splice_view[:count])
         if not sink.pending and not self._done and (count == len(scratch.splice) or source.hung):
             self._loop.again(source, READABLE)
@@ -114,7 +113,10 @@ class Splice:
         except OSError as error:
             self._end(AppReset(f"{'client' if sink is self.client else 'server'} side: {error.strerror}"), graceful=False)
             return
-        sink.pending = bytes(data[sent:])
+        before, sink.pending = len(sink.pending), bytes(data[sent:])
+        waits = len(sink.pending)
+        if waits != before and not self._scratch.waiting.add(waits - before, waits):
+            self._end(TooMuchWaiting(), graceful=False)
 
     def _write(self, sink: _SpliceEnd) -> bool:
         """Whether all that was pending has left."""
@@ -147,6 +149,8 @@ class Splice:
         self._done = True
         for end in (self.client, self._upper):
             if end is not None:
+                self._scratch.waiting.bytes -= len(end.pending)
+                end.pending = b""
                 self._loop.forget(end.sock.fileno())
                 if graceful:
                     finish(end.sock)

@@ -6,12 +6,13 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
 from tests.kit.wire import TIMES, Ends, Wire, received, tcp_pair
 from ztunnel.dataplane.loop import READABLE
-from ztunnel.dataplane.relay import CONNECT_ERROR, AppReset, StreamRelay
+from ztunnel.dataplane.relay import CONNECT_ERROR, AppReset, StreamRelay, TooMuchWaiting
 from ztunnel.dataplane.sockets import reset
 from ztunnel.hbone.frames import Code
 from ztunnel.mesh.errors import LocalError, MeshError, UpstreamError, UpstreamRefused
@@ -23,6 +24,7 @@ def fixture_wire() -> Iterator[Wire]:
     yield wire
     wire.close()
     assert wire.loop.bugs == 0
+    assert wire.scratch.waiting.bytes == 0, "what waited was counted off again"
 
 
 class Pair:
@@ -402,3 +404,24 @@ def test_a_relay_that_is_over_gives_back_what_still_comes(wire: Wire, pair: Pair
     before = mux.export().receiver.credit
     pair.relay.deliver([memoryview(b"late")])
     assert mux.export().receiver.credit == before + 4
+
+
+def test_what_waits_for_all_applications_together_has_a_bound(wire: Wire, pair: Pair) -> None:
+    """The greedy connection ends and gives its room back; one with little waiting goes on."""
+    wire.scratch.waiting.limit = 1 << 20
+    ends = pair.server_ends
+    modest = Pair(wire)
+    modest.meet()
+    far = modest.far
+
+    def push() -> bool:
+        with suppress(OSError):
+            pair.near.send(bytes(65536))
+        return ends.is_over
+
+    wire.run_until(push)
+    assert [type(result) for result in ends.results] == [TooMuchWaiting]
+    assert wire.scratch.waiting.bytes == 0
+    assert wire.scratch.waiting.take_refused() == 1
+    data = os.urandom(4 << 20)
+    assert wire.exchange(modest.near, far, data) == data

@@ -6,13 +6,14 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 
 from tests.kit.wire import Ends, received, tcp_pair
 from ztunnel.dataplane.buffers import Scratch
 from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop
-from ztunnel.dataplane.relay import AppReset
+from ztunnel.dataplane.relay import AppReset, TooMuchWaiting
 from ztunnel.dataplane.sockets import Dial, reset
 from ztunnel.dataplane.splice import Splice
 from ztunnel.mesh.errors import LocalError
@@ -26,7 +27,8 @@ class Joint:
         self.ends = Ends()
         client, self.near = tcp_pair()
         self._upper, self.far = tcp_pair()
-        self.splice = Splice(self.loop, Scratch(), client, self.ends)
+        self.scratch = Scratch()
+        self.splice = Splice(self.loop, self.scratch, client, self.ends)
 
     def attach(self) -> None:
         self.splice.attach(self._upper)
@@ -232,3 +234,16 @@ def test_a_server_that_says_its_last_word_before_we_look(joint: Joint) -> None:
     far.close()
     joint.run_until(lambda: received(joint.near) == b"banner")
     joint.run_until(lambda: received(joint.near) == b"")
+
+
+def test_what_waits_for_all_applications_together_has_a_bound(joint: Joint) -> None:
+    joint.attach()
+    joint.scratch.waiting.limit = 100 << 10
+    for _ in range(200):
+        if joint.ends.is_over:
+            break
+        with suppress(OSError):
+            joint.near.send(bytes(1 << 20))
+        joint.loop.run_once(0)
+    assert [type(result) for result in joint.ends.results] == [TooMuchWaiting]
+    assert joint.scratch.waiting.bytes == 0
