@@ -176,7 +176,7 @@ class LogSettings:
     format: LogFormat = LogFormat.TEXT
     """`text` (default, for people and for Istio's parsers) or `json` (for log stores)."""
     level: LogLevel = LogLevel.INFO
-    """`info` (default) has one line per connection, at its end; `debug` one at its start as well. Can be changed at run time."""
+    """`info` (default) has one line per connection, at its end; `debug` the steps of pods' enrolment too. Can be changed at run time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

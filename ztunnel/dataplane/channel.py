@@ -85,7 +85,7 @@ class AddPod(Message, frozen=True):
 
 
 class RemovePod(Message, frozen=True):
-    """Stop serving a pod: its listeners close now; `drain` lets live connections go on, otherwise they are reset."""
+    """Stop serving a pod: listeners close, connections are reset. With `drain` they go on, and 15008 is still served: peers hear late."""
 
     uid: str
     drain: bool
@@ -105,7 +105,7 @@ class Drain(Message, frozen=True):
 
 
 class Query(Message, frozen=True):
-    """Asks for `Connections` and `Tunnels`, answered with the same `id`."""
+    """Asks for the live connections and tunnels: an `Answer` with the same `id`."""
 
     id: int
 

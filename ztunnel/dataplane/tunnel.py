@@ -84,7 +84,7 @@ class TunnelTimes:
 
 
 class Tunnel:
-    """See the module. `open_streams`, `is_usable` and `peer` are for the owner; the `send_`/`park` methods for relays."""
+    """See the module. `start`, `go_away`, `close`, `abort`, `adopt` and `peer` are for the owner; the rest is for relays."""
 
     def __init__(self, loop: Loop, scratch: Scratch, owner: TunnelOwner, times: TunnelTimes, *, client: bool) -> None:
         self.id = f"t{loop.serial()}"

@@ -114,8 +114,8 @@ class EnrolmentSettings:
     """Times of an enrolment.
 
     Attributes:
-        grace_seconds: how long a pod's older connections have to show themselves before everything is captured. Default 3:
-            longer than TCP's first retransmissions, short because a connection may leave in plaintext meanwhile.
+        grace_seconds: how long a pod's older connections have to show themselves before everything is captured: longer than TCP's
+            first retransmissions, short because a connection may leave in plaintext meanwhile.
         drain_seconds: how long captured connections may live on after their pod left the mesh.
         linger_seconds: how long a draining pod is kept even when it is idle: peers that hear late still come by tunnel.
         drain_poll_seconds: how often to ask whether they have ended.
