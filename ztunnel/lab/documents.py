@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-
-import yaml
 
 from ztunnel.lab.objects import LabError
 from ztunnel.lab.tree import Tree
 from ztunnel.mesh.errors import ManifestError
 from ztunnel.mesh.manifests.parse import unpack
+from ztunnel.sources.documents import DocumentError, read_yaml
 
 SUFFIXES = (".yaml", ".yml", ".json")
 MAX_FILE = 8 << 20
 MAX_DOCUMENTS = 5000
-
-
-class _Loader(yaml.CSafeLoader):
-    """The C loader of plain data; a date is text, as in Kubernetes. (Siblings do not import each other: not through ztunnel.sources.)"""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012 - the loader's own attribute
-        first: [(tag, form) for tag, form in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-        for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
-    }
 
 
 def read(places: Iterable[str]) -> list[Tree]:
@@ -79,9 +68,9 @@ def _documents(name: str, content: str) -> list[Tree]:
     if len(content) > MAX_FILE:
         raise LabError("", f"{name} is larger than {MAX_FILE} bytes")
     try:
-        documents = list(yaml.load_all(content, Loader=_Loader))
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise LabError("", f"{name} is not YAML: {' '.join(str(error).split())}") from error
+        documents = list(read_yaml(content.encode()))
+    except DocumentError as error:
+        raise LabError("", f"{name} is not YAML: {error}") from error
     found: list[Tree] = []
     for position, document in enumerate(documents, 1):
         source = name if len(documents) == 1 else f"{name} (document {position})"
@@ -92,14 +81,5 @@ def _documents(name: str, content: str) -> list[Tree]:
         for body in bodies:
             if not isinstance(body, dict):
                 raise LabError("", f"{source}: a Kubernetes object is expected, found {type(body).__name__}")
-            found.append({"source": source, "body": _plain(source, body)})
+            found.append({"source": source, "body": body})
     return found
-
-
-def _plain(source: str, body: Tree) -> Tree:
-    """The object, if JSON can say it: a YAML document may contain itself, bytes, or keys that are lists."""
-    try:
-        json.dumps(body)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise LabError("", f"{source}: is not plain data: {error}") from error
-    return body

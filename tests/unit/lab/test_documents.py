@@ -38,8 +38,14 @@ def test_a_date_is_text() -> None:
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        ("a: &a [*a]", "is not plain data"),
-        ("a: !!binary aGk=", "is not plain data"),
+        ("a: &a [*a]", "names nothing that is complete"),
+        ("a: !!binary aGk=", "is not YAML"),
+        ("a: 1\na: 2", "the key 'a' is given twice"),
+        ("[" * 1_000_000, "nested more than"),
+        (
+            "a: &a [x]\n" + "".join(f"{c}: &{c} [{', '.join(['*' + p] * 99)}]\n" for p, c in zip("abcd", "bcde", strict=True)),
+            "values in one document",
+        ),
         ("? [1, 2]\n: x", "is not"),
         ("a: [", "is not YAML"),
         ("- 1", "a Kubernetes object is expected, found list"),
