@@ -27,6 +27,7 @@ GRACE_SECONDS = 2
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_LABEL_KEY = re.compile(rf"({_NAME.pattern}/)?[A-Za-z0-9]([A-Za-z0-9._-]{{0,61}}[A-Za-z0-9])?")
 _PORT_NAME = re.compile(r"(?=.*[a-z])[a-z0-9]([-a-z0-9]{0,13}[a-z0-9])?")
 
 
@@ -101,6 +102,9 @@ def _metadata(offered: Offered, body: Tree, namespaced: bool, default_namespace:
         values = at(body, "metadata", where)
         if values is not None and not (isinstance(values, dict) and all(isinstance(item, str) for pair in values.items() for item in pair)):
             raise offered.refuse(f"metadata.{where}", "must map strings to strings (quote numbers and booleans)")
+        for key in values or ():
+            if not _LABEL_KEY.fullmatch(key):
+                raise offered.refuse(f"metadata.{where}", f"{key!r} is not a key (DOMAIN/NAME or NAME, of letters, digits, -, _ and .)")
 
 
 def _namespace(offered: Offered, body: Tree, _: Rules) -> None:

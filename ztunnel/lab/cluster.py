@@ -135,6 +135,7 @@ class Cluster:
 
         Raises:
             LabError: NotFound, or a label has another value and `overwrite` is false.
+            ManifestError: no label, as it would be in a manifest.
         """
         body = deepcopy(self.get(key))
         labels = labels_of(body)
@@ -143,7 +144,7 @@ class Cluster:
                 raise LabError("", f"'{name}' already has a value ({labels[name]}), and --overwrite is false")
         merged = {name: value for name, value in (labels | changes).items() if value is not None}
         put(body, merged, "metadata", "labels")
-        return self._store_if_changed(key, body)
+        return self._store_if_changed(key, admit(Offered("label", body), self.rules) if key.kind != "Node" else body)
 
     def scale(self, name: str, namespace: str, replicas: int) -> None:
         """Set a deployment's number of pods.

@@ -11,6 +11,7 @@ from ztunnel.lab.cluster import Cluster, Mint
 from ztunnel.lab.objects import Key, LabError, is_deleting, uid_of
 from ztunnel.lab.tree import Tree, at, put, text
 from ztunnel.mesh.errors import ManifestError
+from ztunnel.mesh.manifests.parse import parse
 
 
 def _object(kind: str, name: str, namespace: str = "", **rest: object) -> Tree:
@@ -113,6 +114,17 @@ def test_labels_set_by_hand_survive_apply(cluster: Cluster) -> None:
     assert at(cluster.get(key), "metadata", "labels") == {"team": "blue"}
     cluster.label(key, {"team": None}, overwrite=False)
     assert at(cluster.get(key), "metadata", "labels") == {}
+
+
+def test_a_label_by_hand_is_refused_as_in_a_manifest(cluster: Cluster) -> None:
+    cluster.rules = Rules(validate=parse)
+    key = Key("Namespace", "", "default")
+    with pytest.raises(ManifestError, match="'a b' is not a key"):
+        cluster.label(key, {"a b": "c"}, overwrite=False)
+    with pytest.raises(ManifestError, match="not a label value"):
+        cluster.label(key, {"a": "c d"}, overwrite=False)
+    assert cluster.label(key, {"istio.io/dataplane-mode": "ambient"}, overwrite=False)
+    assert cluster.label(Key("Node", "", "node-1"), {"zone": "a"}, overwrite=False)
 
 
 def test_a_pod_is_gone_only_when_it_is_finalized(cluster: Cluster) -> None:
