@@ -149,6 +149,8 @@ def test_exec_returns_the_exit_code_and_keeps_streams_apart(lab: Lab) -> None:
     missing = lab.run("exec", "client", "-n", "shop", "--", "no-such-program")
     assert missing.code == 127
     assert "executable file not found" in missing.stderr
+    nobody = lab.run("exec", "nobody", "-n", "shop", "--", "true")
+    assert (nobody.code, nobody.stderr) == (1, 'Error from server (NotFound): pods "nobody" not found\n')
 
 
 def test_exec_works_in_pipes(lab: Lab) -> None:

@@ -46,7 +46,7 @@ class Client:
             while line := lines.readline(MAX_ANSWER):
                 message = decode(line)
                 if "error" in message:
-                    raise LabError("", text(message, "error"))
+                    raise Refused(text(message, "reason"), text(message, "error"))
                 body = message.get("object")
                 if isinstance(body, dict):
                     yield text(message, "event"), body
@@ -64,7 +64,7 @@ class Client:
             _send(sock, request, rights)
             first = decode(_line(lines.readline))
             if "error" in first:
-                raise LabError("", text(first, "error").removeprefix("error: "))
+                raise Refused(text(first, "reason"), text(first, "error"))
             sock.settimeout(None)
             if on_start is not None:
                 on_start(lambda number: sock.sendall(encode({"signal": number})))
