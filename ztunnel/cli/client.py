@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 import h11
 
-from ztunnel.lab.paths import DEFAULT_LAB, agent_sockets, lab_state_dir
+from ztunnel.lab.paths import DEFAULT_LAB, agent_sockets, lab_state_dir, labs_root
 
 DEFAULT_SOCKET = Path("/run/ztunnel/agent.sock")
 ANSWER_SECONDS = 10.0
@@ -75,10 +75,19 @@ def targets(choice: Choice, environ: Mapping[str, str], default: Path = DEFAULT_
         return [Target(path, node) for node, path in found.items()]
     if choice.lab is None and choice.node is None:
         raise Unreachable(
-            f"no agent runs here: there is no {default} and no lab called {lab}.\n"
+            f"no agent runs here: there is no {default} and no lab called {lab}.\n{_others(environ)}"
             "Start a lab with `ztunnel lab up -f deploy/samples`, an agent with `ztunnel run --config FILE`, or name a socket: --socket."
         )
     raise Unreachable(f"the lab {lab} has no running agents. See `ztunnel lab status --name {lab}`, or start it with `ztunnel lab up`.")
+
+
+def _others(environ: Mapping[str, str]) -> str:
+    root = labs_root(environ)
+    try:
+        names = sorted(entry.name for entry in root.iterdir() if agent_sockets(entry))
+    except OSError:
+        return ""
+    return f"Other labs are up: {', '.join(names)}. Ask one with --lab NAME, or set ZTUNNEL_LAB.\n" if names else ""
 
 
 def ask(target: Target, resource: str, body: Mapping[str, object] | None = None) -> dict[str, object]:
@@ -91,7 +100,7 @@ def ask(target: Target, resource: str, body: Mapping[str, object] | None = None)
         Unreachable: nobody answers, or not in time, or not our API.
         Refused: an error status; the text is the agent's.
     """
-    status, content = _exchange(target.path, f"/v1/{resource}", body)
+    status, content = _exchange(target, f"/v1/{resource}", body)
     if status != 200:
         raise Refused(f"the agent on {target.path} says: {content.decode('utf-8', 'replace').strip()[:500]}")
     try:
@@ -103,7 +112,8 @@ def ask(target: Target, resource: str, body: Mapping[str, object] | None = None)
     return answer
 
 
-def _exchange(path: Path, resource: str, body: Mapping[str, object] | None) -> tuple[int, bytes]:
+def _exchange(target: Target, resource: str, body: Mapping[str, object] | None) -> tuple[int, bytes]:
+    path = target.path
     deadline = time.monotonic() + ANSWER_SECONDS
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
@@ -117,7 +127,7 @@ def _exchange(path: Path, resource: str, body: Mapping[str, object] | None) -> t
     except h11.RemoteProtocolError as error:
         raise Unreachable(f"what listens on {path} is no agent: {error}") from error
     except OSError as error:
-        raise Unreachable(_why(path, error)) from error
+        raise Unreachable(_why(target, error)) from error
 
 
 def _request(http: h11.Connection, resource: str, content: bytes, *, post: bool) -> bytes:
@@ -145,18 +155,19 @@ def _response(http: h11.Connection, sock: socket.socket, deadline: float) -> tup
             return status, bytes(content)
 
 
-def _why(path: Path, error: OSError) -> str:
+def _why(target: Target, error: OSError) -> str:
+    again = f"ztunnel lab agent start {target.node} --name {target.path.parents[2].name}" if target.node else "ztunnel run --config FILE"
     match error.errno:
         case errno.ENOENT:
             reason = (
                 "there is no such socket. Is the agent running? Start it with `ztunnel run --config FILE`, or a lab with `ztunnel lab up`."
             )
         case errno.ECONNREFUSED:
-            reason = "nobody listens: its agent has ended. Look at its log, and start it again with `ztunnel run --config FILE`."
+            reason = f"nobody listens: its agent has ended. Look at its log, and start it again with `{again}`."
         case errno.EACCES:
             reason = "permission denied: the socket is its agent's user's alone. Try again as that user (usually with sudo)."
         case errno.ECONNRESET | errno.EPIPE:
             reason = "the connection was closed: the agent is ending, or too many clients ask it. Try again."
         case _:
             reason = f"{error.strerror or error}."
-    return f"cannot reach the agent on {path}: {reason}"
+    return f"cannot reach the agent on {target.path}: {reason}"

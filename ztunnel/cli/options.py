@@ -67,7 +67,7 @@ def target_options(command: _Command) -> _Command:
             show_envvar=True,
             help="Control socket of an agent.",
         ),
-        click.option("--lab", metavar="NAME", help="Ask the agents of this lab."),
+        click.option("--lab", metavar="NAME", envvar="ZTUNNEL_LAB", show_envvar=True, help="Ask the agents of this lab."),
         click.option("--node", metavar="NODE", help="Only the lab's agent on this node."),
     )
     for option in reversed(options):
@@ -111,7 +111,10 @@ def choice(path: Path | None, lab: str | None, node: str | None) -> Choice:
     Raises:
         UsageError: a socket and a lab.
     """
-    explicit = path is not None and click.get_current_context().get_parameter_source("path") is click.core.ParameterSource.COMMANDLINE
+    source, typed = click.get_current_context().get_parameter_source, click.core.ParameterSource.COMMANDLINE
+    explicit = path is not None and source("path") is typed
+    if explicit and source("lab") is not typed:
+        lab = None
     if explicit and (lab is not None or node is not None):
         raise click.UsageError("--socket names one agent; --lab and --node look for others")
     # A variable in the environment gives way to what was typed.

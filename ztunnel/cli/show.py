@@ -118,7 +118,7 @@ def status(listing: Listing, watch: bool, interval: float) -> None:
     before: list[str] = []
     while True:
         answers, errors = listing.fetch("status")
-        lines, healthy = _status_lines(listing, answers)
+        lines, healthy = _status_lines(listing, answers, silent=len(errors))
         if lines != before:
             _lines(lines)
             before = lines
@@ -180,8 +180,8 @@ def _print(kind: Kind, listing: Listing, rows: list[Row], answers: Sequence[tupl
             click.echo(f"No {kind.plural}{where}.", err=True)
 
 
-def _status_lines(listing: Listing, answers: Sequence[tuple[str, Answer]]) -> tuple[list[str], bool]:
-    """What `status` prints, and whether all is well."""
+def _status_lines(listing: Listing, answers: Sequence[tuple[str, Answer]], silent: int) -> tuple[list[str], bool]:
+    """What `status` prints, and whether all is well where somebody answered; `silent` agents did not."""
     pods = listing.rows(kinds.PODS, answers)
     found = [(agent, problem) for agent, answer in answers for problem in problems(answer)]
     if listing.form in ("json", "yaml"):
@@ -197,7 +197,8 @@ def _status_lines(listing: Listing, answers: Sequence[tuple[str, Answer]]) -> tu
         lines += ["", click.style(f"{_count(len(found), 'problem')}:", fg="red", bold=True)]
         lines += [f"  {agent}: {problem}" for agent, problem in found]
         return lines, False
-    lines += ["", click.style(f"{_count(len(answers), 'node')}, {_count(len(pods), 'pod')}: all well", fg="green")]
+    seen = f"{_count(len(answers), 'node')}, {_count(len(pods), 'pod')}: all well"
+    lines += ["", click.style(f"{seen}; {_count(silent, 'node')} did not answer", fg="red") if silent else click.style(seen, fg="green")]
     return lines, True
 
 

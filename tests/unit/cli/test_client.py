@@ -56,6 +56,9 @@ def test_what_is_not_there_is_said_with_the_next_command(tmp_path: Path) -> None
         assert caught.value.exit_code == 3
     with pytest.raises(Unreachable, match="no agent runs here"):
         targets(Choice(), {"ZTUNNEL_LAB_DIR": str(tmp_path / "empty")}, tmp_path / "none")
+    with pytest.raises(Unreachable, match=r"no lab called lab\.\nOther labs are up: big, small\. Ask one with --lab NAME") as others:
+        targets(Choice(), lab(tmp_path / "others", "small", "node-1") | lab(tmp_path / "others", "big", "node-1"), tmp_path / "none")
+    assert others.value.message.count("\n") == 2
 
 
 @contextmanager

@@ -61,7 +61,9 @@ def yaml_of(text: str) -> object:
 
 
 def invoke(*arguments: str, environ: dict[str, str] | None = None) -> Result:
-    return CliRunner().invoke(main, arguments, env={"ZTUNNEL_SOCKET": None, "ZTUNNEL_LAB_DIR": None, **(environ or {})})
+    return CliRunner().invoke(
+        main, arguments, env={"ZTUNNEL_SOCKET": None, "ZTUNNEL_LAB": None, "ZTUNNEL_LAB_DIR": None, **(environ or {})}
+    )
 
 
 @pytest.fixture
@@ -174,6 +176,17 @@ def test_the_nodes_of_a_lab_are_laid_together(tmp_path: Path) -> None:
         assert partly.exit_code == 3
         assert "shop/cart-1" in partly.stdout
         assert "cannot reach the agent" in partly.stderr
+        assert "start it again with `ztunnel lab agent start node-2 --name lab`" in partly.stderr
+        status = invoke("status", "--lab", "lab", environ=environ)
+        assert (status.exit_code, status.stdout.splitlines()[-1]) == (3, "1 node, 1 pod: all well; 1 node did not answer")
+
+
+def test_the_labs_variable_names_a_lab_here_too_and_gives_way_to_what_is_typed(tmp_path: Path, socket_path: str) -> None:
+    environ = {"ZTUNNEL_LAB_DIR": str(tmp_path), "ZTUNNEL_LAB": "big"}
+    with agent(agent_socket(lab_state_dir("big", environ), "node-1"), CannedView(node="node-7")):
+        assert invoke("log-level", environ=environ).stdout.startswith("node-7: ")
+        assert invoke("log-level", "--socket", socket_path, environ=environ).stdout.startswith("node-1: ")
+    assert "the lab big has no running agents" in invoke("log-level", environ=environ).stderr
 
 
 def test_a_watch_prints_changes_until_the_agent_ends(tmp_path: Path) -> None:
