@@ -43,7 +43,7 @@ def lab() -> None:
     Examples:
       ztunnel lab up -f deploy/samples
       ztunnel lab get pods -A -o wide
-      ztunnel lab exec deploy/client -n shop -- curl -s http://orders/
+      ztunnel lab exec client -n shop -- curl -s http://orders/
       ztunnel lab down
     """
 

@@ -37,7 +37,7 @@ def exec_command(pod: str, command: tuple[str, ...], container: str, with_stdin:
 
     \b
     Examples:
-      ztunnel lab exec deploy/client -n shop -- curl -s http://orders/
+      ztunnel lab exec client -n shop -- curl -s http://orders/
       echo hello | ztunnel lab exec -i web -- cat
       ztunnel lab exec -it web -- bash
       ztunnel lab exec fabric -- tcpdump -c 10 -ni br0 port 15008

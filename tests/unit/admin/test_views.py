@@ -32,7 +32,7 @@ def test_service() -> None:
         ports=(ServicePort(80, 8080), ServicePort(81, 0)),
         endpoints=(Endpoint("a", ((80, 8080),)), Endpoint("b", ((80, 8080),), ready=False)),
     )
-    assert service_row(service) == ServiceRow("shop", "cart", "cart.shop.svc.cluster.local", (), ("80→8080", "81→"), 2, 1)
+    assert service_row(service) == ServiceRow("shop", "cart", "cart.shop.svc.cluster.local", (), ("80→8080", "81→named"), 2, 1)
 
 
 def test_policy() -> None:
