@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import secrets
 import signal
 import subprocess
@@ -31,7 +32,7 @@ INTRUDER_IDENTITY = "spiffe://cluster.local/ns/shop/sa/intruder"
 
 
 def main() -> int:
-    """Tell the story. Exit code: 0 every proof held, 1 one did not, 2 usage, 130 and 143 interrupted."""
+    """Tell the story. Exit code: 0 every proof held, 1 one did not, 2 usage, 130, 141 and 143 interrupted."""
     parser = argparse.ArgumentParser(prog="scripts/demo", description="A cluster, real traffic, and the proof that the wire carries TLS.")
     parser.add_argument("--keep", action="store_true", help="leave the cluster up, to play with")
     keep = parser.parse_args().keep
@@ -48,6 +49,10 @@ def main() -> int:
     except KeyboardInterrupt:
         keep = False
         return 128 + signal.SIGINT
+    except BrokenPipeError:  # a reader that has seen enough, such as `| head`
+        keep = False
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except SystemExit:
         keep = False
         raise

@@ -79,3 +79,14 @@ def test_nothing_stays_when_it_is_interrupted(labs: Path, begun: subprocess.Pope
     assert begun.returncode in (128 + number, -number)
     assert remaining(labs) == []
     eventually(lambda: not processes(labs), saying="every process of the lab gone")
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly(labs: Path, environment: dict[str, str]) -> None:
+    with subprocess.Popen(DEMO, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(SECONDS) == 128 + signal.SIGPIPE
+    assert remaining(labs) == []
