@@ -48,10 +48,10 @@ from ztunnel.dataplane.sockets import Acceptor, Farewell
 from ztunnel.dataplane.tunnel import Tunnel
 from ztunnel.hbone.handshake import BadCredentials, Credentials, TlsContexts
 from ztunnel.hbone.rehearsal import rehearse
-from ztunnel.mesh.errors import LocalError, PolicyDenied
+from ztunnel.mesh.errors import LocalError
 from ztunnel.mesh.index import Index
 from ztunnel.proxy.connections import ConnectionTable
-from ztunnel.proxy.inbound import Inbound, asked_of
+from ztunnel.proxy.inbound import Inbound, judge
 from ztunnel.proxy.outbound import Outbound
 from ztunnel.proxy.passthrough import Passthrough
 from ztunnel.proxy.pods import Node, Pod
@@ -271,10 +271,9 @@ class Worker:
             workload = node.index.workload(facts.pod_uid)
             if workload is None:
                 continue
-            verdict = node.index.decide(workload, asked_of(connection))
-            facts.policy = verdict.policy or ""
-            if not verdict.allowed:
-                connection.abort(PolicyDenied(f"connection closed due to policy change: {verdict.text}", verdict.policy))
+            denied = judge(node, workload, connection, "policy change")
+            if denied is not None:
+                connection.abort(denied)
 
     def _certificate(self, message: Certificate) -> None:
         node = self._require_node()

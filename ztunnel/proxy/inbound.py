@@ -91,12 +91,11 @@ class Inbound:
             self.refused(pod, tunnel.peer_address, local, error, tunnel.peer)
             return
         connection = self._register(pod, tunnel, local, asked, target)
-        verdict = node.index.decide(workload, asked_of(connection))
-        connection.facts.policy = verdict.policy or ""
-        if not verdict.allowed:
+        denied = judge(node, workload, connection)
+        if denied is not None:
             tunnel.mux.respond(request.stream, _UNAUTHORIZED, end=True)
             tunnel.mark_dirty()
-            connection.end(PolicyDenied(f"connection closed due to policy rejection: {verdict.text}", verdict.policy))
+            connection.end(denied)
             return
         self._connect(pod, workload, tunnel, connection, request)
 
@@ -171,10 +170,9 @@ class Inbound:
         outer.source_identity, outer.destination_identity = client.identity, pod.identity
         facts = replace(outer, direction=Direction.INBOUND, pod_uid=pod.uid)
         inner = node.connections.register(facts)
-        verdict = node.index.decide(workload, asked_of(inner))
-        facts.policy = verdict.policy or ""
-        if not verdict.allowed:
-            inner.end(PolicyDenied(f"connection closed due to policy rejection: {verdict.text}", verdict.policy))
+        denied = judge(node, workload, inner)
+        if denied is not None:
+            inner.end(denied)
             raise UpstreamRefused("refused by the neighbouring workload", _UNAUTHORIZED)
         splice = Splice(node.loop, node.scratch, sock, _Both(connection, inner))
         inner.relay = splice
@@ -243,7 +241,9 @@ class _Both:
         self._inner.end(error)
 
 
-def asked_of(connection: Connection) -> Asked:
-    """The question that `mesh.policy` answers, for a connection that is inbound."""
+def judge(node: Node, workload: Workload, connection: Connection, cause: str = "policy rejection") -> PolicyDenied | None:
+    """Asks `mesh.policy` about an inbound connection to a workload, and notes in its facts which policy had the word. None: it may be."""
     facts = connection.facts
-    return Asked(facts.source[0], facts.source_identity, facts.destination[0], facts.destination[1])
+    verdict = node.index.decide(workload, Asked(facts.source[0], facts.source_identity, facts.destination[0], facts.destination[1]))
+    facts.policy = verdict.policy or ""
+    return None if verdict.allowed else PolicyDenied(f"connection closed due to {cause}: {verdict.text}", verdict.policy)

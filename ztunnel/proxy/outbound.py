@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import socket
 
-from ztunnel.dataplane.addresses import Address, original_destination, text
+from ztunnel.dataplane.addresses import Address, text
 from ztunnel.dataplane.flow import Direction
 from ztunnel.dataplane.relay import StreamRelay
 from ztunnel.dataplane.sockets import reset
@@ -19,7 +19,7 @@ from ztunnel.mesh.workloads import Workload
 from ztunnel.proxy.connections import Connection, Facts
 from ztunnel.proxy.inbound import Inbound
 from ztunnel.proxy.labels import baggage_of
-from ztunnel.proxy.pods import Node, Pod, dial
+from ztunnel.proxy.pods import Node, Pod, dial, redirected
 from ztunnel.proxy.pool import Key, Pool
 
 _TRACE_BYTES = 24
@@ -47,16 +47,8 @@ class Outbound:
     def accept(self, pod: Pod, sock: socket.socket, peer: Address) -> None:
         """One connection that nftables redirected to us."""
         node = self._node
-        if node.connections.is_full_for(pod.uid):
-            node.hit("connections")
-            reset(sock)
-            return
-        try:
-            destination = original_destination(sock, peer)
-        except OSError:
-            # Nobody redirected it here, or the rules were flushed under it: nobody knows where it was going.
-            node.hit("original_destination_unknown")
-            reset(sock)
+        destination = redirected(node, pod, sock, peer)
+        if destination is None:
             return
         facts = Facts(Direction.OUTBOUND, pod.uid, peer, destination, target=text(destination), source_uid=pod.uid)
         connection = node.connections.register(facts)

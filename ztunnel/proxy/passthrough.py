@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import socket
 
-from ztunnel.dataplane.addresses import Address, original_destination, text
+from ztunnel.dataplane.addresses import Address, text
 from ztunnel.dataplane.flow import Direction
 from ztunnel.dataplane.sockets import reset
 from ztunnel.dataplane.splice import Splice
-from ztunnel.mesh.errors import LocalError, MeshError, PolicyDenied
+from ztunnel.mesh.errors import LocalError, MeshError
 from ztunnel.mesh.inbound import service_for
 from ztunnel.mesh.ports import ILLEGAL_TARGETS
 from ztunnel.proxy.connections import Connection, Facts
-from ztunnel.proxy.inbound import asked_of
-from ztunnel.proxy.pods import Node, Pod, dial
+from ztunnel.proxy.inbound import judge
+from ztunnel.proxy.pods import Node, Pod, dial, redirected
 
 
 class Passthrough:
@@ -28,15 +28,8 @@ class Passthrough:
     def accept(self, pod: Pod, sock: socket.socket, peer: Address) -> None:
         """One connection."""
         node = self._node
-        if node.connections.is_full_for(pod.uid):
-            node.hit("connections")
-            reset(sock)
-            return
-        try:
-            destination = original_destination(sock, peer)
-        except OSError:
-            node.hit("original_destination_unknown")
-            reset(sock)
+        destination = redirected(node, pod, sock, peer)
+        if destination is None:
             return
         facts = Facts(Direction.INBOUND, pod.uid, peer, destination, target=text(destination), destination_uid=pod.uid)
         connection = node.connections.register(facts)
@@ -63,7 +56,6 @@ class Passthrough:
         service = service_for(node.index, workload, facts.destination[1])
         if service is not None:
             facts.service, facts.service_name, facts.service_namespace = service.hostname, service.name, service.namespace
-        verdict = node.index.decide(workload, asked_of(connection))
-        facts.policy = verdict.policy or ""
-        if not verdict.allowed:
-            raise PolicyDenied(f"connection closed due to policy rejection: {verdict.text}", verdict.policy)
+        denied = judge(node, workload, connection)
+        if denied is not None:
+            raise denied

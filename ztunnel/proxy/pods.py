@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ztunnel.dataplane.addresses import Address
+from ztunnel.dataplane.addresses import Address, original_destination
 from ztunnel.dataplane.buffers import Scratch
 from ztunnel.dataplane.channel import Configure
 from ztunnel.dataplane.loop import Loop, Timer
-from ztunnel.dataplane.sockets import Acceptor, Dial
+from ztunnel.dataplane.sockets import Acceptor, Dial, reset
 from ztunnel.dataplane.tunnel import Tunnel, TunnelTimes
 from ztunnel.hbone.handshake import TlsContexts
 from ztunnel.mesh.errors import Flag, LocalError, UpstreamRefused, UpstreamTimeout
@@ -87,6 +87,20 @@ class Node:
         """Counts a limit that was reached."""
         self.limits[limit] += 1
         return LimitReached(limit)
+
+
+def redirected(node: Node, pod: Pod, sock: socket.socket, peer: Address) -> Address | None:
+    """Where a connection was going that nftables brought to us. None: there is no room for it, or nobody knows; it has been reset."""
+    if node.connections.is_full_for(pod.uid):
+        node.hit("connections")
+    else:
+        try:
+            return original_destination(sock, peer)
+        except OSError:
+            # Nobody redirected it here, or the rules were flushed under it.
+            node.hit("original_destination_unknown")
+    reset(sock)
+    return None
 
 
 def dial(
