@@ -203,7 +203,11 @@ class DataPlane:
     # PodSink
 
     async def add(self, uid: str, listeners: Listeners) -> None:
-        """Serve a pod. Returns when every worker does."""
+        """Serve a pod. Returns when every worker does.
+
+        Raises:
+            LocalError: it has left the mesh meanwhile.
+        """
         identity = self.identity_of(uid)
         if identity is None:
             raise LocalError(f"pod {uid} is not in the mesh any more")

@@ -235,6 +235,8 @@ def new_traceparent(random: bytes) -> str:
 
     Args:
         random: 24 random bytes.
+    Raises:
+        ValueError: they are not 24.
     """
     if len(random) != 24:
         raise ValueError("a traceparent takes 24 random bytes")

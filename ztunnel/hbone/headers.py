@@ -53,7 +53,11 @@ class HeaderBlock:
         self._fragments = bytearray(fragments)
 
     def begin(self, flags: int, number: int, payload: bytes) -> bytes | None:
-        """A HEADERS frame; the block if that is all of it. `ends` tells its END_STREAM."""
+        """A HEADERS frame; the block if that is all of it. `ends` tells its END_STREAM.
+
+        Raises:
+            MuxError: padding or priority longer than the frame.
+        """
         first, last = 0, len(payload)
         if flags & frames.PADDED:
             first, last = 1, last - (payload[0] if payload else 0)

@@ -399,7 +399,11 @@ class Mux:
         self._receiver.consumed(stream, n)
 
     def ping(self, payload: bytes) -> None:
-        """Asks for a PongReceived with the same eight bytes."""
+        """Asks for a PongReceived with the same eight bytes.
+
+        Raises:
+            ValueError: they are not eight.
+        """
         if len(payload) != 8:
             raise ValueError("a ping carries eight bytes")
         self._exchange.out += frames.frame(Kind.PING, 0, 0, payload)

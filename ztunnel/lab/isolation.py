@@ -54,7 +54,11 @@ def start_time(pid: int) -> int | None:
 
 
 def host_process() -> ProcessId:
-    """This process as /proc, and with it everybody outside of the lab, names it."""
+    """This process as /proc, and with it everybody outside of the lab, names it.
+
+    Raises:
+        NoNamespaces: /proc does not show it.
+    """
     pid = int(os.readlink("/proc/self"))
     started = start_time(pid)
     if started is None:

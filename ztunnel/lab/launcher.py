@@ -85,7 +85,11 @@ def refuse(code: int, reason: str) -> None:
 
 
 def check(result: int, what: str) -> None:
-    """Raise for a failed libc call."""
+    """Of a libc call.
+
+    Raises:
+        OSError: it failed; `what` is the file name of the error.
+    """
     if result != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), what)

@@ -36,7 +36,11 @@ class PeerAuthenticationObject:
 
 
 def read_peer_authentication(document: Field) -> PeerAuthenticationObject:
-    """A PeerAuthentication."""
+    """A PeerAuthentication.
+
+    Raises:
+        ManifestError: a field that is unknown, or not what it should be; ports without a selector.
+    """
     document.only(SPEC)
     spec = document.get("spec")
     spec.only(("selector", "mtls", "portLevelMtls"))

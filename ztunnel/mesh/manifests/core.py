@@ -104,7 +104,11 @@ def read_pod(document: Field) -> Pod:
 
 
 def read_service(document: Field) -> ServiceObject:
-    """A Service."""
+    """A Service.
+
+    Raises:
+        ManifestError: a field that we read is not what it should be.
+    """
     metadata = read_metadata(document)
     spec = document.get("spec")
     kind = spec.get("type")

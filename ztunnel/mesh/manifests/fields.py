@@ -58,7 +58,10 @@ class _Budget:
 
 
 class Field:
-    """One place in a document, present or not."""
+    """One place in a document, present or not.
+
+    Every method that reads it as something raises ManifestError, which names the place, where it is something else.
+    """
 
     __slots__ = ("_budget", "path", "subject", "value")
 
