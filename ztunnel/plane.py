@@ -125,7 +125,8 @@ class DataPlane:
         self._configure = configure
         self._index = index
         self._pods: dict[str, _Held] = {}
-        self._leaving: dict[str, _Leaving] = {}
+        self._leaving: dict[str, list[_Leaving]] = {}
+        """By pod, in the order in which the workers were told, which is that of their acknowledgements."""
         self._credentials: dict[SpiffeId, Credentials] = {}
         self._questions: dict[int, _Question] = {}
         self._asked = 0
@@ -231,19 +232,13 @@ class DataPlane:
         waiting = self._serving_numbers()
         if not waiting:
             return
-        # Acknowledgements come in the order of the requests: one that an earlier request still waits for is not ours.
-        await self._settled(uid)
-        leaving = self._leaving[uid] = _Leaving(waiting)
+        leaving = _Leaving(waiting)
+        self._leaving.setdefault(uid, []).append(leaving)
         self._tell(RemovePod(uid, drain))
         await leaving.removed.wait()
         if not drain:
             for link in self.links:
                 link.active.pop(uid, None)
-
-    async def _settled(self, uid: str) -> None:
-        former = self._leaving.get(uid)
-        if former is not None:
-            await former.removed.wait()
 
     def active(self, uid: str) -> int:
         """Live connections of a pod, at most a moment old."""
@@ -284,8 +279,9 @@ class DataPlane:
     def worker_died(self, link: Link, reason: str) -> None:
         """Its connections died with it; what it was asked it will not do any more."""
         link.active.clear()
-        for uid in list(self._leaving):
-            self._removed(link, uid)
+        for uid, requests in list(self._leaving.items()):
+            for _ in list(requests):
+                self._removed(link, uid)
         for question in self._questions.values():
             _settle(question.waiting, link, question.answered)
         self.listener.death(link.number, reason)
@@ -308,9 +304,12 @@ class DataPlane:
             _settle(held.waiting, link, held.added)
 
     def _removed(self, link: Link, uid: str) -> None:
-        leaving = self._leaving.get(uid)
-        if leaving is not None and _settle(leaving.waiting, link, leaving.removed):
-            del self._leaving[uid]
+        requests = self._leaving.get(uid, [])
+        oldest = next((each for each in requests if link.number in each.waiting), None)
+        if oldest is not None and _settle(oldest.waiting, link, oldest.removed):
+            requests.remove(oldest)
+            if not requests:
+                del self._leaving[uid]
 
     def _answered(self, link: Link, answer: Answer) -> None:
         if question := self._questions.get(answer.id):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -238,6 +239,23 @@ async def test_letting_a_pod_go_waits_for_every_worker(mock_clock: trio.testing.
         await trio.testing.wait_all_tasks_blocked()
         assert done.is_set(), "a worker that died has let it go"
         assert mesh.plane.active("u") == (2 if drain else 0)
+
+
+async def test_a_pod_is_let_go_also_by_a_worker_that_has_not_answered_about_it_before(
+    mesh: Plane, mock_clock: trio.testing.MockClock
+) -> None:
+    async with mesh.running() as nursery, added(mesh, nursery):
+        await mesh.heard()
+        mock_clock.autojump_threshold = 0
+        for drain in (True, False):
+            with trio.move_on_after(1):
+                await mesh.plane.remove("u", drain)
+        mock_clock.autojump_threshold = math.inf
+        assert await mesh.heard() == [RemovePod("u", drain=True), RemovePod("u", drain=False)]
+        for _ in range(2):
+            assert mesh.plane._leaving
+            await mesh.says(PodRemoved("u"))
+        assert not mesh.plane._leaving
 
 
 async def test_letting_go_needs_no_worker(mesh: Plane) -> None:
