@@ -88,12 +88,7 @@ def _build(settings: Settings) -> _Parts:
     agent = Agent(settings.node, index, plane)
     root = open_root(settings.ca.directory, settings.trust_domain, time.time())
     rotation = Rotation(Authority(root, settings.ca.leaf_hours), agent.certificate_changed, time.time)
-    enrolment = EnrollerSettings(
-        grace_seconds=settings.enrolment.grace_seconds,
-        linger_seconds=settings.enrolment.linger_seconds,
-        drift_seconds=settings.enrolment.drift_seconds,
-    )
-    enroller = Enroller(DirectoryFinder(str(settings.pods.netns_directory)), plane, enrolment)
+    enroller = _enroller(settings, plane)
     reporter = FlowReporter(metrics, agent.workload, time.monotonic)
     agent.rotation, agent.enroller = rotation, enroller
     plane.identity_of = agent.identity_of
@@ -129,6 +124,15 @@ def _build(settings: Settings) -> _Parts:
         admin=AdminServer(api, readiness, metrics, settings.admin, settings.limits.admin_connections),
         status_files=StatusFiles(settings.pods.status_directory, enroller.status) if settings.pods.status_directory else None,
     )
+
+
+def _enroller(settings: Settings, plane: DataPlane) -> Enroller:
+    enrolment = EnrollerSettings(
+        grace_seconds=settings.enrolment.grace_seconds,
+        linger_seconds=settings.enrolment.linger_seconds,
+        drift_seconds=settings.enrolment.drift_seconds,
+    )
+    return Enroller(DirectoryFinder(str(settings.pods.netns_directory)), plane, enrolment)
 
 
 async def _main(settings: Settings) -> None:

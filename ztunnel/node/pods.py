@@ -21,10 +21,21 @@ from typing import Protocol, TypeVar, TypeVarTuple
 import trio
 
 from ztunnel.mesh.errors import LocalError
-from ztunnel.node.enrolment import HELD, Action, EnrolmentCounters, Event, Namespace, Sight, State, next_event, retry_seconds, transition
-from ztunnel.node.enrolment import EnrolmentSettings as EnrolmentSettings
-from ztunnel.node.enrolment import PodSpec as PodSpec
-from ztunnel.node.enrolment import PodStatus as PodStatus
+from ztunnel.node.enrolment import (
+    HELD,
+    Action,
+    EnrolmentCounters,
+    EnrolmentSettings,
+    Event,
+    Namespace,
+    PodSpec,
+    PodStatus,
+    Sight,
+    State,
+    next_event,
+    retry_seconds,
+    transition,
+)
 from ztunnel.node.find import NetnsFinder
 from ztunnel.node.foothold import Foothold, sweep
 from ztunnel.node.nft import Ownership, probe_ownership
