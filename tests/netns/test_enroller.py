@@ -18,7 +18,7 @@ from tests.kit.netns import Pod, Topology
 from tests.kit.polling import eventually_async
 from tests.kit.traffic import accept, nobody_waits, talk
 from ztunnel.mesh.errors import LocalError
-from ztunnel.mesh.ports import INBOUND_HBONE
+from ztunnel.mesh.ports import INBOUND_HBONE, INBOUND_PLAINTEXT, OUTBOUND
 from ztunnel.node import netns
 from ztunnel.node.enrolment import EnrolmentSettings, PodSpec, PodStatus, State
 from ztunnel.node.find import DirectoryFinder
@@ -308,6 +308,18 @@ async def test_drift_is_healed_and_counted(directory: Path, plane: Plane, client
         await eventually_async(lambda: enroller.counters().checked > checked + 1)
         assert stage_of(client) is Stage.FULL
         assert only(enroller).captured
+
+
+async def test_listeners_that_somebody_shut_down_listen_again(directory: Path, plane: Plane, client: Pod) -> None:
+    """A worker has duplicates, and what it does to them it does to all that come after it."""
+    async with running(directory, plane) as enroller:
+        await enroller.reconcile([spec(client, strict=True)])
+        for listener in plane.serving[client.uid]:
+            listener.shutdown(socket.SHUT_RD)
+        await eventually_async(lambda: enroller.counters().healed == 1)
+        for port in (OUTBOUND, INBOUND_PLAINTEXT, INBOUND_HBONE):
+            with client.connect(("127.0.0.1", port)):
+                pass
 
 
 async def test_drift_that_cannot_be_healed_is_a_problem(directory: Path, plane: Plane, client: Pod) -> None:

@@ -17,7 +17,8 @@ ACCEPTS_PER_ROUND = 64
 _BURST_SECONDS = 0.0003
 _PAUSE_SECONDS = 0.1
 """How long accepting rests when descriptors or memory are short: the backlog holds, and nothing spins."""
-_SHORTAGE = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_SHORTAGE = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EINVAL}
+"""EINVAL: somebody has shut the listener down, and it stays readable until the supervisor lets it listen again."""
 _FAREWELL_SECONDS = 2.0
 _DISCARD = 65536
 _LINGER_RESET = struct.pack("ii", 1, 0)

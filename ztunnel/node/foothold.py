@@ -90,6 +90,7 @@ class Foothold:
         # used yet, only the rules bring it into the namespace.
         if os.path.exists(TCP_LOOSE):
             _pin_tcp_loose()
+        self.listeners.listen()
         routes.ensure()
         self._tables.apply(ruleset(self._wanted))
         _pin_tcp_loose()
@@ -97,6 +98,8 @@ class Foothold:
     def _check(self) -> str | None:
         if _tcp_loose() != "1":
             return "nf_conntrack_tcp_loose is not 1"
+        if not self.listeners.listening:
+            return "a listener was shut down"
         return routes.difference() or self._tables.check(ruleset(self._wanted))
 
     def _unload(self) -> None:

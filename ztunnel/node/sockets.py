@@ -52,6 +52,22 @@ class Listeners:
     def __iter__(self) -> Iterator[socket.socket]:
         return iter((self.outbound, self.plaintext, self.hbone))
 
+    @property
+    def listening(self) -> bool:
+        """Whether all of them still listen. Whoever has a duplicate, a worker that was taken over for one, can shut them down for all."""
+        return all(each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) for each in self)
+
+    def listen(self) -> None:
+        """All of them listen, again if need be; each has kept its port.
+
+        Raises: LocalError when the kernel refuses.
+        """
+        try:
+            for each in self:
+                each.listen(BACKLOG)
+        except OSError as error:
+            raise LocalError(f"cannot listen again: {error.strerror}") from error
+
     def close(self) -> None:
         for each in self:
             each.close()
