@@ -54,6 +54,7 @@ _REFUSED: dict[str, dict[str, int]] = {
         "setrlimit": 160, "setpriority": 141, "ioprio_set": 251, "sched_setscheduler": 144, "sched_setparam": 142, "sched_setattr": 314,
         "sched_setaffinity": 203, "migrate_pages": 256, "move_pages": 279, "socketpair": 53, "shmget": 29, "msgget": 68, "semget": 64,
         "mq_open": 240, "memfd_create": 319, "inotify_init": 253, "inotify_init1": 294, "fanotify_init": 300, "io_uring_enter": 426,
+        "fchmod": 91, "fchown": 93, "ftruncate": 77, "fallocate": 285, "fsetxattr": 190, "fremovexattr": 199,
         "io_uring_register": 427, "request_key": 249, "kexec_file_load": 320, "syslog": 103, "acct": 163, "quotactl": 179, "swapoff": 168,
     },
     "aarch64": {
@@ -70,6 +71,7 @@ _REFUSED: dict[str, dict[str, int]] = {
         "sched_setscheduler": 119, "sched_setparam": 118, "sched_setattr": 274, "sched_setaffinity": 122, "migrate_pages": 238,
         "move_pages": 239, "socketpair": 199, "shmget": 194, "msgget": 186, "semget": 190, "mq_open": 180, "memfd_create": 279,
         "inotify_init1": 26, "fanotify_init": 262, "io_uring_enter": 426, "io_uring_register": 427, "request_key": 218,
+        "fchmod": 52, "fchown": 55, "ftruncate": 46, "fallocate": 47, "fsetxattr": 7, "fremovexattr": 16,
         "kexec_file_load": 294, "syslog": 116, "acct": 89, "quotactl": 60, "swapoff": 225,
     },
 }  # fmt: skip

@@ -70,11 +70,12 @@ def test_no_capability_is_left() -> None:
         (lambda: resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE), "EPERM"),
         (lambda: os.pidfd_open(os.getppid()), "EPERM"),
         (lambda: os.memfd_create("x"), "EPERM"),
+        (lambda: os.ftruncate(0, 0), "EPERM"),
         (socket.socketpair, "EPERM"),
         (lambda: os.unlink("/tmp/there-is-no-such-file"), "EPERM"),
         (lambda: threading.Thread(target=print).start(), "RuntimeError"),
     ],
-    ids=["open", "socket", "fork", "exec", "kill", "tgkill", "prlimit", "pidfd", "memfd", "socketpair", "unlink", "thread"],
+    ids=["open", "socket", "fork", "exec", "kill", "tgkill", "prlimit", "pidfd", "memfd", "truncate", "socketpair", "unlink", "thread"],
 )
 def test_what_a_proxy_never_does_is_refused(attempt: Callable[[], object], outcome: str) -> None:
     assert confined(attempt)[0] == outcome
