@@ -157,7 +157,7 @@ class Tunnel:
         self._end_if_idle()
 
     def close(self, error: MeshError | None = None) -> None:
-        """Ends it now, streams included; the peer hears close_notify or the error's alert first if the socket takes it."""
+        """Ends it now, streams included. Without an error the peer hears close_notify first, if the socket takes it."""
         self._die(error)
 
     def abort(self, error: MeshError) -> None:
