@@ -237,3 +237,21 @@ async def test_what_a_hostile_file_says_can_be_handed_on(tmp_path: Path, mock_cl
         assert len(told.refusals) == 4
         for refusal in told.refusals:
             f"{refusal.file}{refusal.object}{refusal.reason}".encode()
+
+
+async def test_others_get_their_turn_while_one_long_document_is_read(tmp_path: Path, mock_clock: trio.testing.MockClock) -> None:
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    (tmp_path / "a.yaml").write_text("kind: List\napiVersion: v1\nitems:\n" + "- {kind: X, apiVersion: x/v1}\n" * 4000)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count)
+        async with watching(tmp_path) as told:
+            assert told.refusals == ()
+        nursery.cancel_scope.cancel()
+    assert turns > 20

@@ -15,6 +15,10 @@ from dataclasses import dataclass, field
 
 import yaml
 
+PAUSE = object()
+"""No document: a moment at which the reader may do something else."""
+EVENTS_PER_TURN = 1000
+"""A few milliseconds."""
 MAX_DEPTH = 100
 """Levels of nesting. Kubernetes' deepest kinds have about forty."""
 MAX_ODD_KEYS = 256
@@ -46,10 +50,21 @@ def read_yaml(content: bytes) -> Iterator[object]:
     Raises:
         DocumentError: while iterating, at the first place that is not YAML or passes a bound. Documents before it have been given.
     """
+    return (document for document in read_yaml_in_turns(content) if document is not PAUSE)
+
+
+def read_yaml_in_turns(content: bytes) -> Iterator[object]:
+    """As `read_yaml`, with PAUSE in between as often as others should get a turn: one document may take many seconds.
+
+    Raises:
+        DocumentError: as `read_yaml`.
+    """
     builder = _Builder()
     events = yaml.parse(content, Loader=yaml.CSafeLoader)
     try:
-        for event in events:
+        for number, event in enumerate(events, 1):
+            if number % EVENTS_PER_TURN == 0:
+                yield PAUSE
             if isinstance(event, yaml.DocumentStartEvent):
                 builder = _Builder()
             elif isinstance(event, yaml.DocumentEndEvent):

@@ -25,7 +25,7 @@ from ztunnel.mesh.derive import MeshOptions, MeshState, derive
 from ztunnel.mesh.errors import ConfigError
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import KubeObject
-from ztunnel.sources.documents import DocumentError, read_json, read_yaml
+from ztunnel.sources.documents import PAUSE, DocumentError, read_json, read_yaml_in_turns
 from ztunnel.sources.objects import Judged, Refusal, combine, judge, unreadable
 
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -207,8 +207,13 @@ class FileSource:
     async def _parse(self, name: str, content: bytes) -> tuple[list[Judged], list[Refusal]]:
         judged: list[Judged] = []
         refusals: list[Refusal] = []
-        bodies = read_json(content) if name.endswith(".json") else read_yaml(content)
-        for number, body in enumerate(bodies, 1):
+        bodies = read_json(content) if name.endswith(".json") else read_yaml_in_turns(content)
+        number = 0
+        for body in bodies:
+            if body is PAUSE:
+                await trio.lowlevel.checkpoint()
+                continue
+            number += 1
             if number % DOCUMENTS_PER_TURN == 0:
                 await trio.lowlevel.checkpoint()
             objects, problems = judge(body, _shown(name), number)
