@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from dnslib import QTYPE, DNSRecord
@@ -55,6 +58,16 @@ apiVersion: v1
 kind: Service
 metadata: {name: nobody, namespace: shop}
 spec: {selector: {app: nobody}, ports: [{port: 80}]}
+"""
+
+
+NEVER_READY = """
+apiVersion: v1
+kind: Pod
+metadata: {name: waiting}
+spec:
+  containers:
+  - {name: c, command: [sleep, "60"], readinessProbe: {tcpSocket: {port: 1}}}
 """
 
 
@@ -315,6 +328,25 @@ def test_a_killed_lab_leaves_nothing_but_a_directory_which_down_removes() -> Non
         assert not lab.state.exists()
     assert sorted(os.listdir("/sys/class/net")) == links
     assert lifecycle.names() == rules
+
+
+def test_an_interrupted_up_says_that_the_lab_stays(tmp_path: Path) -> None:
+    (tmp_path / "never.yaml").write_text(NEVER_READY)
+    environment = {**os.environ, "ZTUNNEL_LAB_DIR": str(tmp_path / "labs"), "ZTUNNEL_LAB": "slow"}
+    command = [sys.executable, "-m", "ztunnel", "lab"]
+    up = subprocess.Popen(
+        [*command, "up", "--no-mesh", "-f", str(tmp_path / "never.yaml")], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        eventually(
+            lambda: b"Running" in subprocess.run([*command, "get", "pods"], env=environment, capture_output=True, check=False).stdout
+        )
+        up.send_signal(signal.SIGINT)
+        said = up.communicate(timeout=20)[1]
+        assert (up.returncode, "`ztunnel lab down --name slow`" in said) == (130, True), said
+    finally:
+        up.kill()
+        assert subprocess.run([*command, "down"], env=environment, check=False).returncode == 0
 
 
 def test_down_ends_everything() -> None:

@@ -96,7 +96,15 @@ def up(files: tuple[str, ...], nodes: int, ip_family: str, images: tuple[str, ..
     except (LocalError, KeyboardInterrupt):
         lifecycle.stop(lab_name)
         raise
-    missing = client.call("settle", timeout=timeout)
+    try:
+        missing = client.call("settle", timeout=timeout)
+    except KeyboardInterrupt:
+        suffix = "" if lab_name == "lab" else f" --name {lab_name}"
+        click.echo(
+            f"interrupted: the lab stays up, ready or not; `ztunnel lab status{suffix}` and `ztunnel lab down{suffix}` go on from here",
+            err=True,
+        )
+        raise
     if missing:
         _complain(lab_name, missing, timeout)
     _report(client.call("status"), lab_name, time.perf_counter() - began)
