@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -100,7 +102,12 @@ def listing_options(command: Callable[[Listing, bool, float], None]) -> Callable
     ) -> None:
         if all_namespaces and namespace is not None:
             raise click.UsageError("--namespace and --all-namespaces exclude each other")
-        command(Listing(choice(path, lab, node), namespace, form, headers=not no_headers), watch, interval)
+        try:
+            command(Listing(choice(path, lab, node), namespace, form, headers=not no_headers), watch, interval)
+        except BrokenPipeError:
+            # A reader that has seen enough (`| head`) is not the exit code 1 of a problem found.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.exit(128 + signal.SIGPIPE)
 
     return wrapped
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -187,6 +188,15 @@ def test_the_labs_variable_names_a_lab_here_too_and_gives_way_to_what_is_typed(t
         assert invoke("log-level", environ=environ).stdout.startswith("node-7: ")
         assert invoke("log-level", "--socket", socket_path, environ=environ).stdout.startswith("node-1: ")
     assert "the lab big has no running agents" in invoke("log-level", environ=environ).stderr
+
+
+def test_a_reader_that_has_seen_enough_is_no_problem_found(socket_path: str) -> None:
+    command = [sys.executable, "-m", "ztunnel", "status", "--socket", socket_path]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=20, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
 def test_a_watch_prints_changes_until_the_agent_ends(tmp_path: Path) -> None:
