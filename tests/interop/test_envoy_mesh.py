@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from tests.kit import envoy
+from tests.kit.apps import connected
 from tests.kit.mesh import Mesh
 from tests.kit.netns import Pod
 from tests.kit.pki import FakePki
@@ -238,14 +239,14 @@ def refused(client: socket.socket) -> bool:
 
 
 def test_envoy_refuses_an_identity_of_ours_that_it_does_not_expect(mesh: Mesh) -> None:
-    with outbound(mesh, client=identity("somebody-else")), mesh.pods["ours"].connect((mesh.pods["theirs"].v4, APP)) as client:
+    with outbound(mesh, client=identity("somebody-else")), connected(mesh.pods["ours"], (mesh.pods["theirs"].v4, APP)) as client:
         assert refused(client)
 
 
 def test_we_refuse_an_envoy_that_is_not_who_we_expect(mesh: Mesh) -> None:
     with (
         outbound(mesh, account="an-impostor") as there,
-        mesh.pods["ours"].connect((mesh.pods["theirs"].v4, APP)) as client,
+        connected(mesh.pods["ours"], (mesh.pods["theirs"].v4, APP)) as client,
     ):
         assert refused(client)
         assert there.counter("http.hbone.downstream_rq_total") == 0
@@ -253,7 +254,7 @@ def test_we_refuse_an_envoy_that_is_not_who_we_expect(mesh: Mesh) -> None:
 
 
 def test_envoy_refuses_our_pod_under_another_name(mesh: Mesh) -> None:
-    with inbound(mesh, server=identity("somebody-else")) as here, mesh.pods["theirs"].connect(("127.0.0.1", TUNNEL_IN)) as client:
+    with inbound(mesh, server=identity("somebody-else")) as here, connected(mesh.pods["theirs"], ("127.0.0.1", TUNNEL_IN)) as client:
         assert refused(client)
         assert here.counter("cluster.tunnel.ssl.fail_verify_san") >= 1
 
@@ -267,7 +268,7 @@ def test_we_refuse_an_envoy_of_another_mesh(mesh: Mesh, stranger: str) -> None:
         pki = FakePki("elsewhere.example")
         pki._key, pki._root = root.key, root.certificate
         presented = pki.credentials(roots_pem=root.pem)
-    with inbound(mesh, credentials_=presented), mesh.pods["theirs"].connect(("127.0.0.1", TUNNEL_IN)) as client:
+    with inbound(mesh, credentials_=presented), connected(mesh.pods["theirs"], ("127.0.0.1", TUNNEL_IN)) as client:
         assert refused(client)
 
 
@@ -284,7 +285,7 @@ def test_we_refuse_what_is_not_mutual_tls_1_3(mesh: Mesh, change: str) -> None:
         common["tls_params"] = {"tls_minimum_protocol_version": "TLSv1_2", "tls_maximum_protocol_version": "TLSv1_2"}
     with (
         envoy.running(config, prefix=("nsenter", f"--net={theirs.path}")) as here,
-        theirs.connect(("127.0.0.1", TUNNEL_IN)) as client,
+        connected(theirs, ("127.0.0.1", TUNNEL_IN)) as client,
     ):
         assert refused(client)
         assert here.counter("cluster.tunnel.upstream_rq_200") == 0
