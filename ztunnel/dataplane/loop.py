@@ -189,13 +189,16 @@ class Loop:
     def _patience(self, limit: float | None) -> float:
         if self._again or self._dirty:
             return 0
-        while self._timers and self._timers[0][2].callback is None:
-            heapq.heappop(self._timers)
-        if not self._timers:
+        timers = self._timers
+        while timers and timers[0][2].callback is None:
+            heapq.heappop(timers)
+        if not timers:
             return -1 if limit is None else limit
         # As of the round's start: a timer may be late by what the round took, which it would be anyway, and the clock is not asked twice.
-        wait = max(0.0, self._timers[0][0] - self.now)
-        return wait if limit is None else min(wait, limit)
+        wait = timers[0][0] - self.now
+        if limit is not None and limit < wait:
+            wait = limit
+        return wait if wait > 0 else 0
 
     def _run_timers(self) -> None:
         while self._timers and self._timers[0][0] <= self.now:

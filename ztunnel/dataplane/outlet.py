@@ -53,6 +53,9 @@ class Outlet:
         """Seals and sends frames; takes the buffer over."""
         end = len(plain)
         plain.append(0)
+        if end <= CHUNK_FRAMED:
+            self.seal(plain, 0, end)
+            return
         for start in range(0, end, CHUNK_FRAMED):
             self.seal(plain, start, min(start + CHUNK_FRAMED, end))
 
@@ -61,9 +64,7 @@ class Outlet:
         records = self.records
         if records is None or self._sock is None:
             return
-        control = records.pending()
-        if control:
-            self.send_raw(control)
+        # A KeyUpdate that is due is written in front of the data.
         size = records.seal(source, start, end, self._scratch.sealed, 0)
         self._transmit(self._scratch.sealed_view[:size])
 

@@ -344,8 +344,9 @@ class Tunnel:
             start = consumed
         if self.is_dead:
             return
-        self._partial = bytes(raw[start:end])
-        self.mark_dirty()
+        self._partial = bytes(raw[start:end]) if start < end else b""
+        if self.mux.has_output:
+            self.mark_dirty()
         if records.peer_closed:
             self._peer_ended()
 
