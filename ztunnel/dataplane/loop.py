@@ -75,7 +75,8 @@ class Loop:
         self._handlers: dict[int, Handler] = {}
         self._forgotten: set[int] = set()
         """Descriptors forgotten in this round: what the kernel had to say of them is not news of whoever has their numbers now."""
-        self._again: list[tuple[Handler, int]] = []
+        self._again: dict[Handler, int] = {}
+        """Once per round each, however often it asked: a transfer whose events come in while it has its turn would get more and more."""
         self._dirty: list[Flushable] = []
         self._timers: list[tuple[float, int, Timer]] = []
         self._crowded = _CROWDED
@@ -118,7 +119,7 @@ class Loop:
 
     def again(self, handler: Handler, events: int) -> None:
         """Calls the handler once more in the next round, after the others had their turn."""
-        self._again.append((handler, events))
+        self._again[handler] = self._again.get(handler, 0) | events
 
     def flush_later(self, flushable: Flushable) -> None:
         """Calls `flush` once at the end of this round; the caller keeps its own flag against asking twice."""
@@ -154,7 +155,7 @@ class Loop:
         """One round, waiting at most `limit` seconds for an event (None: until something happens)."""
         events = self._epoll.poll(self._patience(limit), MAX_EVENTS)
         self.now = time.monotonic()
-        again, self._again = self._again, []
+        again, self._again = self._again, {}
         handlers, forgotten = self._handlers, self._forgotten
         forgotten.clear()
         # The connection boundary of the worker: the places that catch everything, so that a bug costs one connection. They stand
@@ -166,7 +167,7 @@ class Loop:
                     handler.on_event(mask)
                 except Exception:  # noqa: BLE001 - it is logged there
                     self._met_bug(handler)
-        for handler, mask in again:
+        for handler, mask in again.items():
             try:
                 handler.on_event(mask)
             except Exception:  # noqa: BLE001 - it is logged there

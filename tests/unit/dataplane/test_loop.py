@@ -45,6 +45,17 @@ def test_a_round_has_an_order() -> None:
     loop.close()
 
 
+def test_who_asks_twice_has_one_turn_for_both() -> None:
+    loop, diary = Loop(), list[str]()
+    eager = Recorder(diary, "eager")
+    for events in (READABLE, WRITABLE, READABLE):
+        loop.again(eager, events)
+    loop.again(Recorder(diary, "other"), READABLE)
+    loop.run_once(0)
+    assert diary == ["eager:rw", "other:r"]
+    loop.close()
+
+
 def test_news_and_silence() -> None:
     loop, diary = Loop(), list[str]()
     ours, theirs = socket.socketpair()
