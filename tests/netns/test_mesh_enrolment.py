@@ -107,6 +107,50 @@ def test_under_strict_the_plaintext_connection_ends(mesh: Mesh, client: Pod, ser
 
 
 @FAMILIES
+def test_becoming_strict_ends_what_is_older_than_the_capture_and_nothing_else(mesh: Mesh, client: Pod, server: Pod, family: int) -> None:
+    outsider = mesh.pod("outsider", node=0)
+    mesh.settle()
+    to = (server.address(family), APP)
+    with apps.Echo(server, APP), outsider.connect(to) as old:
+        assert apps.ping(old)
+        enrol(mesh)
+        assert keeps_talking(old, 2 * GRACE_SECONDS)
+        with (
+            server.listener(APP + 1) as listener,
+            client.listener(APP + 1) as other_listener,
+            client.connect((to[0], APP + 1)) as inward,
+            accept(listener) as inward_end,
+            server.connect((client.address(family), APP + 1)) as outward,
+            accept(other_listener) as outward_end,
+        ):
+            talk(inward, inward_end)
+            talk(outward, outward_end)
+            mesh.policy("default", {"mtls": {"mode": "STRICT"}}, "PeerAuthentication")
+            eventually(lambda: not apps.ping(old))
+            talk(inward_end, inward)
+            talk(outward_end, outward)
+            talk(inward, inward_end)
+
+
+def test_a_connection_made_while_the_pod_was_leaving_does_not_outlive_strict(mesh: Mesh, client: Pod, server: Pod) -> None:
+    outsider = mesh.pod("outsider", node=0)
+    enrol(mesh)
+    to = (server.v4, APP)
+    with apps.Echo(server, APP), client.connect(to) as held:
+        assert apps.ping(held)
+        mesh.enrol("server", False)
+        eventually(lambda: apps.outcome(outsider, to) == "echoed")
+        with outsider.connect(to) as sly:
+            assert apps.ping(sly)
+            mesh.policy("default", {"mtls": {"mode": "STRICT"}}, "PeerAuthentication")
+            mesh.enrol("server")
+            mesh.settle()
+            eventually(lambda: apps.outcome(outsider, to) == "reset")
+            assert not apps.ping(sly)
+            assert apps.ping(held)
+
+
+@FAMILIES
 def test_a_pod_that_leaves_keeps_its_tunnelled_connection_and_goes_direct_with_the_next(
     mesh: Mesh, client: Pod, server: Pod, family: int
 ) -> None:

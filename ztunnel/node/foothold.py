@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 
 from ztunnel.mesh.errors import NetlinkError
-from ztunnel.node import netns, routes
+from ztunnel.node import conntrack, established, netns, routes
+from ztunnel.node.established import Established
 from ztunnel.node.nft import Ownership, PodTables
 from ztunnel.node.redirect import Stage, ruleset
 from ztunnel.node.sockets import Listeners, make_listeners
@@ -72,6 +73,13 @@ class Foothold:
         """
         netns.run_inside(self.netns_fd, self._load)
 
+    def cut_uncaptured(self) -> int:
+        """Connections that are older than the capture, and pass it by, end with their next packet; how many.
+
+        Raises: NetlinkError.
+        """
+        return netns.run_inside(self.netns_fd, conntrack.cut_uncaptured)
+
     def unload(self) -> None:
         """Rules, then routes are gone. Idempotent.
 
@@ -92,8 +100,11 @@ class Foothold:
             _pin_tcp_loose()
         self.listeners.listen()
         routes.ensure()
+        older = _older_connections() if self._wanted is Stage.GUARDED and self._tables.stage() is Stage.REMOVED else []
         self._tables.apply(ruleset(self._wanted))
         _pin_tcp_loose()
+        if older:
+            established.keep(older)
 
     def _check(self) -> str | None:
         if _tcp_loose() != "1":
@@ -105,6 +116,14 @@ class Foothold:
     def _unload(self) -> None:
         self._tables.apply(ruleset(Stage.REMOVED))
         routes.remove()
+
+
+def _older_connections() -> list[Established]:
+    """Those that the pod has while nothing is redirected yet. A kernel that cannot list them leaves them to the grace period."""
+    try:
+        return established.list_established()
+    except NetlinkError:
+        return []
 
 
 def sweep(netns_fd: int, ownership: Ownership) -> bool:

@@ -164,6 +164,25 @@ class Netlink:
             raise InterruptedError
         return found
 
+    def dump(self, question: Request, limit: int) -> list[bytes]:
+        """The answers to a DUMP as they are; what changes meanwhile may be missing.
+
+        Raises: KernelRefused; TooManyAnswersError for more than `limit`.
+        """
+        first = self._send([question])
+        found: list[bytes] = []
+        for sequence, kind, _, body in self._replies():
+            if sequence != first:
+                continue
+            if kind == _ERROR and (number := _error_number(body)):
+                raise KernelRefused(question.what, number)
+            if kind in (_DONE, _ERROR):
+                break
+            if len(found) == limit:
+                raise TooManyAnswersError(f"{question.what}: more than {limit} answers")
+            found.append(body)
+        return found
+
     def _send(self, requests: Sequence[Request]) -> int:
         self._discard_leftovers()
         first = self._sequence + 1

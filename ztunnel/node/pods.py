@@ -92,6 +92,7 @@ class _Pod:
     look_at: float = -math.inf  # next drift check
     poll_at: float = math.inf  # next look at a draining pod's connections
     captured: bool = False
+    is_cut: bool = False  # strict, and connections that are older than the capture were ended
     failures: int = 0
     problem: str = ""
     lock: trio.Lock = field(default_factory=trio.Lock)
@@ -235,6 +236,8 @@ class Enroller:
             if pod.state is State.REMOVED:
                 del self._pods[pod.spec.uid]
                 return
+            if pod.state is State.ENROLLED and not await self._cut(pod):
+                return
             if pod.state in HELD and pod.look_at <= trio.current_time():
                 await self._check(pod)
             pod.poll_at = trio.current_time() + self._settings.drain_poll_seconds if pod.state is State.DRAINING else math.inf
@@ -320,7 +323,7 @@ class Enroller:
         return Event.FULL_LOADED if full else Event.GUARD_LOADED
 
     async def _load(self, pod: _Pod, stage: Stage) -> None:
-        pod.captured = False
+        pod.captured = pod.is_cut = False
         await self._in_thread(_held(pod).load, stage)
         pod.captured = stage in (Stage.FULL, Stage.GUARDED)
         pod.look_at = self._next_look()
@@ -334,6 +337,21 @@ class Enroller:
             await self._bounded(self._sink.remove(pod.spec.uid, drain=False))
         finally:
             foothold.close()
+
+    async def _cut(self, pod: _Pod) -> bool:
+        """Nothing passes a strict pod's capture by, however old it is. False: it failed, and is tried again."""
+        if not pod.spec.strict or pod.is_cut:
+            pod.is_cut = pod.spec.strict
+            return True
+        try:
+            cut = await self._in_thread(_held(pod).cut_uncaptured)
+        except LocalError as error:
+            self._failed(pod, error)
+            return False
+        pod.is_cut = True
+        if cut:
+            log.info("plaintext connections cut", extra=fields(pod=pod.label, uid=pod.spec.uid, count=cut))
+        return True
 
     async def _check(self, pod: _Pod) -> None:
         """One drift check, and the mending of what it finds."""
