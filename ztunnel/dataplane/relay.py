@@ -275,15 +275,16 @@ class StreamRelay:
         if not self._backlog and self._sock is not None:
             self._shut_app()
 
-    def remote_reset(self, code: int, *, graceful: bool) -> None:
-        """RST_STREAM. NO_ERROR and CANCEL end the stream like an end of file, as Istio's peers mean them.
+    def remote_reset(self, code: int) -> None:
+        """RST_STREAM. Behind END_STREAM it ends the stream well, whatever its code: what came before is whole, and only our own direction
+        is cut. (Envoy resets a stream with CONNECT_ERROR when the server behind it half-closes first.)
 
-        So does any code behind END_STREAM: what came before it is whole, and only our own direction is cut. (Envoy resets a stream
-        with CONNECT_ERROR when the server behind it half-closes first.)
+        Before END_STREAM it is a cut, whatever its code. Istio's ztunnel takes NO_ERROR and CANCEL there for an end of file too, and
+        sends CANCEL when it drops a connection in the middle: its applications take the half of an answer for the whole.
         """
         if self._done:
             return
-        if not self._answered or self._sock is None or not (graceful or self._remote_ended):
+        if not self._answered or self._sock is None or not self._remote_ended:
             self._end(UpstreamError(f"peer reset the stream with error {code:#x}"), graceful=False)
             return
         self._unread = not self._app_ended

@@ -408,7 +408,7 @@ class Tunnel:
                     relay.remote_ended()
             case StreamReset(stream=stream):
                 if relay := self.relays.get(stream):
-                    relay.remote_reset(event.code, graceful=event.graceful)
+                    relay.remote_reset(event.code)
             case WindowOpened(stream=0):
                 self._unpark()
             case WindowOpened(stream=stream):

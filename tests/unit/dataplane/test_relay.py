@@ -232,10 +232,10 @@ def test_an_answer_that_is_the_end_at_once(wire: Wire) -> None:
 # Ending
 
 
-@pytest.mark.parametrize("code", [Code.NO_ERROR, Code.CANCEL])
-def test_a_graceful_reset_is_an_end_of_file(wire: Wire, pair: Pair, code: Code) -> None:
-    pair.far.send(b"whole")
-    wire.run_until(lambda: received(pair.near) == b"whole")
+@pytest.mark.parametrize("code", [Code.NO_ERROR, Code.CANCEL, Code.CONNECT_ERROR])
+def test_a_reset_behind_the_end_leaves_it_a_good_end(wire: Wire, pair: Pair, code: Code) -> None:
+    assert wire.exchange(pair.far, pair.near, b"answer") == b"answer"
+    wire.server.tunnel.mux.end_stream(pair.server._stream)
     wire.server.tunnel.mux.reset(pair.server._stream, code)
     wire.server.tunnel.mark_dirty()
     wire.run_until(lambda: pair.ends.is_over)
@@ -243,12 +243,23 @@ def test_a_graceful_reset_is_an_end_of_file(wire: Wire, pair: Pair, code: Code) 
     wire.run_until(lambda: received(pair.near) == b"")
 
 
-def test_a_graceful_reset_reaches_an_application_that_is_still_sending(wire: Wire, pair: Pair) -> None:
+@pytest.mark.parametrize("code", [Code.NO_ERROR, Code.CANCEL])
+def test_a_reset_before_the_end_is_a_cut(wire: Wire, pair: Pair, code: Code) -> None:
+    assert wire.exchange(pair.far, pair.near, b"half of an ans") == b"half of an ans"
+    wire.server.tunnel.mux.reset(pair.server._stream, code)
+    wire.server.tunnel.mark_dirty()
+    wire.run_until(lambda: pair.ends.is_over)
+    assert isinstance(pair.ends.results[0], UpstreamError)
+    assert is_reset(wire, pair.near)
+
+
+def test_a_good_end_reaches_an_application_that_is_still_sending(wire: Wire, pair: Pair) -> None:
     stuff(wire, pair, bytes(1 << 20))
     answer = os.urandom(1 << 20)
     assert wire.exchange(pair.far, pair.near, answer[: 1 << 16]) == answer[: 1 << 16]
     sent = (1 << 16) + pair.far.send(answer[1 << 16 :])
     wire.run_until(lambda: pair.relay.from_stream == sent)
+    wire.server.tunnel.mux.end_stream(pair.server._stream)
     wire.server.tunnel.mux.reset(pair.server._stream, Code.NO_ERROR)
     wire.server.tunnel.mark_dirty()
     wire.run_until(lambda: pair.ends.results == [None])
@@ -261,7 +272,7 @@ def test_another_reset_is_a_reset(wire: Wire, pair: Pair) -> None:
     wire.server.tunnel.mark_dirty()
     wire.run_until(lambda: pair.ends.is_over)
     assert is_reset(wire, pair.near)
-    pair.relay.remote_reset(0, graceful=True)
+    pair.relay.remote_reset(0)
     pair.relay.abort(LocalError("too late"))
     pair.relay.tunnel_lost(LocalError("too late"))
     assert len(pair.ends.results) == 1

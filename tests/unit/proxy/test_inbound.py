@@ -79,7 +79,7 @@ class _Watcher:
     def remote_ended(self) -> None:
         self.stranger.ended.add(self.stream)
 
-    def remote_reset(self, code: int, *, graceful: bool) -> None:
+    def remote_reset(self, code: int) -> None:
         self.stranger.ended.add(self.stream)
         self.stranger.tunnel.relays.pop(self.stream, None)
 
