@@ -11,10 +11,11 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from ipaddress import ip_address
 
 from ztunnel.mesh.ports import INBOUND_HBONE
+from ztunnel.node import routes
 from ztunnel.node.netlink import ACK, DUMP, NETLINK_NETFILTER, REQUEST, KernelRefused, Netlink, Request
 from ztunnel.node.redirect import IPPROTO_TCP, LOOPBACKS, MARK_MASK, PROBE_ADDRESSES, REPLY_MARK
 
@@ -36,6 +37,7 @@ def cut_uncaptured() -> int:
     Raises: NetlinkError.
     """
     cut = 0
+    here = frozenset(ip_address(each).packed for each in routes.addresses())
     with Netlink(NETLINK_NETFILTER) as netlink:
         for family in (socket.AF_INET, socket.AF_INET6):
             dump = Request(_message(_GET, DUMP | REQUEST, family), is_dump=True, what="list connections")
@@ -45,8 +47,9 @@ def cut_uncaptured() -> int:
                 if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
                     return cut
                 raise
-            for entry in filter(None, map(_uncaptured, found)):
-                cut += _forget(netlink, family, entry)
+            for message in found:
+                if entry := _uncaptured(message, here):
+                    cut += _forget(netlink, family, entry)
     return cut
 
 
@@ -60,8 +63,8 @@ def _forget(netlink: Netlink, family: int, entry: bytes) -> bool:
     return True
 
 
-def _uncaptured(message: bytes) -> bytes | None:
-    """The attribute that names a connection, if it is one to be cut."""
+def _uncaptured(message: bytes, here: Collection[bytes]) -> bytes | None:
+    """The attribute that names a connection, if it is one to be cut. `here`: the pod's addresses."""
     attributes = dict(_attributes(message[_MESSAGE.size :]))
     status, mark = (int.from_bytes(attributes.get(each, b"")[4:], "big") for each in (_STATUS, _MARK))
     original = attributes.get(_TUPLE_ORIG, b"")
@@ -70,9 +73,11 @@ def _uncaptured(message: bytes) -> bytes | None:
     parts = dict(_attributes(original[4:]))
     if _TUPLE_ZONE in parts or _TUPLE_IP not in parts or _TUPLE_PROTO not in parts:
         return None
-    ends = [each[4:] for _, each in _attributes(parts[_TUPLE_IP][4:])]
+    ends = [each[4:] for _, each in sorted(_attributes(parts[_TUPLE_IP][4:]))]
     protocol = {kind: int.from_bytes(each[4:], "big") for kind, each in _attributes(parts[_TUPLE_PROTO][4:])}
-    if protocol.get(_PROTO_NUMBER) != IPPROTO_TCP or protocol.get(_PROTO_TO) == INBOUND_HBONE:
+    # An entry may begin at either end, and a client may call its own port 15008.
+    is_tunnel = protocol.get(_PROTO_TO) == INBOUND_HBONE and ends[-1] in here
+    if protocol.get(_PROTO_NUMBER) != IPPROTO_TCP or is_tunnel:
         return None
     if len(set(ends)) != 2 or not _LEFT_ALONE.isdisjoint(ends):
         return None
