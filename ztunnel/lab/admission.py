@@ -6,6 +6,7 @@ through the `Validate` seam. Every refusal names the file, the object, the field
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -28,6 +29,32 @@ GRACE_SECONDS = 2
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _LABEL_KEY = re.compile(rf"({_NAME.pattern}/)?[A-Za-z0-9]([A-Za-z0-9._-]{{0,61}}[A-Za-z0-9])?")
+_SERVICE_FIELDS = frozenset(
+    [
+        "allocateLoadBalancerNodePorts",
+        "clusterIP",
+        "clusterIPs",
+        "externalIPs",
+        "externalName",
+        "externalTrafficPolicy",
+        "healthCheckNodePort",
+        "internalTrafficPolicy",
+        "ipFamilies",
+        "ipFamilyPolicy",
+        "loadBalancerClass",
+        "loadBalancerIP",
+        "loadBalancerSourceRanges",
+        "ports",
+        "publishNotReadyAddresses",
+        "selector",
+        "sessionAffinity",
+        "sessionAffinityConfig",
+        "trafficDistribution",
+        "type",
+    ]
+)
+_SERVICE_PORT_FIELDS = frozenset({"appProtocol", "name", "nodePort", "port", "protocol", "targetPort"})
+"""Source: Kubernetes API v1, ServiceSpec and ServicePort."""
 _PORT_NAME = re.compile(r"(?=.*[a-z])[a-z0-9]([-a-z0-9]{0,13}[a-z0-9])?")
 
 
@@ -209,8 +236,17 @@ def _deployment(offered: Offered, body: Tree, rules: Rules) -> None:
         raise offered.refuse("spec.template.spec.restartPolicy", "a Deployment's pods always restart")
 
 
+def _only(offered: Offered, node: Tree, where: str, known: frozenset[str]) -> None:
+    """Refuses a field that the API server does not know: a misspelt one would silently mean nothing."""
+    for name in node:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=1)
+            raise offered.refuse(f"{where}.{name}", "unknown field" + (f"; did you mean {close[0]}?" if close else ""))
+
+
 def _service(offered: Offered, body: Tree, _: Rules) -> None:
     spec = branch(body, "spec")
+    _only(offered, spec, "spec", _SERVICE_FIELDS)
     kind = spec.setdefault("type", "ClusterIP")
     if kind != "ClusterIP":
         raise offered.refuse("spec.type", f"the lab only knows ClusterIP services, not {kind!r}")
@@ -228,6 +264,7 @@ def _service(offered: Offered, body: Tree, _: Rules) -> None:
 
 
 def _service_port(offered: Offered, port: Tree, where: str, named: bool) -> None:
+    _only(offered, port, where, _SERVICE_PORT_FIELDS)
     if not 1 <= integer(port, "port") <= 65535:
         raise offered.refuse(f"{where}.port", f"{at(port, 'port')!r} is not a port number")
     if port.setdefault("protocol", "TCP") not in ("TCP", "UDP"):

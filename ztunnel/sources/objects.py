@@ -17,6 +17,8 @@ from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import Ignored, KubeObject, RefusedPolicy, key, key_of, parse, unpack
 from ztunnel.mesh.refused import stand_in
 
+_NEEDS_WAYPOINT = "it is for a waypoint, and there are none yet: nothing enforces this policy"
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Refusal:
@@ -70,6 +72,8 @@ def judge(body: object, file: str, number: int) -> tuple[list[Judged], list[Refu
             refusals.append(Refusal(file, error.subject, error.field, error.reason))
             judged.extend(_refused(each, error, file))
         else:
+            if isinstance(item, AuthorizationPolicyObject) and item.waypoint:
+                refusals.append(Refusal(file, str(key(item)), "spec.targetRefs", _NEEDS_WAYPOINT))
             if not isinstance(item, Ignored):
                 judged.append(Judged(key(item), file, item))
     return judged, refusals

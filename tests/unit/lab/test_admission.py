@@ -149,3 +149,17 @@ def test_any_object_is_admitted_or_refused(kind: str, spec: dict[str, object], m
             admit(Offered("f", {"apiVersion": version, "kind": kind, "metadata": meta, "spec": spec}), RULES)
         except ManifestError:
             continue
+
+
+@pytest.mark.parametrize(
+    ("spec", "field", "meant"),
+    [
+        ({"selectorr": {"app": "x"}}, "spec.selectorr", "selector"),
+        ({"ports": [{"port": 80, "targetport": 8080}]}, "spec.ports[0].targetport", "targetPort"),
+    ],
+)
+def test_a_misspelt_field_of_a_service_is_not_taken_for_nothing(spec: Tree, field: str, meant: str) -> None:
+    with pytest.raises(ManifestError) as refused:
+        admit(Offered("a.yaml", _service(**spec)), RULES)
+    assert refused.value.field == field
+    assert f"did you mean {meant}" in refused.value.reason

@@ -126,6 +126,14 @@ def test_a_nameless_policy_that_denies_is_not_hidden_by_one_that_never_does() ->
     assert isinstance(stand_in, RefusedPolicy)
 
 
+def test_a_policy_for_a_waypoint_is_a_problem_as_long_as_there_are_none() -> None:
+    objects, refusals = judge(policy(targetRefs=[{"kind": "Service", "name": "x", "group": ""}]), "a.yaml", 1)
+    assert len(objects) == 1
+    (refusal,) = refusals
+    assert refusal.field == "spec.targetRefs"
+    assert "nothing enforces this policy" in refusal.reason
+
+
 def test_nonsense_is_refused_and_nothing_else() -> None:
     bodies: list[object] = [5, "x", [], {}, {"kind": 5}, {"kind": "Pod"}, {1: 2}]
     for body in bodies:
