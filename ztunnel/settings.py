@@ -160,13 +160,13 @@ class EnrolmentSettings:
     """How pods come into the mesh and stay in it."""
 
     grace_seconds: float = field(default=5.0, metadata=_range(0, 600))
-    """How long after enrolment connections older than it are left alone, before all their packets are redirected as well; 5:
-    enough for requests in flight. Longer leaves plaintext of old connections on the wire for longer."""
+    """How long connections older than the enrolment have to show themselves where the kernel cannot list them, before everything
+    else is captured; 5: more than TCP's first retransmissions. They are kept then, all others are tunnelled at once."""
     linger_seconds: float = field(default=2.0, metadata=_range(0, 60))
     """How long a pod that leaves the mesh is still served on 15008 even when it has no connections; 2: peers on other nodes hear of it
     a little later, and until then they tunnel."""
-    drift_seconds: float = field(default=30.0, metadata=_range(1, 3600))
-    """Between two checks that a pod's rules are still there; 30: a CNI that flushed them is mended before anybody reads a graph."""
+    drift_seconds: float = field(default=10.0, metadata=_range(1, 3600))
+    """Between two checks that a pod's rules are still there; 10: while they are flushed, plaintext may leave; a check costs a few ms."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -380,7 +380,8 @@ class Worker:
 
     def _await_end(self, node: Node, deadline: float) -> None:
         # What a connection sent last may still be on its way when it is over: a socket that its process's end closes can be reset.
-        if (len(node.connections) or self._loop.has(Farewell)) and self._loop.now < deadline:
+        parting = any(tunnel.is_parting for pod in node.pods.values() for tunnel in pod.inbound)
+        if (len(node.connections) or parting or self._loop.has(Farewell)) and self._loop.now < deadline:
             self._loop.call_later(_TELL_SECONDS, lambda: self._await_end(node, deadline))
             return
         cut = len(node.connections)

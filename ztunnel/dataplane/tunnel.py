@@ -28,6 +28,7 @@ from ztunnel.hbone.events import (
     DataReceived,
     Event,
     PeerGoingAway,
+    PongReceived,
     RequestReceived,
     ResponseReceived,
     SettingsReceived,
@@ -45,6 +46,10 @@ from ztunnel.mesh.identity import SpiffeId
 log = logging.getLogger(__name__)
 
 _NO_ERROR = 0
+_PARTING = b"parting\0"
+"""What the PING says that follows the first GOAWAY."""
+_PARTING_SECONDS = 1.0
+"""How long its answer may take."""
 _FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 
@@ -115,6 +120,8 @@ class Tunnel:
         self._heard_at = loop.now
         self._asked_at: float | None = None
         self._timer: Timer | None = None
+        self._parting: Timer | None = None
+        self._parted = False
 
     # Life
 
@@ -145,13 +152,41 @@ class Tunnel:
             return "connecting"
         if not self.is_ready:
             return "handshake"
-        return "draining" if self.is_draining else "open"
+        return "draining" if self.is_draining or self.is_parting else "open"
+
+    @property
+    def is_parting(self) -> bool:
+        """Whether it still takes the streams that were on their way when it was told to go."""
+        return self._parting is not None
 
     def go_away(self) -> None:
-        """Graceful end: no new streams, live ones go on, closed after the last."""
-        if self.is_dead or self.is_draining:
+        """Graceful end: no new streams, live ones go on, closed after the last.
+
+        The server's side says so first and serves what was on its way meanwhile, for as long as a PING takes: a client whose stream
+        crossed a single GOAWAY would see it refused (RFC 9113 §6.8). A handshake that is under way gets the same time to end.
+        """
+        if self.is_dead or self._parted or self._parting is not None:
             return
-        self.is_draining = True
+        if self.client:
+            self._part()
+            return
+        self._parting = self.loop.call_later(_PARTING_SECONDS, self._part)
+        if self._settled:
+            self._announce()
+
+    def _announce(self) -> None:
+        self.mux.announce_goaway()
+        self.mux.ping(_PARTING)
+        self.mark_dirty()
+
+    def _part(self) -> None:
+        if self.is_dead or self._parted:
+            return
+        if self._parting is not None:
+            self._parting.cancel()
+            self._parting = None
+        # Whoever has said GOAWAY itself is refused streams all the same.
+        self._parted = self.is_draining = True
         self.mux.goaway(_NO_ERROR)
         self.mark_dirty()
         self._end_if_idle()
@@ -422,9 +457,13 @@ class Tunnel:
                     if self._timer is not None:
                         self._timer.cancel()
                     self._timer = self.loop.call_later(self._times.ping, self._keep_alive)
+                    if self.is_parting:
+                        self._announce()
                 self._unpark()
             case PeerGoingAway():
                 self._peer_going_away(event)
+            case PongReceived(payload) if payload == _PARTING:
+                self._part()
             case _:
                 pass
 
@@ -479,8 +518,10 @@ class Tunnel:
             if self.is_dead:
                 return
         self.is_dead = True
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._parting):
+            if timer is not None:
+                timer.cancel()
+        self._parting = None
         if self._sock is not None and error is None and not self._outlet.has_backlog:
             Farewell(self.loop, self._sock)
         elif self._sock is not None:

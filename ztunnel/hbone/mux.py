@@ -408,6 +408,10 @@ class Mux:
             raise ValueError("a ping carries eight bytes")
         self._exchange.out += frames.frame(Kind.PING, 0, 0, payload)
 
+    def announce_goaway(self) -> None:
+        """Asks the peer to open no more streams; those that it has opened before it reads this are served (RFC 9113 §6.8)."""
+        self._exchange.out += frames.goaway(STREAM_MASK, int(Code.NO_ERROR), b"")
+
     def goaway(self, code: int, debug: bytes = b"") -> None:
         """Takes no new streams from now on; those that live go on. With an error code the caller closes the connection."""
         self._refusing = True

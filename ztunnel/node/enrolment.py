@@ -125,11 +125,11 @@ class EnrolmentSettings:
         threads: how many namespaces are worked on at the same time.
     """
 
-    grace_seconds: float = 3.0
+    grace_seconds: float = 5.0
     drain_seconds: float = 60.0
     linger_seconds: float = 0.0
     drain_poll_seconds: float = 0.25
-    drift_seconds: float = 5.0
+    drift_seconds: float = 10.0
     retry_seconds: float = 0.5
     retry_limit_seconds: float = 15.0
     sink_seconds: float = 5.0

@@ -187,6 +187,59 @@ def test_going_away_lets_live_streams_end(wire: Wire) -> None:
     assert wire.client.closed == [None]
 
 
+def test_a_stream_that_crosses_a_goaway_is_served(wire: Wire) -> None:
+    wire.run_until(lambda: wire.client.tunnel._settled and wire.server.tunnel._settled)
+    wire.server.tunnel.go_away()
+    near, ends = wire.open()
+    near.send(b"x")
+    wire.run_until(lambda: wire.server.apps)
+    far = wire.server.apps[0]
+    wire.run_until(lambda: not wire.server.tunnel.is_parting)
+    wire.run_until(lambda: received(far) == b"x")
+    assert wire.exchange(near, far, b"in time") == b"in time"
+    near.close()
+    far.close()
+    wire.run_until(lambda: wire.server.closed and wire.client.closed)
+    assert ends.results == [None]
+
+
+def test_a_tunnel_that_is_told_to_go_during_the_handshake_serves_its_first_stream(wire: Wire) -> None:
+    near, ends = wire.open()
+    near.send(b"x")
+    wire.server.tunnel.go_away()
+    assert wire.server.tunnel.is_parting
+    wire.run_until(lambda: wire.server.apps)
+    wire.run_until(lambda: not wire.server.tunnel.is_parting)
+    far = wire.server.apps[0]
+    wire.run_until(lambda: received(far) == b"x")
+    near.close()
+    far.close()
+    wire.run_until(lambda: wire.server.closed and wire.client.closed)
+    assert ends.results == [None]
+
+
+def test_a_peer_that_never_answers_is_waited_for_a_second_and_no_longer(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ztunnel.dataplane.tunnel._PARTING_SECONDS", 0.05)
+    wire.run_until(lambda: wire.client.tunnel._settled and wire.server.tunnel._settled)
+    wire.loop.forget(wire.sockets[0].fileno())
+    wire.server.tunnel.go_away()
+    wire.run_until(lambda: wire.server.closed)
+    assert wire.server.closed == [None]
+
+
+def test_a_peer_that_says_goaway_first_is_refused_streams_all_the_same(wire: Wire) -> None:
+    near, _ = wire.open()
+    near.send(b"x")
+    wire.run_until(lambda: wire.server.apps)
+    wire.client.tunnel.mux._exchange.out += frames.goaway(0, 0, b"")
+    wire.client.tunnel.mark_dirty()
+    wire.run_until(lambda: wire.server.tunnel.is_draining)
+    wire.server.tunnel.go_away()
+    wire.run_until(lambda: not wire.server.tunnel.is_parting)
+    assert not wire.client.tunnel.mux.can_open
+    assert wire.server.tunnel.mux._refusing
+
+
 # Peers that take small frames only
 
 

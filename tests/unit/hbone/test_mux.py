@@ -392,6 +392,16 @@ def test_a_graceful_goaway_of_ours() -> None:
     assert not again.mux.can_open
 
 
+def test_an_announced_goaway_still_serves_what_was_on_its_way() -> None:
+    script = server(streams=1)
+    script.mux.announce_goaway()
+    script.sends("GOAWAY last=2147483647 NO_ERROR")
+    script.receives(headers(3), events=[RequestReceived(3, CONNECT, False)])
+    script.mux.goaway(Code.NO_ERROR)
+    script.sends("GOAWAY last=3 NO_ERROR")
+    script.receives(headers(5), sends=["RST_STREAM 5 REFUSED_STREAM"])
+
+
 def test_numbers_run_out() -> None:
     script = client()
     script.mux._table.next = 2**31 - 1
