@@ -8,6 +8,7 @@ tests are skipped with the reason; `--require-netns` makes it a failure, because
 from __future__ import annotations
 
 import os
+import tempfile
 from functools import partial
 from inspect import iscoroutinefunction
 from pathlib import Path
@@ -48,9 +49,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(marker)
 
 
+def _own_directory() -> str:
+    directory = Path(tempfile.gettempdir(), f"ztunnel-tests-{os.getuid()}")
+    directory.mkdir(mode=0o700, exist_ok=True)
+    return str(directory)
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Move this process into namespaces of its own before the first test, if any test asks for them."""
     if not session.config.option.collectonly and any(item.get_closest_marker("netns") for item in session.items):
+        # Once isolated everybody is root, and pytest's directory for root's files may be the real one's.
+        if os.getuid() != 0 and "PYTEST_DEBUG_TEMPROOT" not in os.environ:
+            os.environ["PYTEST_DEBUG_TEMPROOT"] = _own_directory()
         refused = isolation.isolate()
         if refused is None and session.config.option.verbose > 0:
             print(f"\nto look inside: {isolation.debugging_line()}")  # noqa: T201 - for the person at the terminal

@@ -21,6 +21,8 @@ from tests.kit.netns import TIMEOUT_SECONDS, Place, family_of, plain
 from ztunnel.node import netns
 
 SO_RCVBUFFORCE = 33
+SOL_PACKET = 263
+PACKET_STATISTICS = 6
 TAP_BYTES = 64 << 20
 _CHUNK = 1 << 18
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -197,11 +199,13 @@ class Tap:
         self.segments: list[Segment] = []
 
     def look(self) -> list[Segment]:
-        """All segments so far, those included that came since the last look."""
+        """All segments so far, those included that came since the last look. A tap that has missed some proves nothing, and says so."""
         while True:
             try:
                 frame = self._sock.recv(FRAME_BYTES)
             except BlockingIOError:
+                _, missed = struct.unpack("II", self._sock.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
+                assert missed == 0, f"the tap's buffer was too small for {missed} frames"
                 return self.segments
             segment = segment_of(frame)
             if segment is not None:

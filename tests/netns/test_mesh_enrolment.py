@@ -89,13 +89,14 @@ def test_a_pod_that_is_enrolled_keeps_its_plaintext_connection_and_tunnels_the_n
     mesh: Mesh, client: Pod, server: Pod, family: int
 ) -> None:
     to = (server.address(family), APP)
-    with apps.Echo(server, APP), client.connect(to) as live, apps.tapped(mesh.net.nodes[0]) as tap:
+    with apps.Echo(server, APP), client.connect(to) as live:
         assert apps.ping(live)
         enrol(mesh)
         assert keeps_talking(live, 2 * GRACE_SECONDS)
-        assert apps.call(client, to, MARKER) == MARKER
-        assert not tap.saw(MARKER)
-        assert INBOUND_HBONE in tap.ports
+        with apps.tapped(mesh.net.nodes[0]) as tap:
+            assert apps.call(client, to, MARKER) == MARKER
+            assert not tap.saw(MARKER)
+            assert INBOUND_HBONE in tap.ports
         assert apps.ping(live)
 
 
