@@ -50,7 +50,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _own_directory() -> str:
-    directory = Path(tempfile.gettempdir(), f"ztunnel-tests-{os.getuid()}")
+    # Short: the paths of labs in it end in sockets, which the kernel allows 107 bytes.
+    directory = Path(tempfile.gettempdir(), f"zt{os.getuid()}")
     directory.mkdir(mode=0o700, exist_ok=True)
     return str(directory)
 

@@ -1,7 +1,8 @@
 """Runs nginx as a container of the lab: `nginx.py NGINX PORT...`. A configuration of its own, in the foreground, one process.
 
 nginx's master would drop its privileges, and give its directories, to a user that a user namespace may not have; without a master and
-with `user root` it stays who it is. Everything it writes is in a /tmp that only this container sees and that goes with it; its logs go to the container's output.
+with `user root` it stays who it is. Everything it writes is in a /tmp that only this container sees and that goes with it; its logs go
+to the container's output.
 """
 
 import ctypes
