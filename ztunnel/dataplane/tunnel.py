@@ -8,6 +8,9 @@ relays as views; credit for it is given only when it reached the application (th
 
 The tunnel knows nothing of policies, pods or pools: its owner decides what a request means (`TunnelOwner`).
 Invariant: after `_die` no callback of this tunnel reaches a relay or the owner again.
+
+Length: one state machine over one socket. Sending, receiving and ending read and write the same fields on every round, and each call
+between them costs on every message.
 """
 
 from __future__ import annotations
