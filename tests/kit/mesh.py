@@ -423,7 +423,10 @@ class Mesh:
         if set(workloads) != set(pods) or any(not _agrees(workloads[key], document) for key, document in pods.items()):
             return False
         for row in agent.rows("status"):
-            ambient = _is_ambient(pods[f"Pod-{row['namespace']}-{row['name']}"])
+            document = pods.get(f"Pod-{row['namespace']}-{row['name']}")
+            if document is None:  # a pod that is gone, and is being let go
+                return False
+            ambient = _is_ambient(document)
             if row["captured"] is not ambient or row["labelled"] is not ambient:
                 return False
         said = {(row["namespace"], row["name"]) for row in agent.rows("policies") if row["kind"] == "AuthorizationPolicy"}

@@ -465,7 +465,7 @@ class Tunnel:
                 self._unpark()
             case PeerGoingAway():
                 self._peer_going_away(event)
-            case PongReceived(payload) if payload == _PARTING:
+            case PongReceived(payload) if self.is_parting and payload == _PARTING:
                 self._part()
             case _:
                 pass
