@@ -25,7 +25,6 @@ SOL_PACKET = 263
 PACKET_STATISTICS = 6
 TAP_BYTES = 64 << 20
 _CHUNK = 1 << 18
-RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 @dataclass
@@ -183,12 +182,6 @@ def ending(connection: socket.socket) -> str:
         return "reset"
     except TimeoutError:
         return "timeout"
-
-
-def reset(connection: socket.socket) -> None:
-    """Closes with RST."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-    connection.close()
 
 
 class Tap:

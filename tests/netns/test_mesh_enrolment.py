@@ -14,8 +14,8 @@ from tests.kit.mesh import Agent, Mesh
 from tests.kit.netns import Pod
 from tests.kit.polling import eventually
 from tests.kit.traffic import accept, talk
+from ztunnel.dataplane.sockets import reset_on_close
 from ztunnel.mesh.ports import INBOUND_HBONE, INBOUND_PLAINTEXT, OUTBOUND
-from ztunnel.node.sockets import RESET_ON_CLOSE
 
 APP = 8080
 MARKER = b"plaintext-marker-of-enrolment"
@@ -315,7 +315,7 @@ def test_a_deleted_pod_is_let_go_of_wholly_even_with_live_connections(mesh: Mesh
         abandoned = client.tcp_socket(socket.AF_INET)
         abandoned.connect((doomed.v4, APP))
         # The application's own end must not outlive it either: a FIN of its that nobody acknowledges would keep the namespace.
-        far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        reset_on_close(far)
     mesh.remove_pod("doomed")
     mesh.settle()
     eventually(lambda: inode not in _held(agent), saying="no descriptor leads to the namespace")

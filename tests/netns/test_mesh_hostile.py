@@ -23,6 +23,7 @@ from tests.kit.netns import Pod
 from tests.kit.pki import FakePki
 from tests.kit.polling import eventually
 from tests.kit.traffic import accept
+from ztunnel.dataplane.sockets import reset
 from ztunnel.hbone import frames
 from ztunnel.hbone.frames import Kind
 from ztunnel.hbone.handshake import Credentials, Handshake, TlsContexts
@@ -475,7 +476,7 @@ def test_a_tunnel_that_breaks_is_never_taken_for_the_end_of_a_stream(mesh: Mesh,
         server.send(stream, b"half of it")
         assert apps.read_exactly(near, 10) == b"half of it"
         if how == "reset":
-            apps.reset(server.sock)
+            reset(server.sock)
         elif how == "end":
             server.sock.close()
         else:

@@ -17,6 +17,7 @@ from tests.kit.mesh import Mesh
 from tests.kit.netns import Place, Pod
 from tests.kit.polling import NeverHappened, eventually
 from tests.kit.traffic import accept, nobody_waits, source_of, talk
+from ztunnel.dataplane.sockets import reset
 from ztunnel.mesh.ports import INBOUND_HBONE, INBOUND_PLAINTEXT, OUTBOUND
 from ztunnel.node.redirect import PROBE_ADDRESSES
 
@@ -130,7 +131,7 @@ def test_a_reset_is_a_reset_at_the_other_end(client: Pod, server: Pod, family: i
     with server.listener(APP) as listening, client.connect((server.address(family), APP)) as near, accept(listening) as far:
         talk(near, far)
         one, other = (near, far) if first == "client" else (far, near)
-        apps.reset(one)
+        reset(one)
         assert apps.ending(other) == "reset"
 
 
@@ -139,7 +140,7 @@ def test_a_reset_after_a_half_close_is_still_a_reset(client: Pod, server: Pod) -
         talk(near, far)
         near.shutdown(socket.SHUT_WR)
         assert far.recv(1) == b""
-        apps.reset(far)
+        reset(far)
         assert apps.ending(near) == "reset"
 
 
@@ -331,7 +332,7 @@ def test_half_closes_and_resets_pass_through_plain_connections_too(client: Pod, 
             assert apps.read_exactly(near, 10) == b"last words"
         with client.connect((outsider.v4, APP)) as near, accept(listening) as far:
             talk(near, far)
-            apps.reset(far)
+            reset(far)
             assert apps.ending(near) == "reset"
 
 

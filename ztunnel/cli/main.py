@@ -4,13 +4,12 @@ that `ztunnel --help` imports none of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from importlib import import_module
 from typing import IO, NamedTuple
 
 import click
 
-from ztunnel.mesh.errors import ConfigError, MeshError
+from ztunnel.mesh.errors import ConfigError, MeshError, leaves
 
 
 class Lazy(NamedTuple):
@@ -100,18 +99,10 @@ class LazyGroup(click.Group):
             ours, others = group.split(MeshError)
             if ours is None or others is not None:
                 raise
-            errors = list(_leaves(ours))
+            errors = list(leaves(ours))
             failure = WrongSettings if all(isinstance(error, ConfigError) for error in errors) else Failure
             raise failure([str(error) for error in errors]) from group
         return result
-
-
-def _leaves(group: BaseExceptionGroup[MeshError]) -> Iterator[MeshError]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -14,7 +14,7 @@ from ztunnel.lab.addresses import service_addresses
 from ztunnel.lab.admission import Offered, Rules, admit
 from ztunnel.lab.objects import KINDS, Key, LabError, Requirement, is_deleting, key_of, labels_of, not_found, uid_of
 from ztunnel.lab.placement import cluster_addresses, owner_name
-from ztunnel.lab.tree import Tree, branch, drop, integer, merge, put, strings, text, texts
+from ztunnel.lab.tree import Tree, branch, drop, integer, merge, put, text, texts
 
 MAX_OBJECTS = 5000
 SYSTEM_NAMESPACES = ("default", "kube-system", "istio-system")
@@ -321,8 +321,3 @@ def _rank(body: Tree) -> int:
     order = list(KINDS)
     kind = text(body, "kind")
     return order.index(kind) if kind in order else 0
-
-
-def annotation(pod: Tree, name: str) -> str:
-    """One annotation; empty where it is absent."""
-    return strings(pod, "metadata", "annotations").get(name, "")

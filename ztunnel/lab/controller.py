@@ -35,7 +35,7 @@ from ztunnel.lab.server import Server
 from ztunnel.lab.site import NodeSite, Site, in_thread, replace_file
 from ztunnel.lab.tree import Tree, integer, put, text
 from ztunnel.lab.wire import PROCESS_FILE, encode, socket_path
-from ztunnel.mesh.errors import LocalError
+from ztunnel.mesh.errors import LocalError, leaves
 from ztunnel.mesh.manifests.parse import parse
 
 log = logging.getLogger(__name__)
@@ -256,17 +256,10 @@ def main() -> None:
         (options.state / PROCESS_FILE).write_bytes(encode({"pid": process.pid, "start_time": process.start_time}))
         trio.run(_serve, options)
     except* LocalError as errors:
-        for error in _leaves(errors):
+        for error in leaves(errors):
             log.error("%s", error)
             _tell(options.ready, str(error))
         sys.exit(1)
-
-
-def _leaves(group: BaseExceptionGroup[LocalError]) -> list[BaseException]:
-    found: list[BaseException] = []
-    for error in group.exceptions:
-        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
-    return found
 
 
 if __name__ == "__main__":

@@ -7,7 +7,11 @@ sees (`flag`, a response flag from a closed set) are three fields. Peers never l
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import Enum
+from typing import TypeVar
+
+_Error = TypeVar("_Error", bound=BaseException)
 
 
 class Flag(Enum):
@@ -97,3 +101,12 @@ class ManifestError(LocalError):
 
 class NetlinkError(LocalError):
     """The kernel refused a change to links, routes, rules or nf_tables."""
+
+
+def leaves(group: BaseExceptionGroup[_Error]) -> Iterator[_Error]:
+    """The errors of a group and of the groups in it, as trio's nurseries raise them."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from leaves(error)
+        else:
+            yield error

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import errno
 import socket
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ztunnel.dataplane.sockets import reset_on_close
 from ztunnel.mesh.errors import LocalError
 from ztunnel.mesh.ports import INBOUND_HBONE, INBOUND_PLAINTEXT, OUTBOUND
 from ztunnel.node import netns
@@ -23,7 +23,6 @@ BACKLOG = 1024
 MAX_BATCH = 256
 KEEPALIVE_SECONDS = 180
 KEEPALIVE_PROBES = 9
-RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 IP_TRANSPARENT = 19
 IP_BIND_ADDRESS_NO_PORT = 24
@@ -160,7 +159,7 @@ def _set_inherited(listener: socket.socket, port: int) -> None:
     else:
         # A proxy that is killed then resets its plaintext connections. A FIN would make the application take a truncated
         # stream for a complete one. The proxy clears it before it closes gracefully.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        reset_on_close(listener)
         # A client that vanished would hold its connection for ever: the application's own probes end at the proxy, which answers them.
         # Tunnels are asked by PING.
         _keep_alive(listener)
