@@ -183,7 +183,7 @@ class MuxEnd:
         buffer = bytearray(wire)
         for event in self.mux.receive(buffer, 0, len(buffer), 0.0):
             match event:
-                case DataReceived(stream, view):
+                case DataReceived(stream=stream, data=view):
                     self.inbox.setdefault(stream, bytearray()).extend(view)
                     self.mux.consumed(stream, len(view))
                 case RequestReceived(stream):

@@ -19,7 +19,7 @@ import logging
 import socket
 import time
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from ztunnel.dataplane.addresses import Address
 from ztunnel.dataplane.buffers import CHUNK, CHUNK_FRAMED, FRAME_HEADER, SMALL, SMALLEST_MAX_FRAME, Scratch, slot_offset
@@ -63,7 +63,7 @@ class TunnelLost(UpstreamError):
 class TlsFailed(PeerError):
     """The handshake did not come to an end."""
 
-    flag = Flag.TLS_FAILURE
+    flag: ClassVar[Flag] = Flag.TLS_FAILURE
 
 
 class TunnelOwner(Protocol):

@@ -29,12 +29,20 @@ class ResponseReceived:
     ended: bool
 
 
-@dataclass(slots=True)
 class DataReceived:
-    """Bytes of a tunnel: a view into the caller's buffer, valid until the caller re-uses it. To be given back through `Mux.consumed`."""
+    """Bytes of a tunnel: a view into the caller's buffer, valid until the caller re-uses it. To be given back through `Mux.consumed`.
 
-    stream: int
-    data: memoryview
+    Not a dataclass: mypyc 2.4 stumbles over one with a memoryview in it.
+    """
+
+    __slots__ = ("data", "stream")
+
+    def __init__(self, stream: int, data: memoryview) -> None:
+        self.stream = stream
+        self.data = data
+
+    def __repr__(self) -> str:
+        return f"DataReceived(stream={self.stream}, data={bytes(self.data)!r})"
 
 
 @dataclass(slots=True)

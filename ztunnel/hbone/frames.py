@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 from struct import Struct
+from typing import ClassVar
 
 from ztunnel.mesh.errors import Flag, PeerError
 
@@ -81,7 +82,7 @@ class Setting(IntEnum):
 class MuxError(PeerError):
     """The peer broke HTTP/2: the connection ends. `code` is what the GOAWAY says."""
 
-    flag = Flag.H2_HANDSHAKE_FAILURE
+    flag: ClassVar[Flag] = Flag.H2_HANDSHAKE_FAILURE
 
     def __init__(self, text: str, code: int) -> None:
         super().__init__(text)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -88,7 +88,7 @@ _SECRETS = frozenset({_CLIENT_SECRET, _SERVER_SECRET})
 class HandshakeError(PeerError):
     """The handshake failed; `Handshake.outgoing` holds the alert for the peer, if there is one."""
 
-    flag = Flag.TLS_FAILURE
+    flag: ClassVar[Flag] = Flag.TLS_FAILURE
 
 
 class BadCredentials(LocalError):

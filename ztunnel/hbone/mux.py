@@ -9,8 +9,7 @@ Source: RFC 9113; Istio ztunnel `proxy/h2` for the parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
 
 from ztunnel.hbone import frames
 from ztunnel.hbone.budget import FRAME_EARNS, Budget, Cost
@@ -130,7 +129,23 @@ class Mux:
             self._exchange.out += frames.goaway(self._table.last, error.code, str(error).encode("ascii", "replace")[:_DEBUG_BYTES])
 
     def _control(self, kind: int, flags: int, number: int, payload: bytes) -> None:
-        self._HANDLERS[kind](self, flags, number, payload)
+        """A frame of a type that `frames.needed` lets through and that is neither DATA nor unknown."""
+        if kind == Kind.WINDOW_UPDATE:
+            self._on_window_update(number, payload)
+        elif kind == Kind.HEADERS:
+            self._on_headers(flags, number, payload)
+        elif kind == Kind.RST_STREAM:
+            self._on_reset(number, payload)
+        elif kind == Kind.CONTINUATION:
+            self._on_continuation(flags, number, payload)
+        elif kind == Kind.SETTINGS:
+            self._on_settings(flags, payload)
+        elif kind == Kind.PING:
+            self._on_ping(flags, payload)
+        elif kind == Kind.GOAWAY:
+            self._on_goaway(payload)
+        else:
+            self._budget.spend(Cost.PRIORITY)
 
     # Frames that belong to a stream
 
@@ -194,7 +209,7 @@ class Mux:
         self._table.move(stream, RECEIVED[stream.state, Input.END][0] if ends else stream.state)
         self._exchange.events.append(ResponseReceived(stream.number, status, headers, ends))
 
-    def _on_reset(self, _flags: int, number: int, payload: bytes) -> None:
+    def _on_reset(self, number: int, payload: bytes) -> None:
         stream = self._exchange.judge(number, Input.RST)
         if stream is None:
             return
@@ -204,10 +219,7 @@ class Mux:
         self._table.move(stream, State.CLOSED)
         self._exchange.events.append(StreamReset(number, code, code in _GRACEFUL))
 
-    def _on_priority(self, _flags: int, _number: int, _payload: bytes) -> None:
-        self._budget.spend(Cost.PRIORITY)
-
-    def _on_window_update(self, _flags: int, number: int, payload: bytes) -> None:
+    def _on_window_update(self, number: int, payload: bytes) -> None:
         increment = int.from_bytes(payload, "big") & STREAM_MASK
         self._budget.pay_update()
         if number == 0:
@@ -234,7 +246,7 @@ class Mux:
 
     # Frames that belong to the connection
 
-    def _on_settings(self, flags: int, _number: int, payload: bytes) -> None:
+    def _on_settings(self, flags: int, payload: bytes) -> None:
         self._budget.spend(Cost.SETTINGS)
         if flags & frames.ACK:
             if not self._receiver.acknowledged:
@@ -264,14 +276,14 @@ class Mux:
                 raise MuxError("SETTINGS_INITIAL_WINDOW_SIZE overflows a stream's window", Code.FLOW_CONTROL_ERROR)
             self._feed(stream)
 
-    def _on_ping(self, flags: int, _number: int, payload: bytes) -> None:
+    def _on_ping(self, flags: int, payload: bytes) -> None:
         self._budget.spend(Cost.PING)
         if flags & frames.ACK:
             self._exchange.events.append(PongReceived(payload))
         else:
             self._exchange.out += frames.frame(Kind.PING, frames.ACK, 0, payload)
 
-    def _on_goaway(self, _flags: int, _number: int, payload: bytes) -> None:
+    def _on_goaway(self, payload: bytes) -> None:
         self._budget.spend(Cost.OTHER)
         last = int.from_bytes(payload[:4], "big") & STREAM_MASK
         self._peer_leaving = True
@@ -281,18 +293,6 @@ class Mux:
         for stream in [stream for stream in self._streams.values() if stream.number > last]:
             self._table.move(stream, State.RESET)
             self._exchange.events.append(StreamReset(stream.number, int(Code.REFUSED_STREAM), graceful=False))
-
-    _HANDLERS: ClassVar[dict[int, Callable[[Mux, int, int, bytes], None]]] = {
-        Kind.HEADERS: _on_headers,
-        Kind.PRIORITY: _on_priority,
-        Kind.RST_STREAM: _on_reset,
-        Kind.SETTINGS: _on_settings,
-        Kind.PING: _on_ping,
-        Kind.GOAWAY: _on_goaway,
-        Kind.WINDOW_UPDATE: _on_window_update,
-        Kind.CONTINUATION: _on_continuation,
-    }
-    """Every type that `frames.needed` lets through and that is neither DATA nor unknown."""
 
     # Sending
 

@@ -87,8 +87,7 @@ class Receiver:
             if self._left or self._skip:
                 pos = self._payload(view, pos, end)
             window = self._window
-            plain = self.greeted and not self._block.number
-            while plain and end - pos >= HEADER_BYTES:
+            while self.greeted and not self._block.number and end - pos >= HEADER_BYTES:
                 word, flags, number = _unpack(data, pos)
                 length = word >> 8
                 body = pos + HEADER_BYTES

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from ztunnel.mesh.errors import Flag, LocalError, PeerError
 
@@ -71,7 +71,7 @@ class RecordError(PeerError):
     `alert` is the alert description that says so; `Records.alert` makes the record to send.
     """
 
-    flag = Flag.TLS_FAILURE
+    flag: ClassVar[Flag] = Flag.TLS_FAILURE
 
     def __init__(self, text: str, alert: int) -> None:
         super().__init__(text)

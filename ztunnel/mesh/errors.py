@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import Enum
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 _Error = TypeVar("_Error", bound=BaseException)
 
@@ -30,7 +30,7 @@ class Flag(Enum):
 class MeshError(Exception):
     """Root of every error that this project raises on purpose."""
 
-    flag = Flag.CONNECT
+    flag: ClassVar[Flag] = Flag.CONNECT
 
 
 class PeerError(MeshError):
@@ -40,13 +40,13 @@ class PeerError(MeshError):
 class UntrustedPeer(PeerError):
     """The peer's certificate does not give it an identity that we accept."""
 
-    flag = Flag.IDENTITY_ERROR
+    flag: ClassVar[Flag] = Flag.IDENTITY_ERROR
 
 
 class PolicyDenied(PeerError):
     """Authorization said no. `policy` is for the operator; the peer only sees 401 or a reset."""
 
-    flag = Flag.DENY
+    flag: ClassVar[Flag] = Flag.DENY
 
     def __init__(self, text: str, policy: str | None = None) -> None:
         super().__init__(text)

@@ -13,7 +13,6 @@ from enum import Enum
 
 from ztunnel.mesh.addresses import is_ipv6, is_loopback
 from ztunnel.mesh.balance import pick
-from ztunnel.mesh.errors import Flag
 from ztunnel.mesh.identity import SpiffeId
 from ztunnel.mesh.index import Index
 from ztunnel.mesh.ports import ILLEGAL_TARGETS, INBOUND_HBONE
@@ -65,7 +64,6 @@ class Refusal:
 
     reason: RefusalReason
     text: str
-    flag: Flag = Flag.CONNECT
     service: str | None = None
     reasons: tuple[str, ...] = ()
 

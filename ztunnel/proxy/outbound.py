@@ -32,7 +32,6 @@ class RouteRefused(UpstreamError):
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.text)
-        self.flag = refusal.flag
 
 
 class Outbound:

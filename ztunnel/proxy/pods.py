@@ -6,6 +6,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from ztunnel.dataplane.addresses import Address, original_destination
 from ztunnel.dataplane.buffers import Scratch
@@ -32,7 +33,7 @@ class LimitReached(LocalError):
 class NoIdentity(LocalError):
     """There is no certificate for the pod's identity: nothing is carried (fail closed)."""
 
-    flag = Flag.IDENTITY_ERROR
+    flag: ClassVar[Flag] = Flag.IDENTITY_ERROR
 
 
 @dataclass(slots=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ztunnel.dataplane.addresses import Address
 from ztunnel.dataplane.loop import Timer
@@ -27,7 +28,7 @@ _SLACK_SECONDS = 0.5
 class PolicySuspected(UpstreamTimeout):
     """Nothing answers on 15008: usually a NetworkPolicy that does not know of HBONE."""
 
-    flag = Flag.NETWORK_POLICY
+    flag: ClassVar[Flag] = Flag.NETWORK_POLICY
 
 
 @dataclass(frozen=True, slots=True)
