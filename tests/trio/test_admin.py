@@ -17,7 +17,7 @@ from tests.kit.views import CannedView
 from ztunnel.admin.api import ControlApi
 from ztunnel.admin.listen import ListenError, control_socket, open_ports
 from ztunnel.admin.readiness import Readiness
-from ztunnel.admin.scrape import Scrape
+from ztunnel.admin.scrape import REST, Scrape
 from ztunnel.admin.server import AdminServer
 from ztunnel.runtime.http import BadRequest, Request, Response
 from ztunnel.runtime.metrics import Metrics
@@ -103,6 +103,33 @@ async def test_readiness_names_what_is_pending() -> None:
     assert (await ask(readiness)).status == 500
     assert (await ask(readiness, "POST")).status == 405
     assert (await ask(readiness, path="/")).status == 404
+
+
+class CostlyMetrics(Metrics):
+    """Each exposition takes two seconds of the test's clock."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.made = 0
+
+    def exposition(self, accept: str) -> tuple[str, bytes]:
+        self.made += 1
+        self.now += 2
+        return super().exposition(accept)
+
+
+async def test_who_scrapes_without_pause_costs_the_daemon_a_small_part_of_its_time() -> None:
+    metrics = CostlyMetrics()
+    scrape = Scrape(metrics, lambda: metrics.now)
+    first = await scrape.handle(Request("GET", "/metrics", {}, {}))
+    for _ in range(100):
+        assert (await scrape.handle(Request("GET", "/metrics", {}, {}))).body is first.body
+    assert metrics.made == 1
+    metrics.bugs.add(1)
+    metrics.now += 2 * REST
+    assert b"ztunnel_bugs_total 1.0" in (await scrape.handle(Request("GET", "/metrics", {}, {}))).body
+    assert metrics.made == 2
 
 
 async def test_metrics_paths() -> None:

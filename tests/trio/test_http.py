@@ -223,3 +223,27 @@ async def test_it_serves_tcp_and_unix_listeners(tmp_path: Path) -> None:
                 await stream.send_all(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n")
                 assert statuses(bytes(await stream.receive_some(1000))) == [200]
         nursery.cancel_scope.cancel()
+
+
+async def test_clients_that_do_not_read_hold_no_copy_of_the_answer_each() -> None:
+    body = bytes(1 << 16)
+    sent: list[object] = []
+
+    class Unread(trio.abc.SendStream):
+        async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+            sent.append(data)
+
+        async def wait_send_all_might_not_block(self) -> None:
+            pass
+
+        async def aclose(self) -> None:
+            pass
+
+    async def large(_: Request) -> Response:
+        return Response(200, body)
+
+    receiving = trio.testing.MemoryReceiveStream()
+    receiving.put_data(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    receiving.put_eof()
+    await HttpServer(large, BOUNDS).serve(trio.StapledStream(Unread(), receiving))
+    assert any(part is body for part in sent)

@@ -271,12 +271,15 @@ class _Connection:
             *((name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers),
         ]
         reason = _REASONS.get(response.status, b"")
-        out = self._http.send(h11.Response(status_code=response.status, reason=reason, headers=headers)) or b""
+        out = [self._http.send(h11.Response(status_code=response.status, reason=reason, headers=headers)) or b""]
         if response.body and not head:
-            out += self._http.send(h11.Data(data=response.body)) or b""
-        out += self._http.send(h11.EndOfMessage()) or b""
+            # Not joined to the headers: clients that do not read would hold a copy each of what may be megabytes.
+            out += self._http.send_with_data_passthrough(h11.Data(data=response.body)) or ()
+        out.append(self._http.send(h11.EndOfMessage()) or b"")
         with trio.move_on_after(self._bounds.answer_seconds) as sending, self._server.waiting():
-            await self._stream.send_all(out)
+            for part in out:
+                if part:
+                    await self._stream.send_all(part)
         if sending.cancelled_caught:
             raise trio.BrokenResourceError
 

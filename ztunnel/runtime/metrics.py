@@ -19,6 +19,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 
 UNKNOWN = "unknown"
 OVERFLOW = "overflow"
+OPENMETRICS = "application/openmetrics-text"
 TEXT_TYPE = "text/plain; charset=utf-8"
 LONGEST_LABEL = 512
 """Characters of a label's value; the longest honest one is a SPIFFE id of two Kubernetes names and a domain."""
@@ -159,7 +160,7 @@ class Metrics:
 
     def exposition(self, accept: str) -> tuple[str, bytes]:
         """Content type and body for a scrape: OpenMetrics if the Accept header mentions it, else the older text."""
-        if "application/openmetrics-text" in accept:
+        if OPENMETRICS in accept:
             return OPENMETRICS_TYPE, generate_openmetrics(self.registry)  # type: ignore[no-untyped-call]  # published without types
         return TEXT_TYPE, generate_latest(self.registry)
 
