@@ -128,4 +128,4 @@ class Agent:
 
 
 def _spec(capture: Capture) -> PodSpec:
-    return PodSpec(capture.uid, capture.name, capture.namespace, capture.addresses, strict=capture.strict)
+    return PodSpec(capture.uid, capture.name, capture.namespace, capture.addresses, strict=capture.strict, identity=capture.identity.uri)

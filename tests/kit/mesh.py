@@ -378,6 +378,12 @@ class Mesh:
             document["metadata"]["labels"][label] = value
         self.apply(document)
 
+    def reassign(self, name: str, account: str) -> None:
+        """Gives a pod another service account, which no API server would do to a pod that keeps its UID; files can say anything."""
+        document = self._pod_document(name)
+        document["spec"]["serviceAccountName"] = account
+        self.apply(document)
+
     def enrol(self, name: str, ambient: bool = True) -> None:
         """Puts a pod into the mesh or takes it out, at run time."""
         self.relabel(name, AMBIENT, "ambient" if ambient else None)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -285,6 +286,18 @@ async def test_another_namespace_under_the_same_uid_replaces_the_first(net: Topo
         assert stage_of(second) is not Stage.REMOVED
         assert enroller.counters().replaced == 1
         assert plane.calls == [("add", first.uid), ("remove", first.uid), ("add", first.uid)]
+
+
+async def test_another_identity_under_the_same_uid_is_served_anew(directory: Path, plane: Plane, client: Pod) -> None:
+    async with running(directory, plane) as enroller:
+        await enroller.reconcile([replace(spec(client), identity="one")])
+        await enroller.reconcile([replace(spec(client), identity="other")])
+        assert only(enroller).enrolled
+        assert enroller.counters().replaced == 1
+        assert plane.calls == [("add", client.uid), ("remove", client.uid), ("add", client.uid)]
+        await enroller.reconcile([])
+        await eventually_async(lambda: enroller.status() == [])
+        assert stage_of(client) is Stage.REMOVED
 
 
 async def test_a_namespace_that_vanishes_is_let_go_and_looked_for_again(directory: Path, plane: Plane, client: Pod) -> None:

@@ -372,3 +372,12 @@ def test_an_address_that_is_used_again_by_a_client_does_not_inherit_its_rights(m
         mesh.settle()
         assert apps.outcome(heir, (server.v4, APP)) == "reset"
     eventually(lambda: mesh.agent_of(server).said("flag=DENY", "sa/heir"))
+
+
+def test_a_pod_that_gets_another_service_account_is_served_as_that(mesh: Mesh, client: Pod, server: Pod) -> None:
+    enrol(mesh)
+    with apps.Echo(server, APP):
+        assert apps.outcome(client, (server.v4, APP)) == "echoed"
+        mesh.reassign("server", "other")
+        identity = "dst.identity=spiffe://cluster.local/ns/default/sa/other "
+        eventually(lambda: apps.outcome(client, (server.v4, APP)) == "echoed" and mesh.agent_of(server).said("direction=inbound", identity))

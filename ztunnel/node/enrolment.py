@@ -70,6 +70,7 @@ class PodSpec:
 
     `strict`: plaintext is never to leave or enter, so that capture is full at once, at the cost of the connections it has.
     `fresh`: the pod has just been made and has no connections that could be hurt: full at once.
+    `identity`: whom the data plane is to serve it as; with another one it is let go and opened again.
     """
 
     uid: str
@@ -78,6 +79,7 @@ class PodSpec:
     addresses: tuple[str, ...]
     strict: bool = False
     fresh: bool = False
+    identity: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,6 +86,7 @@ class _Pod:
     wanted: bool = True
     deleted: bool = False
     foothold: Foothold | None = None
+    served_as: str = ""  # the identity with which the foothold was opened
     over_at: float = math.inf  # see Sight.over
     linger_until: float = -math.inf  # see Sight.active
     retry_at: float = -math.inf  # see Sight.waiting
@@ -261,7 +262,9 @@ class Enroller:
         found = self._finder.identity(pod.spec.uid)
         if found is None:
             return Namespace.NONE
-        return Namespace.SAME if found == pod.foothold.netns_id else Namespace.OTHER
+        # Somebody else in the same place: a manifest that was written anew under the same UID.
+        is_other = found != pod.foothold.netns_id or (pod.wanted and pod.served_as != pod.spec.identity)
+        return Namespace.OTHER if is_other else Namespace.SAME
 
     async def _take(self, pod: _Pod, event: Event) -> None:
         """One transition and its action; what the action leads to is a transition in turn."""
@@ -309,6 +312,7 @@ class Enroller:
     async def _open(self, pod: _Pod) -> Event:
         if self._ownership is None:
             self._ownership = await self._in_thread(probe_ownership)
+        pod.served_as = pod.spec.identity
         pod.foothold, found = await self._in_thread(_open_foothold, self._finder, pod.spec, self._ownership)
         return await self._capture(pod, found)
 
