@@ -97,6 +97,20 @@ async def test_a_change_that_leaves_no_trace_in_the_directory_is_seen(tmp_path: 
         assert told.policies == ["two"]
 
 
+@pytest.mark.parametrize("target", ["x.yaml", "a.yaml/child"], ids=["circle", "through-a-file"])
+async def test_a_link_that_cannot_be_followed_hides_no_other_file(tmp_path: Path, mock_clock: trio.testing.MockClock, target: str) -> None:
+    write(tmp_path / "a.yaml", "one")
+    async with watching(tmp_path) as told:
+        (tmp_path / "x.yaml").symlink_to(target)
+        await trio.sleep(0.9)
+        write(tmp_path / "a.yaml", "one", "two")
+        await trio.sleep(0.9)
+        assert told.policies == ["one", "two"]
+        assert [refusal.file for refusal in told.refusals] == ["x.yaml"]
+    async with watching(tmp_path) as told:
+        assert told.policies == ["one", "two", "unreadable file x.yaml"]
+
+
 async def test_a_file_that_is_being_written_is_waited_for(tmp_path: Path, mock_clock: trio.testing.MockClock) -> None:
     file = tmp_path / "a.yaml"
     write(file, "one", "two")

@@ -240,6 +240,9 @@ def _signature(entry: os.DirEntry[str]) -> _Signature | None:
         status = entry.stat()
     except FileNotFoundError:
         return None
+    except OSError:
+        # A link in a circle, for one. Reading it will say what is wrong, and it must not hide the other files.
+        return _Signature(0, 0, 0, 0)
     return _Signature(status.st_mtime_ns, status.st_size, status.st_ino, status.st_dev) if stat.S_ISREG(status.st_mode) else None
 
 
