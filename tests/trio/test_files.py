@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -109,6 +110,45 @@ async def test_a_link_that_cannot_be_followed_hides_no_other_file(tmp_path: Path
         assert [refusal.file for refusal in told.refusals] == ["x.yaml"]
     async with watching(tmp_path) as told:
         assert told.policies == ["one", "two", "unreadable file x.yaml"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "oops",
+        "- a\n- list\n",
+        PEER.format(name="one", action="DENY").replace("AuthorizationPolicy", "5"),
+        "{apiVersion: v1, kind: List, items: {a: 1}}",
+    ],
+    ids=["text", "list", "kind", "items"],
+)
+async def test_an_object_that_becomes_none_stays_in_force(tmp_path: Path, mock_clock: trio.testing.MockClock, content: str) -> None:
+    """Nobody can say which object is meant: a policy must not be lifted by a slip."""
+    write(tmp_path / "a.yaml", "one")
+    async with watching(tmp_path) as told:
+        (tmp_path / "a.yaml").write_text(content)
+        await trio.sleep(0.9)
+        assert told.policies == ["one"]
+        (refusal,) = told.refusals
+        assert "what it said before stays in force" in refusal.reason
+        write(tmp_path / "a.yaml", "two")
+        await trio.sleep(0.9)
+        assert told.policies == ["two"]
+
+
+async def test_a_list_that_cannot_be_unpacked_denies_everything_at_the_start(tmp_path: Path, mock_clock: trio.testing.MockClock) -> None:
+    (tmp_path / "a.yaml").write_text("{apiVersion: v1, kind: List, items: {a: 1}}")
+    async with watching(tmp_path) as told:
+        assert told.policies == ["unreadable file a.yaml"]
+
+
+async def test_a_list_is_as_long_as_a_cluster_is_large(tmp_path: Path, mock_clock: trio.testing.MockClock) -> None:
+    items = [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": f"n{number}"}} for number in range(5000)]
+    policy = {"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": {"name": "one"}, "spec": {"action": "DENY"}}
+    (tmp_path / "a.json").write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": [*items, policy]}))
+    async with watching(tmp_path) as told:
+        assert told.policies == ["one"]
+        assert told.refusals == ()
 
 
 async def test_a_file_that_is_being_written_is_waited_for(tmp_path: Path, mock_clock: trio.testing.MockClock) -> None:

@@ -201,6 +201,10 @@ class FileSource:
             judged, refusals = await self._parse(name, content)
         except DocumentError as error:
             return _keep(file, digest, Refusal(shown, "", "", f"{error}; {_KEPT}"))
+        lost = next((each for each in refusals if each.unknown), None)
+        if lost is not None and file.judged:
+            # It stands where an object stood that it may have been meant to change, e.g. a policy that would be missed.
+            return _keep(file, digest, replace(lost, reason=f"{lost.reason}; {_KEPT}"))
         file.digest, file.judged, file.refusals, file.problem = digest, judged, refusals, None
         return True
 

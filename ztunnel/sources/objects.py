@@ -16,6 +16,7 @@ from ztunnel.mesh.manifests.authorization import AuthorizationPolicyObject
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import Ignored, KubeObject, RefusedPolicy, key, key_of, parse, unpack
 from ztunnel.mesh.refused import stand_in
+from ztunnel.sources.documents import DocumentError
 
 _NEEDS_WAYPOINT = "it is for a waypoint, and there are none yet: nothing enforces this policy"
 
@@ -30,6 +31,8 @@ class Refusal:
     field: str
     """Path of the field within the object, or empty."""
     reason: str
+    unknown: bool = False
+    """Nobody can tell which object it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +59,14 @@ def judge(body: object, file: str, number: int) -> tuple[list[Judged], list[Refu
     Args:
         file: its name as shown to the operator.
         number: of the document in the file, from 1.
+    Raises:
+        DocumentError: a List that cannot be unpacked: nobody can say which objects are in it.
     """
     place = f"{file} document {number}"
     try:
         bodies = unpack(body)
     except ManifestError as error:
-        return [], [Refusal(file, place, error.field, error.reason)]
+        raise DocumentError(f"document {number}: {error.field}: {error.reason}") from error
     judged: list[Judged] = []
     refusals: list[Refusal] = []
     for index, each in enumerate(bodies, 1):
@@ -69,7 +74,7 @@ def judge(body: object, file: str, number: int) -> tuple[list[Judged], list[Refu
         try:
             item = parse(each, where)
         except ManifestError as error:
-            refusals.append(Refusal(file, error.subject, error.field, error.reason))
+            refusals.append(Refusal(file, error.subject, error.field, error.reason, unknown=key_of(each) is None))
             judged.extend(_refused(each, error, file))
         else:
             if isinstance(item, AuthorizationPolicyObject) and item.waypoint:

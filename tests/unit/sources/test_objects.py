@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from ztunnel.mesh.manifests.core import Namespace
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import KubeObject, RefusedPolicy
+from ztunnel.sources.documents import DocumentError
 from ztunnel.sources.objects import Judged, Refusal, combine, judge
 
 SHOP = ObjectKey("Namespace", "", "shop")
@@ -44,10 +47,18 @@ def test_lists_are_unpacked_and_each_item_judged() -> None:
     assert refusals[0].file == "a.yaml"
 
 
-def test_a_list_that_is_none_is_refused_by_its_place() -> None:
-    objects, refusals = judge({"apiVersion": "v1", "kind": "List", "items": 5}, "a.yaml", 2)
+def test_a_list_that_is_none_makes_its_file_unreadable() -> None:
+    with pytest.raises(DocumentError, match="document 2: items: not a list: 5"):
+        judge({"apiVersion": "v1", "kind": "List", "items": 5}, "a.yaml", 2)
+
+
+@pytest.mark.parametrize("body", ["oops", ["a", "list"], {"metadata": {"name": "deny"}}, {"apiVersion": "v1", "kind": 5}])
+def test_what_is_no_object_is_refused_as_unknown(body: object) -> None:
+    objects, (refusal,) = judge(body, "a.yaml", 2)
     assert objects == []
-    assert [refusal.object for refusal in refusals] == ["a.yaml document 2"]
+    assert (refusal.object, refusal.unknown) == ("a.yaml document 2", True)
+    _, (refusal,) = judge({"apiVersion": "v1", "kind": "Pod"}, "a.yaml", 2)
+    assert not refusal.unknown
 
 
 def test_a_refusal_names_file_object_field_and_reason() -> None:

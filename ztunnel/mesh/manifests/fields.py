@@ -111,14 +111,14 @@ class Field:
             if value is None:
                 raise member.error("no value: give one, or leave the field out")
 
-    def items(self) -> list[Field]:
-        """The items of a list; an absent list has none."""
+    def items(self, most: int = MAX_ITEMS) -> list[Field]:
+        """The items of a list, not more than `most`; an absent list has none."""
         if self.value is None:
             return []
         if not isinstance(self.value, list):
             raise self.wrong("not a list")
-        if len(self.value) > MAX_ITEMS:
-            raise self.error(f"more than {MAX_ITEMS} items")
+        if len(self.value) > most:
+            raise self.error(f"more than {most} items")
         self._spend(len(self.value))
         return [self._at(f"{self.path}[{index}]", item) for index, item in enumerate(self.value)]
 

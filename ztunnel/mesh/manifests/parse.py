@@ -22,7 +22,7 @@ from ztunnel.mesh.manifests.core import (
     read_service,
     read_service_account,
 )
-from ztunnel.mesh.manifests.fields import Field
+from ztunnel.mesh.manifests.fields import MAX_VALUES, Field
 from ztunnel.mesh.manifests.metadata import ObjectKey
 
 MAX_LIST_DEPTH = 4
@@ -155,7 +155,7 @@ def _unpack(document: Field, depth: int) -> Iterator[object]:
     elif depth == 0:
         raise document.error(f"lists nested more than {MAX_LIST_DEPTH} deep")
     else:
-        for item in document.get("items").items():
+        for item in document.get("items").items(MAX_VALUES):
             yield from _unpack(item, depth - 1)
 
 
