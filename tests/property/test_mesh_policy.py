@@ -123,8 +123,16 @@ def clause_matches(clause: Clause, call: Connection) -> bool:
     return not clause.matches or any(match_matches(match, call) for match in clause.matches)
 
 
+def first_match(policies: list[Policy], call: Connection) -> tuple[Policy, int] | None:
+    for policy in policies:
+        for place, rule in enumerate(policy.rules):
+            if all(clause_matches(clause, call) for clause in rule.clauses):
+                return policy, place
+    return None
+
+
 def policy_matches(policy: Policy, call: Connection) -> bool:
-    return any(all(clause_matches(clause, call) for clause in rule.clauses) for rule in policy.rules)
+    return first_match([policy], call) is not None
 
 
 def allowed(policies: list[Policy], call: Connection) -> bool:
@@ -138,6 +146,20 @@ def allowed(policies: list[Policy], call: Connection) -> bool:
 @given(st.lists(POLICIES, max_size=4), CONNECTIONS)
 def test_the_verdict_is_the_references(policies: list[Policy], call: Connection) -> None:
     assert decide(policies, call).allowed == allowed(policies, call)
+
+
+@given(st.lists(POLICIES, max_size=12), CONNECTIONS)
+def test_the_policy_that_is_named_is_the_first_that_matches(policies: list[Policy], call: Connection) -> None:
+    """Rules are looked up by key; the reference tries all of them in order."""
+    enforced = [replace(policy, name=f"p{place}") for place, policy in enumerate(policies) if not policy.dry_run]
+    denies = [policy for policy in enforced if policy.action is Action.DENY]
+    allows = [policy for policy in enforced if policy.action is Action.ALLOW]
+    found = first_match(denies, call) or first_match(allows, call)
+    verdict = decide(enforced, call)
+    if found is not None:
+        assert (verdict.policy, verdict.rule) == (f"AuthorizationPolicy default/{found[0].name}", found[1])
+    else:
+        assert (verdict.rule, len(verdict.tried)) == (None, len(allows))
 
 
 @given(MATCHES, CONNECTIONS)

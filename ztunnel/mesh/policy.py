@@ -1,19 +1,24 @@
 """The L4 authorization verdict: the one place that decides whether a connection may reach a workload.
 
 Asked when a connection arrives and again, by the same code, for each live connection when policies change.
-A policy is compiled once into closures over its non-empty fields, since most fields of most matches are empty.
+A policy is compiled once into closures over its non-empty fields, since most fields of most matches are empty, and rules are filed
+under what a connection must have for them to match, so that a verdict costs the same with a thousand policies as with one.
 Source: Istio ztunnel `rbac.rs`; the algebra is described in `rules`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import NamedTuple
 
 from ztunnel.mesh.addresses import block_bounds, number
 from ztunnel.mesh.identity import SpiffeId
 from ztunnel.mesh.rules import Action, Cidr, Match, Policy, Rule, ServiceAccountMatch, StringKind, StringMatch
+
+NAMED_POLICIES = 8
+"""So many policies that did not match are named in a denial's text; it is written for each connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,10 @@ class Verdict:
     dry_run: tuple[DryRun, ...] = ()
 
 
+_Key = str | int | tuple[str, str]
+"""A principal, namespace, port or account: something that a connection has and a rule asks for by name."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Facts:
     """A connection in the form that compiled tests read."""
@@ -77,6 +86,8 @@ class _Facts:
     source: tuple[int, int]
     destination: tuple[int, int]
     port: int
+    keys: tuple[_Key, ...]
+    """All that a rule may be filed under that could match."""
 
 
 _Test = Callable[[_Facts], bool]
@@ -100,17 +111,61 @@ class _Compiled:
         return None
 
 
+class _Filed(NamedTuple):
+    """One rule of several policies, and its place among all of theirs."""
+
+    place: int
+    policy: _Compiled
+    rule: int
+    test: _Test
+
+
+class _Rules:
+    """The rules of several policies, found by a key without which they do not match. Those that have none are tried for everybody."""
+
+    __slots__ = ("_by_key", "_for_all")
+
+    def __init__(self, policies: Iterable[_Compiled]) -> None:
+        self._by_key: dict[_Key, list[_Filed]] = {}
+        self._for_all: list[_Filed] = []
+        rules = [(policy, index) for policy in policies for index in range(len(policy.rules))]
+        for place, (policy, index) in enumerate(rules):
+            filed = _Filed(place, policy, index, policy.rules[index])
+            keys = _keys(policy.policy.rules[index])
+            if keys is None:
+                self._for_all.append(filed)
+            else:
+                for key in keys:
+                    self._by_key.setdefault(key, []).append(filed)
+
+    def first(self, facts: _Facts) -> _Filed | None:
+        """The first rule that matches, in the order of the policies and of the rules in each."""
+        best = next((filed for filed in self._for_all if filed.test(facts)), None) if self._for_all else None
+        if self._by_key:
+            for key in facts.keys:
+                # A key may find what is filed under an equal text of another kind: that is tried, and does not match.
+                for filed in self._by_key.get(key, ()):
+                    if best is not None and filed.place > best.place:
+                        break
+                    if filed.test(facts):
+                        best = filed
+                        break
+        return best
+
+
 class PolicySet:
     """Policies that apply together, compiled: `decide` for those who ask more than once."""
 
-    __slots__ = ("_allows", "_denies", "_dry_run", "_needs_addresses")
+    __slots__ = ("_allows", "_denies", "_dry_run", "_needs_addresses", "_otherwise")
 
     def __init__(self, policies: Iterable[Policy]) -> None:
         compiled = [_Compiled(policy) for policy in policies]
         self._dry_run = tuple(each for each in compiled if each.policy.dry_run)
         enforced = [each for each in compiled if not each.policy.dry_run]
-        self._denies = tuple(each for each in enforced if each.policy.action is Action.DENY)
-        self._allows = tuple(each for each in enforced if each.policy.action is Action.ALLOW)
+        allows = tuple(each for each in enforced if each.policy.action is Action.ALLOW)
+        self._denies = _Rules(each for each in enforced if each.policy.action is Action.DENY)
+        self._allows = _Rules(allows)
+        self._otherwise = _missed(allows) if allows else _OPEN
         # Parsing addresses costs more than the rest of a verdict, and few policies look at them.
         self._needs_addresses = any(_reads_addresses(each.policy) for each in compiled)
 
@@ -123,18 +178,14 @@ class PolicySet:
         return replace(verdict, dry_run=tuple(_would(policy, facts, verdict) for policy in self._dry_run))
 
     def _enforced(self, facts: _Facts) -> Verdict:
-        for policy in self._denies:
-            rule = policy.matching_rule(facts)
-            if rule is not None:
-                return Verdict(False, policy.label, VerdictReason.DENIED, _denied_text(policy, rule), rule)
-        if not self._allows:
-            return _OPEN
-        for policy in self._allows:
-            rule = policy.matching_rule(facts)
-            if rule is not None:
-                return Verdict(True, policy.label, VerdictReason.ALLOWED, f"allowed by {policy.label}, rules[{rule}]", rule)
-        tried = tuple(policy.label for policy in self._allows)
-        return Verdict(False, tried[0], VerdictReason.NOT_ALLOWED, _missed_text(self._allows), None, tried)
+        denied = self._denies.first(facts)
+        if denied is not None:
+            return Verdict(False, denied.policy.label, VerdictReason.DENIED, _denied_text(denied.policy, denied.rule), denied.rule)
+        allowed = self._allows.first(facts)
+        if allowed is not None:
+            label, rule = allowed.policy.label, allowed.rule
+            return Verdict(True, label, VerdictReason.ALLOWED, f"allowed by {label}, rules[{rule}]", rule)
+        return self._otherwise
 
 
 _OPEN = Verdict(True, None, VerdictReason.NO_ALLOW_POLICY, "no policy denies it and no ALLOW policy applies")
@@ -167,10 +218,11 @@ def _facts(connection: Connection, with_addresses: bool) -> _Facts:
     identity = connection.identity
     source = number(connection.source_ip) if with_addresses else (0, 0)
     destination = number(connection.destination_ip) if with_addresses else (0, 0)
+    port = connection.destination_port
     if identity is None:
-        return _Facts("", "", None, source, destination, connection.destination_port)
-    account = (identity.namespace, identity.service_account)
-    return _Facts(identity.principal, identity.namespace, account, source, destination, connection.destination_port)
+        return _Facts("", "", None, source, destination, port, (port,))
+    principal, namespace, account = identity.principal, identity.namespace, (identity.namespace, identity.service_account)
+    return _Facts(principal, namespace, account, source, destination, port, (principal, account, namespace, port))
 
 
 def _denied_text(policy: _Compiled, rule: int) -> str:
@@ -178,9 +230,16 @@ def _denied_text(policy: _Compiled, rule: int) -> str:
     return f"{text}: {policy.policy.reason}" if policy.policy.reason else text
 
 
-def _missed_text(allows: tuple[_Compiled, ...]) -> str:
-    tried = ", ".join(f"{policy.label} ({policy.policy.reason})" if policy.policy.reason else policy.label for policy in allows)
-    return f"ALLOW policies apply and none matches; tried {tried}"
+def _missed(allows: tuple[_Compiled, ...]) -> Verdict:
+    tried = tuple(policy.label for policy in allows)
+    text = f"ALLOW policies apply and none matches; tried {', '.join(_noted(policy) for policy in allows[:NAMED_POLICIES])}"
+    if len(allows) > NAMED_POLICIES:
+        text += f" and {len(allows) - NAMED_POLICIES} more"
+    return Verdict(False, tried[0], VerdictReason.NOT_ALLOWED, text, None, tried)
+
+
+def _noted(policy: _Compiled) -> str:
+    return f"{policy.label} ({policy.policy.reason})" if policy.policy.reason else policy.label
 
 
 def _would(policy: _Compiled, facts: _Facts, verdict: Verdict) -> DryRun:
@@ -188,6 +247,50 @@ def _would(policy: _Compiled, facts: _Facts, verdict: Verdict) -> DryRun:
     if policy.policy.action is Action.DENY:
         return DryRun(policy.label, rule is not None, rule)
     return DryRun(policy.label, rule is None and verdict.reason is not VerdictReason.ALLOWED, rule)
+
+
+# Keys. A rule is filed under those of its narrowest clause: all of its clauses must match, so any of them will do.
+
+_Ranked = tuple[int, Sequence[_Key]]
+"""Keys, and how common they are among connections: the lower the number, the fewer connections have one."""
+
+
+def _keys(rule: Rule) -> Iterable[_Key] | None:
+    """Keys of which a connection has one if the rule matches it; None: it may have none."""
+    narrowest: _Ranked | None = None
+    for clause in rule.clauses:
+        ranked = _keys_of_any(clause.matches)
+        if ranked is not None and (narrowest is None or ranked[0] < narrowest[0]):
+            narrowest = ranked
+    return None if narrowest is None else dict.fromkeys(narrowest[1])
+
+
+def _keys_of_any(matches: tuple[Match, ...]) -> _Ranked | None:
+    """The keys of all matches together, ranked as the commonest kind among them. None: one has no key, or there is no match."""
+    if len(matches) == 1:
+        return _keys_of(matches[0])
+    ranked = [_keys_of(match) for match in matches]
+    known = [each for each in ranked if each is not None]
+    if not known or len(known) < len(ranked):
+        return None
+    return max(rank for rank, _ in known), [key for _, keys in known for key in keys]
+
+
+def _keys_of(match: Match) -> _Ranked | None:
+    """What the narrowest of the match's fields asks for by name."""
+    if names := _exact(match.principals):
+        return 0, names
+    if match.service_accounts:
+        return 1, [(each.namespace, each.service_account) for each in match.service_accounts]
+    if names := _exact(match.namespaces):
+        return 2, names
+    return (3, match.destination_ports) if match.destination_ports else None
+
+
+def _exact(matches: tuple[StringMatch, ...]) -> list[str]:
+    """What must be equal to one of the results; empty if it need not."""
+    values = [match.value for match in matches if match.kind is StringKind.EXACT]
+    return values if len(values) == len(matches) else []
 
 
 # Compilation. Each function turns one level of the algebra into a test; a level with one member is that member's own test.

@@ -8,7 +8,7 @@ import pytest
 
 from tests.kit.builders import ANYBODY, allow, deny, exactly, identity, policy, principals, when
 from ztunnel.mesh.addresses import parse_block
-from ztunnel.mesh.policy import Connection, DryRun, Verdict, VerdictReason, decide
+from ztunnel.mesh.policy import NAMED_POLICIES, Connection, DryRun, Verdict, VerdictReason, decide
 from ztunnel.mesh.rules import Action, Cidr, Clause, Match, Rule, ServiceAccountMatch, StringKind, StringMatch
 
 ALICE = identity("shop", "alice")
@@ -55,6 +55,51 @@ def test_a_miss_lists_all_that_was_tried_with_their_notes() -> None:
         "ALLOW policies apply and none matches; tried AuthorizationPolicy default/a, "
         "AuthorizationPolicy default/b (spec.rules[0] never matches without a waypoint)"
     )
+
+
+def test_a_miss_names_only_the_first_of_many() -> None:
+    verdict = decide([allow(f"p{each}", principals(BOB)) for each in range(NAMED_POLICIES + 992)], CALL)
+    assert len(verdict.tried) == NAMED_POLICIES + 992
+    assert verdict.text.endswith(f"default/p{NAMED_POLICIES - 1} and 992 more")
+    assert verdict.text.count("AuthorizationPolicy") == NAMED_POLICIES
+
+
+NAMED = principals(ALICE)
+FOR_ALL = Match(principals=ANYBODY)
+
+
+@pytest.mark.parametrize(
+    "match",
+    [
+        NAMED,
+        FOR_ALL,
+        Match(service_accounts=(ServiceAccountMatch("shop", "alice"),)),
+        Match(namespaces=exactly("other", "shop")),
+        Match(namespaces=exactly("shop"), destination_ports=(80, 8080)),
+        Match(destination_ports=(8080,)),
+    ],
+)
+@pytest.mark.parametrize("other", [NAMED, FOR_ALL, Match(destination_ports=(8080,))])
+def test_the_first_that_matches_is_named_however_it_is_found(match: Match, other: Match) -> None:
+    verdict = decide([deny("no", principals(BOB)), deny("first", principals(BOB), match), deny("second", other)], CALL)
+    assert (verdict.policy, verdict.rule) == ("AuthorizationPolicy default/first", 1)
+
+
+def test_a_rule_is_found_by_its_narrowest_clause_and_tested_whole() -> None:
+    port, anywhere = Clause((Match(destination_ports=(8080,)),)), Clause((Match(not_source_ips=block("10.9.0.0/16")),))
+    by_name = Clause((principals(ALICE), Match(namespaces=exactly("lab"))))
+    rule = policy("it", Action.ALLOW, Rule((port, anywhere, by_name)))
+    assert decide([rule], CALL).allowed
+    assert decide([rule], replace(CALL, identity=BOB)).allowed
+    assert not decide([rule], replace(CALL, destination_port=80)).allowed
+    assert not decide([rule], replace(CALL, source_ip="10.9.1.1")).allowed
+    assert not decide([rule], PLAIN).allowed
+
+
+def test_a_text_that_is_two_kinds_of_key_is_each_in_its_own_field_only() -> None:
+    here = identity("a", "a")
+    assert not decide([allow("it", Match(namespaces=exactly(here.principal)))], replace(CALL, identity=here)).allowed
+    assert not decide([allow("it", Match(principals=exactly("a")))], replace(CALL, identity=here)).allowed
 
 
 def test_a_denial_says_the_policys_own_reason() -> None:
