@@ -144,8 +144,10 @@ class Pool:
         """
         members = self._members.get(key)
         if members is not None:
-            for member in members:
+            for place, member in enumerate(members):
                 if member.is_usable:
+                    # It comes first until it is full: with dozens of full ones, finding it would cost more than the stream.
+                    members.insert(0, members.pop(place))
                     if member.idle is not None:
                         member.idle.cancel()
                         member.idle = None

@@ -123,6 +123,19 @@ def test_a_full_tunnel_gets_a_sister_and_is_used_again_later(make: Callable[...,
     assert [len(first.relays), len(second.relays)] == [2, 1]
 
 
+def test_the_tunnel_that_had_room_last_is_used_until_it_is_full(make: Callable[..., Lane]) -> None:
+    lane = make(max_streams=2)
+    ends = [lane.open() for _ in range(3)]
+    first, second = lane.tunnels
+    ends.append(lane.open())
+    lane.end(ends[0])
+    lane.end(ends[3])
+    lane.open()
+    assert [len(first.relays), len(second.relays)] == [1, 2]
+    lane.open()
+    assert [len(first.relays), len(second.relays)] == [2, 2]
+
+
 def test_tunnels_to_one_peer_are_bounded(make: Callable[..., Lane]) -> None:
     lane = make(max_streams=1, tunnels_per_peer=2)
     for _ in range(2):
