@@ -152,6 +152,23 @@ def test_progress_is_told_as_what_moved_since_the_last_time(book: Book) -> None:
     assert connection.is_over
 
 
+def test_the_progress_of_many_is_told_in_turns_and_once_each(book: Book) -> None:
+    """Otherwise a worker with ten thousand connections would move nobody's bytes for a tenth of a second."""
+    many = [book.register() for _ in range(200)]
+    book.table.tell_progress()
+    told = len(book.records)
+    assert 0 < told < 200
+    book.table.tell_progress()
+    assert len(book.records) == told, "the first is still going on"
+    for connection in many[:10]:
+        connection.end(None)
+    while len(book.records) < 200:
+        book.loop.run_once(0.1)
+    book.loop.run_once(0.01)
+    assert sorted(record.id for record in book.records) == sorted(connection.id for connection in many)
+    assert sum(record.closed for record in book.records) == 10
+
+
 @pytest.mark.parametrize("direction", Direction)
 def test_up_is_what_the_client_sent_whichever_side_tells(direction: Direction) -> None:
     wire = Wire()
