@@ -7,6 +7,7 @@ One index per process, used from one thread.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -192,8 +193,7 @@ def _move(table: dict[_Key, tuple[_Listed, ...]], before: set[_Key], after: set[
     for key in before | after:
         listed = [value for value in table.get(key, ()) if value is not old]
         if new is not None and key in after:
-            listed.append(new)
-            listed.sort(key=_rank)
+            insort(listed, new, key=_rank)
         if listed:
             table[key] = tuple(listed)
         else:
