@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from scripts.benchmarks import l4
+from scripts.benchmarks import l4, scale
 
-SCENARIOS = {"l4": l4.main}
+SCENARIOS = {"l4": l4.main, "scale": scale.main}
 
 
 def main(words: list[str]) -> int:

@@ -1,7 +1,7 @@
 """From measurements to verdicts. PURE.
 
 A figure of a way is the median over the rounds; a ratio is the median of the rounds' own ratios, because the machine drifts between
-rounds by more than the ways differ. Of several Envoys each row is compared with the better one.
+rounds by more than the ways differ. Of several rivals (Envoys) each row is compared with the better one.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Figure:
     medians: Mapping[str, float]
     """By way."""
     rival: str | None
-    """Which Envoy the ratios are to."""
+    """Which way the ratios are to."""
     ratios: tuple[float, ...]
     """Ours to the rival's, round by round; ours as it is in a row that is compared with nothing."""
     gain: float | None
@@ -65,11 +65,11 @@ class Figure:
         return Verdict.OK if self.row.reaches(self.ratio, self.row.floor) else Verdict.SHORT
 
 
-def judge(row: Row, measurements: Sequence[Measurement], envoys: Iterable[str], baseline: str | None = None) -> Figure:
+def judge(row: Row, measurements: Sequence[Measurement], rivals: Iterable[str], baseline: str | None = None) -> Figure:
     """The row's figure out of all measurements of a run.
 
     Args:
-        envoys: names of the ways that are Envoy's.
+        rivals: names of the ways that ours is compared with.
         baseline: name of the way that `gain` is to.
     """
     concerned = [each for each in measurements if each.scenario in row.scenarios]
@@ -77,7 +77,7 @@ def judge(row: Row, measurements: Sequence[Measurement], envoys: Iterable[str], 
     by_way = {way: values for way, values in by_way.items() if values}
     medians = {way: statistics.median(values.values()) for way, values in by_way.items()}
     best = max if row.better is Better.HIGHER else min
-    rival = best((way for way in envoys if way in medians), key=lambda way: medians[way], default=None)
+    rival = best((way for way in rivals if way in medians), key=lambda way: medians[way], default=None)
     ours = by_way.get(OURS, {})
     if row.against is Against.NOTHING:
         ratios = tuple(ours.values())

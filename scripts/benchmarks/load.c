@@ -4,7 +4,8 @@
 //   load up|down ADDRESS PORT CONNECTIONS SECONDS         bulk; an upload counts only when the server has confirmed its bytes
 //   load ping ADDRESS PORT CONNECTIONS BYTES SECONDS      one request at a time on each connection
 //   load short ADDRESS PORT PARALLEL BYTES SECONDS        connect, one request, its answer, close; again
-//   load idle ADDRESS PORT CONNECTIONS                    opens them, says `ready`, holds them until standard input ends
+//   load idle ADDRESS PORT CONNECTIONS                    opens them, says `ready`, holds them until standard input ends; then
+//                                                         each must echo one more byte, or it counts as an error and the exit code is 1
 //
 // A client prints one JSON object. "errors" counts what went wrong; the text for people is on standard error.
 #define _GNU_SOURCE
@@ -437,13 +438,30 @@ static void conversations(int shorts, int connections, int bytes, double seconds
            time_count, took, percentile(0.5), percentile(0.9), percentile(0.99), percentile(0.999), errors, cpu_seconds());
 }
 
-static void idle(int connections) {
+// How many of them do not echo one more byte. Only the first silent one is waited for: the others have had the same time.
+static int lost(const int *fds, int connections) {
+    int missing = 0, flags = 0;
+    for (int at = 0; at < connections; at++)
+        send(fds[at], "x", 1, 0);  // one that is broken has no answer either
+    for (int at = 0; at < connections; at++) {
+        ssize_t got = recv(fds[at], buffer, 1, flags);
+        if (got == 1)
+            continue;
+        if (got < 0 && errno == EAGAIN)
+            flags = MSG_DONTWAIT;
+        missing++;
+    }
+    return missing;
+}
+
+static int idle(int connections) {
     Header header = {.mode = 'E'};
     char first[sizeof header + 1];
     memcpy(first, &header, sizeof header);
     first[sizeof header] = 'x';
+    int *fds = calloc((size_t)connections, sizeof *fds);
     for (int at = 0; at < connections; at++) {
-        int fd = socket(AF_INET, SOCK_STREAM, 0);
+        int fd = fds[at] = socket(AF_INET, SOCK_STREAM, 0);
         struct timeval patience = {STALL_SECONDS, 0};
         setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
         if (fd < 0 || connect(fd, (void *)&target, sizeof target) || send(fd, first, sizeof first, 0) != sizeof first)
@@ -458,6 +476,9 @@ static void idle(int connections) {
     fflush(stdout);
     while (read(0, buffer, sizeof buffer) > 0)
         ;
+    int missing = lost(fds, connections);
+    printf("{\"count\": %d, \"errors\": %d}\n", connections, missing);
+    return missing > 0;
 }
 
 int main(int count, char **words) {
@@ -480,7 +501,7 @@ int main(int count, char **words) {
     else if (count == 7 && (!strcmp(what, "ping") || !strcmp(what, "short")))
         conversations(what[0] == 's', connections, atoi(words[5]), atof(words[6]));
     else if (count == 5 && !strcmp(what, "idle"))
-        idle(connections);
+        return idle(connections);
     else {
         fprintf(stderr, "load: what is asked for is at the beginning of load.c\n");
         return 2;

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from scripts.benchmarks import processes, wrk
+from scripts.benchmarks import elsewhere, processes, wrk
 from scripts.benchmarks.errors import BenchError
+from scripts.benchmarks.machine import Cpus
 from scripts.benchmarks.rows import Values
 from scripts.benchmarks.tools import Tools
-from scripts.benchmarks.ways import APP, AT_ONCE, GIVE_WAY, WEB, YIELDING, Cpus, Way
+from scripts.benchmarks.ways import APP, AT_ONCE, GIVE_WAY, WEB, YIELDING, Way
 from tests.kit.netns import Pod
 
 IDLE_CONNECTIONS = 1000
@@ -70,6 +71,15 @@ def warm_up(bench: Bench, way: Way) -> None:
     for client, server in dict.fromkeys(((way.client, way.server), way.neighbour)):
         for what, words in (("ping", (4, 100)), ("up", (2,)), ("down", (2,))):
             bench.load(client, what, server, *words, _WARM_UP_SECONDS)
+    must_be_tunnelled(way)
+
+
+def must_be_tunnelled(way: Way) -> None:
+    """Asked after a load.
+
+    Raises:
+        BenchError: it went some other way.
+    """
     if not way.has_tunnel():
         raise BenchError(f"{way.name}: the load did not go through a tunnel")
 
@@ -89,7 +99,8 @@ def _ping_at_once(bench: Bench, way: Way) -> Values:
     return values
 
 
-def _short(parallel: int) -> Callable[[Bench, Way], Values]:
+def short(parallel: int) -> Callable[[Bench, Way], Values]:
+    """New connections: connect, 64 bytes there and back, close; so many at a time."""
     return lambda bench, way: bench.load(way.client, "short", way.server, parallel, 64, bench.seconds)
 
 
@@ -137,10 +148,7 @@ def _beside_config(bench: Bench, way: Way) -> Values:
 def _changing(configure: Callable[[str, str], None]) -> Iterator[list[int]]:
     """Rewrites a file of pods on some other node, all of them changed, until the block ends; the list holds the number of times."""
     name = "churn.json"
-    texts = [
-        json.dumps({"apiVersion": "v1", "kind": "List", "items": [_pod(each, ready) for each in range(CONFIG_OBJECTS)]})
-        for ready in (True, False)
-    ]
+    texts = [elsewhere.listing(elsewhere.pod(each, ready) for each in range(CONFIG_OBJECTS)) for ready in (True, False)]
     turns, stop = [0], threading.Event()
 
     def change() -> None:
@@ -158,21 +166,47 @@ def _changing(configure: Callable[[str, str], None]) -> Iterator[list[int]]:
         configure(name, "")
 
 
-def _pod(number: int, ready: bool) -> dict[str, object]:
-    name = f"elsewhere-{number}"
-    address = f"10.200.{number // 250}.{number % 250 + 1}"
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": name, "namespace": "default", "uid": name, "labels": {"app": "elsewhere"}},
-        "spec": {"nodeName": "elsewhere", "serviceAccountName": name, "containers": [{"name": "app", "image": "app"}]},
-        "status": {
-            "phase": "Running",
-            "podIP": address,
-            "podIPs": [{"ip": address}],
-            "conditions": [{"type": "Ready", "status": str(ready)}],
-        },
-    }
+class Held:
+    """Idle connections, from the moment when the first is dialled."""
+
+    def __init__(self, holder: subprocess.Popen[str], count: int) -> None:
+        self._holder = holder
+        self._count = count
+
+    def await_all(self) -> None:
+        """Returns when each of them has carried its first byte there and back.
+
+        Raises:
+            BenchError: one of them could not be opened.
+        """
+        assert self._holder.stdout is not None
+        if self._holder.stdout.readline() != "ready\n":
+            raise BenchError(f"{self._count} idle connections could not be opened")
+
+    def release(self) -> int:
+        """Asks for one more byte of each and lets them go; returns how many did not answer.
+
+        Raises:
+            BenchError: nobody knows.
+        """
+        try:
+            output, _ = self._holder.communicate(timeout=_GRACE_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise BenchError("the holder of idle connections did not end") from error
+        if not output:
+            raise BenchError(f"the holder of {self._count} idle connections has ended: {self._holder.returncode}")
+        return int(json.loads(output)["errors"])
+
+
+@contextmanager
+def holding(bench: Bench, client: Pod, server: Pod, count: int) -> Iterator[Held]:
+    """Begins to open `count` connections between two pods; they are gone after the block."""
+    command = bench.command(client, [bench.tools.load, "idle", server.v4, str(APP), str(count)])
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            yield Held(holder, count)
+        finally:
+            holder.kill()
 
 
 def _idle(bench: Bench, way: Way) -> Values:
@@ -180,13 +214,11 @@ def _idle(bench: Bench, way: Way) -> Values:
     if way.proxies is None:
         return {}
     before = [processes.resident_bytes(pid) for pid in way.proxies.data_planes]
-    command = bench.command(way.client, [bench.tools.load, "idle", way.server.v4, str(APP), str(IDLE_CONNECTIONS)])
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
-        if holder.stdout.readline() != "ready\n":
-            raise BenchError(f"{way.name}: {IDLE_CONNECTIONS} idle connections could not be opened")
+    with holding(bench, way.client, way.server, IDLE_CONNECTIONS) as held:
+        held.await_all()
         after = [processes.resident_bytes(pid) for pid in way.proxies.data_planes]
-        holder.communicate()
+        if held.release():
+            raise BenchError(f"{way.name}: not all of {IDLE_CONNECTIONS} idle connections stayed open")
     grown = [late - early for early, late in zip(before, after, strict=True)]
     return {"resident_bytes": max(before), "grown_bytes": max(grown)}
 
@@ -205,8 +237,8 @@ EVERY_ROUND: Mapping[str, Callable[[Bench, Way], Values]] = {
     "ping-beside-config": _beside_config,
     "requests-32": _requests(32),
     "requests-256": _requests(256),
-    "short-1": _short(1),
-    "short-16": _short(16),
+    "short-1": short(1),
+    "short-16": short(16),
 }
 
 

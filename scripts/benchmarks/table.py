@@ -19,10 +19,11 @@ def table(figures: Sequence[Figure], ways: Sequence[str], baseline: str | None) 
 def _line(figure: Figure, ways: Sequence[str], baseline: str | None) -> list[str]:
     row = figure.row
     sign = "≥" if row.better is Better.HIGHER else "≤"
+    starred = figure.rival if row.against is Against.ENVOY else None
     missing = figure.verdict is Verdict.MISSING
     return [
         row.title,
-        *(_number(figure.medians[way]) + ("*" if way == figure.rival else "") if way in figure.medians else "-" for way in ways),
+        *(_number(figure.medians[way]) + ("*" if way == starred else "") if way in figure.medians else "-" for way in ways),
         "-" if missing or row.against is Against.NOTHING else f"{figure.ratio:.2f}",
         "-" if missing else f"{_ratio(min(figure.ratios))}–{_ratio(max(figure.ratios))}",
         f"{sign} {row.floor:g}",

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from scripts.benchmarks import envoy_pair, processes
 from scripts.benchmarks.errors import BenchError
+from scripts.benchmarks.machine import Cpus
 from scripts.benchmarks.tools import Tools
 from tests.kit import envoy
 from tests.kit.mesh import Mesh
@@ -61,14 +62,6 @@ http {{{{
 
 
 @dataclass(frozen=True, slots=True)
-class Cpus:
-    """Where the two nodes are; None: wherever the kernel likes."""
-
-    near: int | None
-    far: int | None
-
-
-@dataclass(frozen=True, slots=True)
 class Proxies:
     """The processes of a way's two proxies."""
 
@@ -90,6 +83,8 @@ class Way:
     proxies: Proxies | None = None
     configure: Callable[[str, str], None] | None = None
     """Ours only: `configure(name, text)` puts a file among the manifests; an empty text takes it away."""
+    holds: Callable[[str], int] | None = None
+    """Ours only: how many `workloads`, `policies` or `connections` each agent and its workers know of, the fewest; 0 while one is busy."""
     has_tunnel: Callable[[], bool] = field(default=lambda: True)
     """Whether the load that went through really was in a tunnel."""
 
@@ -101,7 +96,7 @@ def way_builders(tools: Tools, cpus: Cpus, workers: int) -> dict[str, Callable[[
         "envoy": lambda: _envoy(tools, cpus, workers, "envoy", envoy_pair.DEFAULT),
         "envoy-large": lambda: _envoy(tools, cpus, workers, "envoy-large", envoy_pair.LARGE),
         "naive": lambda: _naive(tools, cpus),
-        "ztunnel": lambda: _ours(tools, cpus, workers),
+        "ztunnel": lambda: ours(tools, cpus, workers),
     }
 
 
@@ -160,7 +155,8 @@ def _naive(tools: Tools, cpus: Cpus) -> Iterator[Way]:
 
 
 @contextmanager
-def _ours(tools: Tools, cpus: Cpus, workers: int) -> Iterator[Way]:
+def ours(tools: Tools, cpus: Cpus, workers: int) -> Iterator[Way]:
+    """A pair of our agents, with two pods on each node and a policy for each of the two servers."""
     ended: KeyboardInterrupt | BenchError | None = None
     with _mesh(workers) as mesh, ExitStack() as stack:
         try:
@@ -184,8 +180,18 @@ def _ours(tools: Tools, cpus: Cpus, workers: int) -> Iterator[Way]:
                 temporary.write_text(text)
                 temporary.replace(path)
 
+            def holds(what: str) -> int:
+                # The workers answer the second question, behind all changes that their agent had sent them when it answered the first.
+                try:
+                    counts = [len(agent.rows(what)) for agent in mesh.agents]
+                    for agent in mesh.agents:
+                        agent.rows("connections")
+                except TimeoutError:
+                    return 0  # one is busy with taking over what it was told
+                return min(counts)
+
             tunnelled = lambda: bool(mesh.agents[0].rows("tunnels"))  # noqa: E731 - a question, asked once
-            yield Way("ztunnel", client, server, (neighbour[0], neighbour[1]), proxies, configure, tunnelled)
+            yield Way("ztunnel", client, server, (neighbour[0], neighbour[1]), proxies, configure, holds, tunnelled)
         except (KeyboardInterrupt, BenchError) as error:
             # The mesh shows its agents' logs after an exception; nobody has asked for them here.
             ended = error

@@ -7,24 +7,29 @@ import pytest
 from scripts.benchmarks import __main__ as command
 from scripts.benchmarks.errors import BenchError
 from scripts.benchmarks.l4 import plan
+from scripts.benchmarks.options import Options
+
+
+def asked(*words: str) -> Options:
+    return plan(words).options
 
 
 def test_one_worker_stands_on_two_nodes_of_one_cpu() -> None:
-    full, quick = plan([]), plan(["--quick"])
+    full, quick = asked(), asked("--quick")
     assert (full.rounds, full.pin, full.spin) == (5, True, True)
     assert quick.rounds < full.rounds
     assert quick.seconds < full.seconds
 
 
 def test_several_workers_take_the_cpus_that_there_are() -> None:
-    assert not plan(["--workers", "2"]).pin
-    assert plan(["--workers", "2", "--pin", "--no-spin"]).pin
-    assert not plan(["--workers", "2", "--pin", "--no-spin"]).spin
+    assert not asked("--workers", "2").pin
+    assert asked("--workers", "2", "--pin", "--no-spin").pin
+    assert not asked("--workers", "2", "--pin", "--no-spin").spin
 
 
 def test_rows_are_chosen_by_pattern() -> None:
-    asked = plan(["--only", "bulk-*-8", "--only", "rss-idle"])
-    assert [row.name for row in asked.rows] == ["bulk-up-8", "bulk-down-8", "rss-idle"]
+    chosen = plan(["--only", "bulk-*-8", "--only", "rss-idle"])
+    assert [row.name for row in chosen.rows] == ["bulk-up-8", "bulk-down-8", "rss-idle"]
     with pytest.raises(BenchError, match="cpu-per-gb"):
         _ = plan(["--only", "nonsense"]).rows
 

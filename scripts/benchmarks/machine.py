@@ -1,0 +1,80 @@
+"""The machine that a benchmark runs on: namespaces of its own, descriptors enough, and which CPU is which node."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.benchmarks import processes
+from scripts.benchmarks.errors import BenchError
+from scripts.benchmarks.tools import Tools
+from tests.kit import isolation
+
+SPIN_SECONDS = 3600
+MOST_DESCRIPTORS = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Cpus:
+    """Where the two nodes are; None: wherever the kernel likes."""
+
+    near: int | None
+    far: int | None
+
+
+def isolate() -> None:
+    """Namespaces of our own, and as many descriptors as we and our children may have.
+
+    Raises:
+        BenchError: not allowed here.
+    """
+    refusal = isolation.isolate()
+    if refusal is not None:
+        raise BenchError(refusal)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors(), most))
+
+
+def descriptors() -> int:
+    """How many a process of a benchmark may have, behind `isolate`."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST_DESCRIPTORS if most == resource.RLIM_INFINITY else min(most, MOST_DESCRIPTORS)
+
+
+def cpus(pin: bool) -> Cpus:
+    """Two nodes of one CPU, or no binding at all.
+
+    Raises:
+        BenchError: there are not two.
+    """
+    if not pin:
+        return Cpus(None, None)
+    available = sorted(os.sched_getaffinity(0))
+    if len(available) < 2:
+        raise BenchError("two nodes need two CPUs; --no-pin does without")
+    return Cpus(available[0], available[1])
+
+
+@contextmanager
+def awake(tools: Tools, used: Cpus) -> Iterator[None]:
+    """None of the CPUs in use halts."""
+    numbers = sorted(os.sched_getaffinity(0)) if used.near is None or used.far is None else [used.near, used.far]
+    with ExitStack() as stack:
+        for cpu in numbers:
+            stack.enter_context(processes.running([tools.spin, str(cpu), str(SPIN_SECONDS)], Path(os.devnull)))
+        yield
+
+
+def described() -> dict[str, object]:
+    """What a report says of it."""
+    return {"kernel": platform.release(), "cpu": _cpu_model(), "cpus": os.cpu_count(), "descriptors": descriptors()}
+
+
+def _cpu_model() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,74 @@
+"""What every benchmark can be told on its command line. PURE."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from scripts.benchmarks.errors import BenchError
+from scripts.benchmarks.rows import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a run is done. `pin` and `spin` decide the model of the machine, see tests/bench/README.md."""
+
+    rounds: int
+    seconds: float
+    only: tuple[str, ...]
+    workers: int
+    pin: bool
+    spin: bool
+    json: Path | None
+
+    def chosen(self, rows: Sequence[Row]) -> tuple[Row, ...]:
+        """The rows that are asked for.
+
+        Raises:
+            BenchError: there is none.
+        """
+        wanted = tuple(row for row in rows if not self.only or any(fnmatch(row.name, each) for each in self.only))
+        if not wanted:
+            raise BenchError(f"no row is called that; there are: {', '.join(row.name for row in rows)}")
+        return wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How long a run is unless the command line says so."""
+
+    rounds: int
+    seconds: float
+    """Of each measurement."""
+
+
+def parser(scenario: str, description: str | None, full: Extent, quick: Extent) -> argparse.ArgumentParser:
+    """A parser of the options that all have; the caller adds its own."""
+    made = argparse.ArgumentParser(prog=f"scripts/bench {scenario}", description=description)
+    made.add_argument("--quick", action="store_true", help="less than two minutes; noisier")
+    made.add_argument("--rounds", type=int, help=f"default: {full.rounds}, with --quick {quick.rounds}")
+    made.add_argument("--seconds", type=float, help=f"of each measurement; default: {full.seconds:g}, with --quick {quick.seconds:g}")
+    made.add_argument("--only", action="append", default=[], metavar="ROW", help="a row, or several by a pattern such as 'bulk-*'")
+    made.add_argument("--workers", type=int, default=1, help="of each proxy")
+    made.add_argument("--pin", action=argparse.BooleanOptionalAction, help="two nodes of one CPU; default with one worker")
+    made.add_argument("--spin", action=argparse.BooleanOptionalAction, help="keep the CPUs awake; default as --pin")
+    made.add_argument("--json", type=Path, metavar="FILE", help="write every measurement, and what it was taken on")
+    return made
+
+
+def options(given: argparse.Namespace, full: Extent, quick: Extent) -> Options:
+    """What the parser above has found."""
+    extent = quick if given.quick else full
+    pin = given.workers == 1 if given.pin is None else given.pin
+    return Options(
+        rounds=given.rounds or extent.rounds,
+        seconds=given.seconds or extent.seconds,
+        only=tuple(given.only),
+        workers=given.workers,
+        pin=pin,
+        spin=pin if given.spin is None else given.spin,
+        json=given.json,
+    )
