@@ -146,7 +146,7 @@ def test_a_reset_after_a_half_close_is_still_a_reset(client: Pod, server: Pod) -
 
 def test_an_application_that_does_not_listen_is_a_reset_with_the_reason_in_the_log(mesh: Mesh, client: Pod, server: Pod) -> None:
     assert apps.outcome(client, (server.v4, 9999)) == "reset"
-    eventually(lambda: mesh.agents[1].said("dst.addr=10.102.0.1:9999", "Connection refused"))
+    eventually(lambda: mesh.agents[1].said("dst.addr=10.102.0.1:15008 dst.hbone_addr=10.102.0.1:9999", "Connection refused"))
     eventually(lambda: mesh.agents[0].said("dst.hbone_addr=10.102.0.1:9999", "http status 503"))
 
 

@@ -33,7 +33,10 @@ class Facts:
     pod_uid: str
     source: Address
     destination: Address
+    """What was dialled: with a tunnel its far end, port 15008, whichever side tells."""
     target: str = ""
+    endpoint: Address = ("", 0)
+    """Inbound: the application's own address, which the verdict is about and which is dialled here."""
     protocol: str = "TCP"
     mutual_tls: bool = False
     source_uid: str = ""

@@ -107,8 +107,9 @@ class Inbound:
             Direction.INBOUND,
             pod.uid,
             tunnel.peer_address,
-            (target.address, target.port),
+            local,
             target=str(asked.authority),
+            endpoint=(target.address, target.port),
             protocol="HBONE",
             mutual_tls=True,
             # The address only says who it was if the certificate agrees: addresses are re-used, identities are proven.
@@ -143,7 +144,7 @@ class Inbound:
             tunnel.mark_dirty()
 
         relay.on_refused = refuse
-        target = connection.facts.destination
+        target = connection.facts.endpoint
         source_ip = tunnel.peer_address[0]
         dial(node, pod, connection, target, None if source_ip == target[0] else source_ip, opened)
 
@@ -168,7 +169,7 @@ class Inbound:
         outer = connection.facts
         outer.protocol, outer.destination = "LOCAL", route.target
         outer.source_identity, outer.destination_identity = client.identity, pod.identity
-        facts = replace(outer, direction=Direction.INBOUND, pod_uid=pod.uid)
+        facts = replace(outer, direction=Direction.INBOUND, pod_uid=pod.uid, endpoint=route.target)
         inner = node.connections.register(facts)
         denied = judge(node, workload, inner)
         if denied is not None:
@@ -244,6 +245,6 @@ class _Both:
 def judge(node: Node, workload: Workload, connection: Connection, cause: str = "policy rejection") -> PolicyDenied | None:
     """Asks `mesh.policy` about an inbound connection to a workload, and notes in its facts which policy had the word. None: it may be."""
     facts = connection.facts
-    verdict = node.index.decide(workload, Asked(facts.source[0], facts.source_identity, facts.destination[0], facts.destination[1]))
+    verdict = node.index.decide(workload, Asked(facts.source[0], facts.source_identity, *facts.endpoint))
     facts.policy = verdict.policy or ""
     return None if verdict.allowed else PolicyDenied(f"connection closed due to {cause}: {verdict.text}", verdict.policy)
