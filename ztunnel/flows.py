@@ -73,7 +73,8 @@ class FlowReporter:
         metrics = self._metrics
         reporter = "source" if record.direction is Direction.OUTBOUND else "destination"
         service = (record.service or UNKNOWN, record.service_namespace or UNKNOWN, record.service_name or UNKNOWN)
-        principals = (record.source_identity or UNKNOWN, record.destination_identity or UNKNOWN)
+        named = destination.identity.uri if destination is not None else UNKNOWN
+        principals = (record.source_identity or UNKNOWN, record.destination_identity or named)
         labels = _labels(reporter, (source, destination), service, principals, record.mutual_tls)
         if record.opened:
             metrics.tcp_opened.add(1, *labels)
@@ -81,19 +82,19 @@ class FlowReporter:
             change = 1 if record.opened else -1
             self._open[worker, reporter] += change
             metrics.tcp_sockets_open.add(change, reporter)
-        final = labels if record.flag is Flag.NONE else labels._replace(response_flags=record.flag.value)
         if record.up_bytes:
-            metrics.tcp_received_bytes.add(record.up_bytes, *final)
+            metrics.tcp_received_bytes.add(record.up_bytes, *labels)
         if record.down_bytes:
-            metrics.tcp_sent_bytes.add(record.down_bytes, *final)
+            metrics.tcp_sent_bytes.add(record.down_bytes, *labels)
         if record.closed:
+            final = labels if record.flag is Flag.NONE else labels._replace(response_flags=record.flag.value)
             metrics.tcp_closed.add(1, *final)
             if record.flag is not Flag.NONE:
                 metrics.tcp_failed.add(1, *final)
 
 
 def log_fields(record: FlowRecord, source: Workload | None, destination: Workload | None) -> dict[str, object]:
-    """The access log's fields by their dotted names. Absent values are empty or None."""
+    """The values of `logs.FLOW_FIELDS`, in that order. Absent ones are empty or None."""
     sent, received = record.total_up_bytes, record.total_down_bytes
     if record.direction is Direction.INBOUND:
         sent, received = received, sent
@@ -102,12 +103,14 @@ def log_fields(record: FlowRecord, source: Workload | None, destination: Workloa
         "src.workload": source and source.name,
         "src.namespace": source and source.namespace,
         "src.identity": record.source_identity,
+        "src.cluster": source and source.cluster,
         "dst.addr": text(record.destination) if record.destination[0] else "",
         "dst.hbone_addr": record.target if record.mutual_tls else "",
         "dst.service": record.service,
         "dst.workload": destination and destination.name,
         "dst.namespace": destination and destination.namespace,
         "dst.identity": record.destination_identity,
+        "dst.cluster": destination and destination.cluster,
         "direction": record.direction.value,
         "bytes_sent": sent,
         "bytes_recv": received,

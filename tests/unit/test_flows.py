@@ -13,6 +13,7 @@ from ztunnel.dataplane.flow import Direction, FlowRecord
 from ztunnel.flows import MAX_SEEN, FlowReporter, log_fields
 from ztunnel.mesh.errors import Flag
 from ztunnel.mesh.workloads import Workload
+from ztunnel.runtime.logs import FLOW_FIELDS
 from ztunnel.runtime.metrics import UNKNOWN, Metrics, Series, Traffic
 
 CLIENT = replace(workload("client", "10.0.0.1", account="client"), canonical_name="shop", canonical_revision="v2")
@@ -111,12 +112,22 @@ def test_of_strangers_nothing_is_known(desk: Desk) -> None:
     assert labels == Traffic(reporter="destination")
 
 
+def test_whom_the_mesh_names_is_a_principal_as_destination_and_not_as_source(desk: Desk) -> None:
+    # Source: Istio ztunnel `proxy/metrics.rs`, with_source and with_destination.
+    desk.take(but(PLAIN, opened=True, source_uid=CLIENT.uid, destination_uid=SERVER.uid))
+    ((labels, _),) = values(desk.metrics.tcp_opened).items()
+    assert (labels.source_principal, labels.destination_principal) == (UNKNOWN, str(SERVER.identity))
+    assert labels.connection_security_policy == UNKNOWN
+
+
 def test_a_failure_shows_in_the_flag_of_what_ends_with_it(desk: Desk) -> None:
     desk.take(but(SECURE, closed=False), but(SECURE, opened=False, flag=Flag.DENY, error="no"))
     assert [labels.response_flags for labels in values(desk.metrics.tcp_opened)] == ["-"]
     assert [labels.response_flags for labels in values(desk.metrics.tcp_failed)] == ["DENY"]
     assert [labels.response_flags for labels in values(desk.metrics.tcp_closed)] == ["DENY"]
-    assert {labels.response_flags: value for labels, value in values(desk.metrics.tcp_received_bytes).items()} == {"-": 10, "DENY": 10}
+    # One series of bytes for a connection, however it ends: Istio takes it when the connection begins.
+    assert {labels.response_flags: value for labels, value in values(desk.metrics.tcp_received_bytes).items()} == {"-": 20}
+    assert {labels.response_flags: value for labels, value in values(desk.metrics.tcp_sent_bytes).items()} == {"-": 200}
 
 
 def open_now(desk: Desk) -> dict[str, float]:
@@ -181,12 +192,14 @@ def test_what_a_line_says() -> None:
         "src.workload": "client",
         "src.namespace": "default",
         "src.identity": IDENTITIES[0],
+        "src.cluster": CLIENT.cluster,
         "dst.addr": "10.0.0.2:15008",
         "dst.hbone_addr": "10.0.0.2:8080",
         "dst.service": "web.back.svc",
         "dst.workload": "server",
         "dst.namespace": "back",
         "dst.identity": IDENTITIES[1],
+        "dst.cluster": SERVER.cluster,
         "direction": "outbound",
         "bytes_sent": 10,
         "bytes_recv": 100,
@@ -197,6 +210,7 @@ def test_what_a_line_says() -> None:
         "connection": "c1",
         "error": "no",
     }
+    assert tuple(line) == FLOW_FIELDS
 
 
 def test_what_a_line_does_not_know_is_empty() -> None:

@@ -22,10 +22,10 @@ FLOW_FIELDS = (
     *("src.addr", "src.workload", "src.namespace", "src.identity", "src.cluster"),
     *("dst.addr", "dst.hbone_addr", "dst.service", "dst.workload", "dst.namespace", "dst.identity", "dst.cluster"),
     *("direction", "bytes_sent", "bytes_recv", "duration"),
-    *("policy", "flag", "reason"),
+    *("policy", "flag", "trace", "connection"),
     "error",
 )
-"""Fields of a connection's line, in order. Source: Istio ztunnel's access log; policy, flag and reason are ours."""
+"""Fields of a connection's line, in order. Source: Istio ztunnel's access log; policy to connection are ours."""
 LEVELS = ("debug", "info", "warning", "error")
 LONGEST_VALUE = 2048
 """Characters of one value; what a peer sends is cut there."""

@@ -28,8 +28,8 @@ LONGEST_LABEL = 512
 class Traffic(NamedTuple):
     """Labels of the `istio_tcp_*` metrics, in order. All are always there; what is not known is `unknown`.
 
-    `received` counts bytes from client to server and `sent` bytes back, whichever side reports. A principal is given only if mutual
-    TLS proved it.
+    `received` counts bytes from client to server and `sent` bytes back, whichever side reports. A source's principal is given only if
+    mutual TLS proved it; a destination's is the one that the mesh knows it by.
     """
 
     reporter: str = UNKNOWN
