@@ -258,8 +258,8 @@ class StreamRelay:
         if self._answered or self._done:
             return
         if status != 200:
-            if not ended:
-                self._reset_stream(_CANCEL)
+            # Also behind an END_STREAM: our own direction is open, and not every server resets it (RFC 9113 §8.1 only allows it to).
+            self._reset_stream(_CANCEL)
             self._end(UpstreamRefused(f"peer answered CONNECT with http status {status}", status), graceful=False)
             return
         self._answered = True

@@ -14,7 +14,10 @@ from tests.kit.wire import TIMES, Ends, Wire, received, tcp_pair
 from ztunnel.dataplane.loop import READABLE
 from ztunnel.dataplane.relay import CONNECT_ERROR, AppReset, StreamRelay, TooMuchWaiting
 from ztunnel.dataplane.sockets import reset
+from ztunnel.hbone import frames
 from ztunnel.hbone.frames import Code
+from ztunnel.hbone.limits import MuxLimits
+from ztunnel.hbone.mux import Mux
 from ztunnel.mesh.errors import LocalError, MeshError, UpstreamError, UpstreamRefused
 
 
@@ -215,6 +218,18 @@ def test_a_refusal_ends_the_stream_whether_the_peer_ended_it_or_not(wire: Wire, 
     wire.server.tunnel.mark_dirty()
     wire.run_until(lambda: pair.ends.is_over)
     assert not wire.client.tunnel.relays
+
+
+def test_a_refusal_that_no_reset_follows_leaves_no_stream_behind(wire: Wire) -> None:
+    # RFC 9113 §8.1: a server may ask the client to stop by RST_STREAM(NO_ERROR). One that does not would count the stream for ever.
+    wire.server.hold = True
+    pair = Pair(wire)
+    wire.run_until(lambda: wire.server.relays)
+    answer = Mux(client=False, limits=MuxLimits())._codec.encode([(b":status", b"401")])
+    wire.server.tunnel.mux._exchange.out += frames.header_block(pair.server._stream, answer, end_stream=True, largest=16384)
+    wire.server.tunnel.mark_dirty()
+    wire.run_until(lambda: pair.ends.is_over and pair.server_ends.is_over)
+    assert wire.client.tunnel.mux.open_count == wire.server.tunnel.mux.open_count == 0
 
 
 def test_an_answer_that_is_the_end_at_once(wire: Wire) -> None:
