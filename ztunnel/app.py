@@ -143,17 +143,20 @@ async def _main(settings: Settings) -> None:
             await nursery.start(parts.plane.run)
             parts.readiness.done(_DATA_PLANE)
             await nursery.start(parts.rotation.run)
-            await _follow_mesh(settings, parts, signals)
+            await _follow_mesh(settings, parts, signals, nursery)
             await _drain(settings, parts, signals)
             nursery.cancel_scope.cancel()
 
 
-async def _follow_mesh(settings: Settings, parts: _Parts, signals: AsyncIterator[int]) -> None:
-    """Serves until the first signal. When this returns nothing enrols pods any more: a drain is not undone by a change of the mesh."""
+async def _follow_mesh(settings: Settings, parts: _Parts, signals: AsyncIterator[int], lasting: trio.Nursery) -> None:
+    """Serves until the first signal. When this returns nothing enrols pods any more: a drain is not undone by a change of the mesh.
+
+    The source goes on in `lasting`: a policy that comes during a drain ends the connections that it denies.
+    """
     async with trio.open_nursery() as nursery:
         await nursery.start(parts.enroller.run)
         await nursery.start(parts.agent.run)
-        await nursery.start(partial(parts.source.run, parts.agent.mesh_changed))
+        await lasting.start(partial(parts.source.run, parts.agent.mesh_changed))
         if parts.status_files is not None:
             # Behind the first look at the mesh: pods that were captured all the time must not be called pending, or peers
             # would send them plaintext until the next word.

@@ -85,6 +85,19 @@ def test_a_drain_lets_live_connections_finish_and_refuses_new_ones(mesh: Mesh, c
     assert apps.outcome(client, to) in ("reset", "refused")
 
 
+def test_a_policy_that_comes_while_it_drains_ends_whom_it_denies(mesh: Mesh, client: Pod, to: tuple[str, int]) -> None:
+    agent = mesh.agents[1]
+    with client.connect(to) as live:
+        assert apps.ping(live)
+        agent.send(signal.SIGTERM)
+        eventually(lambda: agent.said("draining"))
+        mesh.policy("nobody", {})
+        assert apps.ending(live) == "reset"
+    mesh.clear("AuthorizationPolicy")
+    assert agent.wait() == 0
+    assert agent.said("closed due to policy change", "flag=DENY", "default/nobody")
+
+
 @pytest.mark.parametrize("number", [0, 1], ids=["client-side", "server-side"])
 def test_at_the_drain_deadline_connections_are_reset(mesh: Mesh, client: Pod, to: tuple[str, int], number: int) -> None:
     agent = mesh.agents[number]
