@@ -26,7 +26,7 @@ from ztunnel.hbone.handshake import Handshake, TlsContexts
 from ztunnel.hbone.limits import MuxLimits
 from ztunnel.hbone.mux import Mux
 from ztunnel.hbone.records import RecordError
-from ztunnel.mesh.errors import LocalError, MeshError, UpstreamTimeout
+from ztunnel.mesh.errors import Flag, LocalError, MeshError, UpstreamTimeout
 
 QUICK = TunnelTimes(handshake=0.15, ping=10, ping_timeout=20)
 LONG = TunnelTimes(handshake=5, ping=10, ping_timeout=20)
@@ -371,22 +371,23 @@ def inside_the_preface(peer: Hostile) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stall", "missing"),
+    ("stall", "missing", "flag"),
     [
-        (lambda peer: None, "the end of the TLS handshake"),
-        (in_handshake, "the end of the TLS handshake"),
-        (before_finished, "the end of the TLS handshake"),
-        (before_settings, "HTTP/2 SETTINGS"),
-        (inside_the_preface, "HTTP/2 SETTINGS"),
+        (lambda peer: None, "the end of the TLS handshake", Flag.TLS_FAILURE),
+        (in_handshake, "the end of the TLS handshake", Flag.TLS_FAILURE),
+        (before_finished, "the end of the TLS handshake", Flag.TLS_FAILURE),
+        (before_settings, "HTTP/2 SETTINGS", Flag.H2_HANDSHAKE_FAILURE),
+        (inside_the_preface, "HTTP/2 SETTINGS", Flag.H2_HANDSHAKE_FAILURE),
     ],
     ids=["nothing", "half a ClientHello", "no Finished", "no SETTINGS", "half a preface"],
 )
-def test_a_peer_that_stalls_is_given_up(scene: Scene, stall: Callable[[Hostile], None], missing: str) -> None:
+def test_a_peer_that_stalls_is_given_up(scene: Scene, stall: Callable[[Hostile], None], missing: str, flag: Flag) -> None:
     peer = scene.peer(QUICK)
     stall(peer)
     error = peer.fate()
     assert isinstance(error, UpstreamTimeout)
     assert f"{missing} did not come within 0.15 s" in str(error)
+    assert error.flag is flag
     assert scene.neighbour_is_well()
     scene.forget()
 

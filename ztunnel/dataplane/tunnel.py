@@ -66,6 +66,14 @@ class TlsFailed(PeerError):
     flag: ClassVar[Flag] = Flag.TLS_FAILURE
 
 
+class HandshakeTimeout(UpstreamTimeout):
+    """The handshake, of TLS or of HTTP/2, did not come to an end in time."""
+
+    def __init__(self, text: str, flag: Flag) -> None:
+        super().__init__(text)
+        self.flag = flag
+
+
 class TunnelOwner(Protocol):
     """Who decides about a tunnel's requests and its end."""
 
@@ -499,8 +507,8 @@ class Tunnel:
         self._die(error)
 
     def _handshake_expired(self) -> None:
-        what = "HTTP/2 SETTINGS" if self.is_ready else "the end of the TLS handshake"
-        self._die(UpstreamTimeout(f"{self.peer_address[0]}: {what} did not come within {self._times.handshake:g} s"))
+        what, flag = ("HTTP/2 SETTINGS", Flag.H2_HANDSHAKE_FAILURE) if self.is_ready else ("the end of the TLS handshake", Flag.TLS_FAILURE)
+        self._die(HandshakeTimeout(f"{self.peer_address[0]}: {what} did not come within {self._times.handshake:g} s", flag))
 
     def _keep_alive(self) -> None:
         now = self.loop.now
