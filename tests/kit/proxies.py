@@ -27,7 +27,7 @@ from ztunnel.dataplane.buffers import Scratch
 from ztunnel.dataplane.channel import Configure
 from ztunnel.dataplane.flow import FlowRecord
 from ztunnel.dataplane.loop import Loop
-from ztunnel.dataplane.sockets import Acceptor
+from ztunnel.dataplane.sockets import Acceptor, reset_on_close
 from ztunnel.hbone.handshake import Credentials, TlsContexts
 from ztunnel.mesh.delta import Delta
 from ztunnel.mesh.errors import LocalError
@@ -172,6 +172,7 @@ class LoopbackNode:
         made = [socket.socket() for _ in range(min(count, 4) if self.sockets_to_be_had else 0)]
         for sock in made:
             sock.setblocking(False)
+            reset_on_close(sock)
         pod.pod.ipv4.receive(made)
 
     # Traffic

@@ -31,6 +31,7 @@ def shared() -> Iterator[Mesh]:
         mesh.pod("client", node=0, ambient=True)
         mesh.pod("neighbour", node=1, ambient=True)
         mesh.pod("server", node=1, ambient=True)
+        mesh.pod("outsider", node=1)
         mesh.settle()
         yield mesh
 
@@ -220,6 +221,24 @@ def test_a_dead_worker_on_the_servers_side_is_replaced_too(mesh: Mesh, client: P
         os.kill(agent.workers[0], signal.SIGKILL)
         assert apps.ending(doomed) == "reset"
     eventually(lambda: apps.outcome(client, to) == "echoed")
+
+
+@pytest.mark.parametrize("where", ["tunnel", "plaintext to a pod", "plaintext from a pod"])
+def test_a_dead_worker_does_not_make_a_cut_transfer_look_whole(mesh: Mesh, client: Pod, server: Pod, where: str) -> None:
+    """Neither application may take what came until then for all: a FIN behind half of an upload would say so."""
+    outsider = mesh.pods["outsider"]
+    near, far = (outsider, server) if where == "plaintext to a pod" else (client, outsider if where == "plaintext from a pod" else server)
+    agent = mesh.agents[0] if where == "plaintext from a pod" else mesh.agents[1]
+    with far.listener(APP + 1) as listening, near.connect((far.v4, APP + 1)) as sending:
+        taking, _ = listening.accept()
+        with taking:
+            taking.settimeout(5)
+            sending.sendall(b"half")
+            assert apps.read_exactly(taking, 4) == b"half"
+            os.kill(agent.workers[0], signal.SIGKILL)
+            assert apps.ending(taking) == "reset"
+            assert apps.ending(sending) == "reset"
+    eventually(lambda: apps.outcome(client, (server.v4, APP)) == "echoed")
 
 
 def test_connections_wait_for_the_next_worker(mesh: Mesh, client: Pod, to: tuple[str, int]) -> None:

@@ -36,13 +36,19 @@ def reset_on_close(sock: socket.socket) -> None:
     _set_linger(sock, _LINGER_RESET)
 
 
+def deliver_on_close(sock: socket.socket) -> None:
+    """Whoever closes it closes with FIN, behind everything that was sent."""
+    _set_linger(sock, _LINGER_OFF)
+
+
 def finish(sock: socket.socket) -> None:
     """Closes after both directions ended well.
 
-    Sockets accepted by our listeners inherit a zero linger time, so that a killed proxy resets rather than truncates; it must go
-    before a good end, or `close` would throw away what the kernel still has to deliver.
+    Sockets of applications have a zero linger time, so that a killed proxy resets rather than truncates: those that are accepted inherit
+    it from their listeners, those that dial are made with it. It must go before a good end, or `close` would throw away what the kernel
+    still has to deliver.
     """
-    _set_linger(sock, _LINGER_OFF)
+    deliver_on_close(sock)
     sock.close()
 
 
@@ -65,7 +71,7 @@ class Farewell:
         self._sock = sock
         self._closed = False
         self._timer = loop.call_later(_FAREWELL_SECONDS, self._close)
-        _set_linger(sock, _LINGER_OFF)
+        deliver_on_close(sock)
         try:
             sock.shutdown(socket.SHUT_WR)
         except OSError as error:

@@ -174,6 +174,8 @@ def _prepare(each: socket.socket) -> None:
     # The port is chosen at connect, when the destination is known: bind alone would use up the 28k ports of one client address.
     each.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
     each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # As for those that are accepted: an application must not take half of an upload for all because the proxy was killed.
+    reset_on_close(each)
     _keep_alive(each)
 
 

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from ztunnel.dataplane.addresses import Address
 from ztunnel.dataplane.loop import Timer
-from ztunnel.dataplane.sockets import Dial
+from ztunnel.dataplane.sockets import Dial, deliver_on_close
 from ztunnel.dataplane.tunnel import Tunnel
 from ztunnel.hbone.events import RequestReceived
 from ztunnel.hbone.handshake import Handshake
@@ -110,6 +110,8 @@ class _Member:
         def done(sock: socket.socket, error: OSError | None) -> None:
             self.dial = None
             if error is None:
+                # TLS tells the peer of a tunnel that was cut; and what a tunnel says last, a GOAWAY or an alert, is to arrive.
+                deliver_on_close(sock)
                 self.tunnel.start(sock, handshake, address)
             elif isinstance(error, TimeoutError):
                 where = f"{address[0]}:{address[1]}"

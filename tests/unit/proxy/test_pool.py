@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -89,6 +90,13 @@ def test_connections_to_one_peer_share_a_tunnel(lane: Lane) -> None:
     lane.end(second)
     lane.open()
     assert lane.tunnels == [tunnel], "an idle tunnel is used again"
+
+
+def test_what_a_tunnel_says_last_is_delivered(lane: Lane) -> None:
+    lane.open()
+    (tunnel,) = lane.tunnels
+    assert tunnel._sock is not None
+    assert struct.unpack("ii", tunnel._sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8))[0] == 0
 
 
 def test_connections_that_come_while_it_is_being_made_wait_for_the_same_tunnel(lane: Lane) -> None:
