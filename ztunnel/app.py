@@ -96,6 +96,7 @@ def _build(settings: Settings) -> _Parts:
     plane.listener = Listener(reporter.take, partial(_count_limits, metrics), reporter.worker_died)
     agent.on_gone = reporter.forget
     readiness = Readiness((_DATA_PLANE, _MESH))
+    readiness.watch(_DATA_PLANE, lambda: plane.serving > 0)
     watched = Watched(
         settings.node,
         ztunnel.__version__,

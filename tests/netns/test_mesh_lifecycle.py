@@ -241,6 +241,19 @@ def test_a_dead_worker_does_not_make_a_cut_transfer_look_whole(mesh: Mesh, clien
     eventually(lambda: apps.outcome(client, (server.v4, APP)) == "echoed")
 
 
+def test_an_agent_whose_worker_dies_again_and_again_is_not_ready(mesh: Mesh) -> None:
+    agent = mesh.agents[0]
+
+    def keeps_dying() -> bool:
+        for worker in agent.workers:
+            os.kill(worker, signal.SIGKILL)
+        return _readiness(agent) == 500
+
+    assert _readiness(agent) == 200
+    eventually(keeps_dying)
+    eventually(lambda: _readiness(agent) == 200)
+
+
 def test_connections_wait_for_the_next_worker(mesh: Mesh, client: Pod, to: tuple[str, int]) -> None:
     """The supervisor holds the listeners: whoever connects while there is no worker waits a moment and is served."""
     agent = mesh.agents[0]

@@ -101,6 +101,12 @@ async def test_readiness_names_what_is_pending() -> None:
     assert (answer.status, answer.body) == (200, b"ready\n")
     readiness.lost("proxy")
     assert (await ask(readiness)).status == 500
+    readiness.done("proxy")
+    serving = [1]
+    readiness.watch("workers", lambda: bool(serving))
+    assert readiness.ready
+    serving.clear()
+    assert (await ask(readiness)).body == b"not ready, pending: workers\n"
     assert (await ask(readiness, "POST")).status == 405
     assert (await ask(readiness, path="/")).status == 404
 

@@ -5,7 +5,7 @@ Source: Istio ztunnel `readiness`: 200 `ready`, or 500 `not ready, pending: a, b
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from ztunnel.runtime.http import Request, Response
 
@@ -19,6 +19,7 @@ class Readiness:
 
     def __init__(self, parts: Iterable[str]) -> None:
         self._pending = set(parts)
+        self._watched: dict[str, Callable[[], bool]] = {}
 
     def done(self, part: str) -> None:
         """A part works."""
@@ -28,15 +29,19 @@ class Readiness:
         """A part does not work any more."""
         self._pending.add(part)
 
+    def watch(self, part: str, works: Callable[[], bool]) -> None:
+        """Asks whether a part works whenever somebody wants to know."""
+        self._watched[part] = works
+
     @property
     def ready(self) -> bool:
         """Whether every part works."""
-        return not self._pending
+        return not self.pending
 
     @property
     def pending(self) -> tuple[str, ...]:
         """What does not work, sorted."""
-        return tuple(sorted(self._pending))
+        return tuple(sorted(self._pending.union(part for part, works in self._watched.items() if not works())))
 
     async def handle(self, request: Request) -> Response:
         """The answers of port 15021."""
