@@ -27,6 +27,7 @@ from ztunnel.dataplane.channel import (
     RemovePod,
     Sockets,
 )
+from ztunnel.mesh.errors import LocalError
 from ztunnel.mesh.identity import SpiffeId
 from ztunnel.runtime import workers
 from ztunnel.runtime.workers import Outgoing, ProcessWorker, Supervised, spawn_process
@@ -41,9 +42,13 @@ class Feed:
     to_open: list[Outgoing] = field(default_factory=list)
     messages: list[object] = field(default_factory=list)
     deaths: list[str] = field(default_factory=list)
+    shortage: str = ""
+    """Why there is no whole opening."""
 
     def opening(self) -> Iterable[Outgoing]:
-        return self.to_open or [Outgoing(Query(0))]
+        yield from self.to_open or [Outgoing(Query(0))]
+        if self.shortage:
+            raise LocalError(self.shortage)
 
     def received(self, message: object) -> None:
         self.messages.append(message)
@@ -307,6 +312,23 @@ async def test_a_successor_that_cannot_be_started_is_tried_again(place: Place, m
 
 
 # Leaving
+
+
+async def test_a_successor_that_cannot_be_told_everything_is_tried_again(place: Place, mock_clock: trio.testing.MockClock) -> None:
+    # What made the first one die, no descriptors left, may still be so when the next is to be given its listeners.
+    async with place.running():
+        place.feed.shortage = "cannot duplicate a listener: Too many open files"
+        place.worker.leave()
+        # A place that could not be filled lets the process that it started go; its successor comes after a while.
+        for number in (2, 3):
+            await place.successor(number)
+            place.worker.leave()
+        await place.successor(4)
+        assert "Too many open files" in place.feed.deaths[-1]
+        place.feed.shortage = ""
+        place.worker.leave()
+        await place.successor(5)
+        await eventually_async(lambda: place.supervised.is_serving)
 
 
 async def test_a_drain_returns_what_the_worker_says(place: Place, mock_clock: trio.testing.MockClock) -> None:

@@ -22,6 +22,7 @@ from typing import Protocol
 import trio
 
 from ztunnel.dataplane.channel import MAX_DESCRIPTORS, ChannelError, Decoder, Drain, Drained, Message, encode
+from ztunnel.mesh.errors import LocalError
 from ztunnel.runtime.logs import fields
 
 log = logging.getLogger(__name__)
@@ -187,9 +188,9 @@ class Supervised:
     async def _serve_another(self) -> str:
         try:
             return await self._serve_one(trio.TASK_STATUS_IGNORED)
-        except OSError as error:
-            # The first must start or the agent says why it cannot; a later one may find the node short of memory for a while.
-            return f"its successor could not be started: {error.strerror}"
+        except (OSError, LocalError) as error:
+            # The first must start or the agent says why it cannot; a later one may find the node short for a while.
+            return f"its successor could not be started: {error.strerror if isinstance(error, OSError) else error}"
 
     async def _serve_one(self, task_status: trio.TaskStatus[None]) -> str:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
