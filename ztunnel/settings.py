@@ -181,7 +181,7 @@ class LogSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitsSettings:
-    """Bounds on what others can make us hold. Each has a counter, ztunnel_limit_hits_total, that rises when it is hit."""
+    """Bounds on what others can make us hold. One that is hit shows in ztunnel_limit_hits_total, or as a refused manifest."""
 
     manifest_bytes: int = field(default=16 << 20, metadata=_range(1024, 1 << 30))
     """Largest manifest file; 16 MiB holds about ten thousand pods."""
