@@ -66,12 +66,16 @@ class TlsFailed(PeerError):
     flag: ClassVar[Flag] = Flag.TLS_FAILURE
 
 
-class HandshakeTimeout(UpstreamTimeout):
-    """The handshake, of TLS or of HTTP/2, did not come to an end in time."""
+class TlsTimeout(UpstreamTimeout):
+    """The TLS handshake did not come to an end in time."""
 
-    def __init__(self, text: str, flag: Flag) -> None:
-        super().__init__(text)
-        self.flag = flag
+    flag: ClassVar[Flag] = Flag.TLS_FAILURE
+
+
+class SettingsTimeout(UpstreamTimeout):
+    """The peer's first SETTINGS did not come in time."""
+
+    flag: ClassVar[Flag] = Flag.H2_HANDSHAKE_FAILURE
 
 
 class TunnelOwner(Protocol):
@@ -507,8 +511,11 @@ class Tunnel:
         self._die(error)
 
     def _handshake_expired(self) -> None:
-        what, flag = ("HTTP/2 SETTINGS", Flag.H2_HANDSHAKE_FAILURE) if self.is_ready else ("the end of the TLS handshake", Flag.TLS_FAILURE)
-        self._die(HandshakeTimeout(f"{self.peer_address[0]}: {what} did not come within {self._times.handshake:g} s", flag))
+        peer, seconds = self.peer_address[0], self._times.handshake
+        if self.is_ready:
+            self._die(SettingsTimeout(f"{peer}: HTTP/2 SETTINGS did not come within {seconds:g} s"))
+        else:
+            self._die(TlsTimeout(f"{peer}: the end of the TLS handshake did not come within {seconds:g} s"))
 
     def _keep_alive(self) -> None:
         now = self.loop.now
