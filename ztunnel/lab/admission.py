@@ -6,12 +6,12 @@ through the `Validate` seam. Every refusal names the file, the object, the field
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 
+from ztunnel.lab import schema
 from ztunnel.lab.images import UnknownImage, command_of
 from ztunnel.lab.objects import KINDS
 from ztunnel.lab.tree import Tree, at, branch, branches, integer, put, text
@@ -29,32 +29,6 @@ GRACE_SECONDS = 2
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _LABEL_KEY = re.compile(rf"({_NAME.pattern}/)?[A-Za-z0-9]([A-Za-z0-9._-]{{0,61}}[A-Za-z0-9])?")
-_SERVICE_FIELDS = frozenset(
-    [
-        "allocateLoadBalancerNodePorts",
-        "clusterIP",
-        "clusterIPs",
-        "externalIPs",
-        "externalName",
-        "externalTrafficPolicy",
-        "healthCheckNodePort",
-        "internalTrafficPolicy",
-        "ipFamilies",
-        "ipFamilyPolicy",
-        "loadBalancerClass",
-        "loadBalancerIP",
-        "loadBalancerSourceRanges",
-        "ports",
-        "publishNotReadyAddresses",
-        "selector",
-        "sessionAffinity",
-        "sessionAffinityConfig",
-        "trafficDistribution",
-        "type",
-    ]
-)
-_SERVICE_PORT_FIELDS = frozenset({"appProtocol", "name", "nodePort", "port", "protocol", "targetPort"})
-"""Source: Kubernetes API v1, ServiceSpec and ServicePort."""
 _PORT_NAME = re.compile(r"(?=.*[a-z])[a-z0-9]([-a-z0-9]{0,13}[a-z0-9])?")
 
 
@@ -99,6 +73,7 @@ def admit(offered: Offered, rules: Rules, default_namespace: str = "default") ->
         raise offered.refuse("kind", f"the lab has no kind {text(body, 'kind')!r}; it has {known}")
     if text(body, "apiVersion") not in kind.api_versions:
         raise offered.refuse("apiVersion", f"{text(body, 'apiVersion')!r} is not one of {', '.join(kind.api_versions)}")
+    _only(offered, body, "", schema.SERVICE_ACCOUNT if kind.kind == "ServiceAccount" else schema.OBJECT)
     _metadata(offered, body, kind.namespaced, default_namespace)
     checks: dict[str, Callable[[Offered, Tree, Rules], None]] = {
         "Pod": _pod,
@@ -115,7 +90,16 @@ def admit(offered: Offered, rules: Rules, default_namespace: str = "default") ->
     return body
 
 
+def _only(offered: Offered, node: Tree, where: str, known: frozenset[str]) -> None:
+    """Refuses a field that Kubernetes does not know either."""
+    unknown = schema.unknown_field(node, known)
+    if unknown is not None:
+        name, reason = unknown
+        raise offered.refuse(f"{where}.{name}" if where else name, reason)
+
+
 def _metadata(offered: Offered, body: Tree, namespaced: bool, default_namespace: str) -> None:
+    _only(offered, branch(body, "metadata"), "metadata", schema.METADATA)
     name, namespace = text(body, "metadata", "name"), text(body, "metadata", "namespace")
     if not _NAME.fullmatch(name):
         raise offered.refuse("metadata.name", f"{name!r} is not a lower-case DNS name")
@@ -152,6 +136,7 @@ def _pod_spec(offered: Offered, body: Tree, path: str, rules: Rules) -> None:
     spec = branch(body, *path.split("."))
     if not spec:
         raise offered.refuse(path, "is required")
+    _only(offered, spec, path, schema.POD_SPEC)
     policy = spec.setdefault("restartPolicy", "Always")
     if policy not in ("Always", "OnFailure", "Never"):
         raise offered.refuse(f"{path}.restartPolicy", f"{policy!r} is not one of Always, OnFailure, Never")
@@ -171,6 +156,7 @@ def _pod_spec(offered: Offered, body: Tree, path: str, rules: Rules) -> None:
 
 
 def _container(offered: Offered, container: Tree, where: str, names: set[str], rules: Rules) -> None:
+    _only(offered, container, where, schema.CONTAINER)
     name = text(container, "name")
     if not _LABEL.fullmatch(name) or name in names:
         raise offered.refuse(f"{where}.name", f"{name!r} is not a lower-case DNS label that no other container of the pod has")
@@ -203,6 +189,7 @@ _FIELD_PATHS = (
 
 
 def _environment(offered: Offered, variable: Tree, where: str) -> None:
+    _only(offered, variable, where, schema.ENVIRONMENT)
     if not text(variable, "name"):
         raise offered.refuse(f"{where}.name", "is required")
     path = at(variable, "valueFrom", "fieldRef", "fieldPath")
@@ -213,6 +200,7 @@ def _environment(offered: Offered, variable: Tree, where: str) -> None:
 
 
 def _container_port(offered: Offered, port: Tree, where: str) -> None:
+    _only(offered, port, where, schema.CONTAINER_PORT)
     if not 1 <= integer(port, "containerPort") <= 65535:
         raise offered.refuse(f"{where}.containerPort", f"{at(port, 'containerPort')!r} is not a port number")
     if port.setdefault("protocol", "TCP") not in ("TCP", "UDP"):
@@ -222,6 +210,9 @@ def _container_port(offered: Offered, port: Tree, where: str) -> None:
 
 
 def _deployment(offered: Offered, body: Tree, rules: Rules) -> None:
+    _only(offered, branch(body, "spec"), "spec", schema.DEPLOYMENT_SPEC)
+    _only(offered, branch(body, "spec", "template"), "spec.template", schema.POD_TEMPLATE)
+    _only(offered, branch(body, "spec", "template", "metadata"), "spec.template.metadata", schema.METADATA)
     replicas = branch(body, "spec").setdefault("replicas", 1)
     if not isinstance(replicas, int) or isinstance(replicas, bool) or not 0 <= replicas <= MAX_REPLICAS:
         raise offered.refuse("spec.replicas", f"{replicas!r} is not a number from 0 to {MAX_REPLICAS}")
@@ -236,17 +227,9 @@ def _deployment(offered: Offered, body: Tree, rules: Rules) -> None:
         raise offered.refuse("spec.template.spec.restartPolicy", "a Deployment's pods always restart")
 
 
-def _only(offered: Offered, node: Tree, where: str, known: frozenset[str]) -> None:
-    """Refuses a field that the API server does not know: a misspelt one would silently mean nothing."""
-    for name in node:
-        if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=1)
-            raise offered.refuse(f"{where}.{name}", "unknown field" + (f"; did you mean {close[0]}?" if close else ""))
-
-
 def _service(offered: Offered, body: Tree, _: Rules) -> None:
     spec = branch(body, "spec")
-    _only(offered, spec, "spec", _SERVICE_FIELDS)
+    _only(offered, spec, "spec", schema.SERVICE_SPEC)
     kind = spec.setdefault("type", "ClusterIP")
     if kind != "ClusterIP":
         raise offered.refuse("spec.type", f"the lab only knows ClusterIP services, not {kind!r}")
@@ -264,7 +247,7 @@ def _service(offered: Offered, body: Tree, _: Rules) -> None:
 
 
 def _service_port(offered: Offered, port: Tree, where: str, named: bool) -> None:
-    _only(offered, port, where, _SERVICE_PORT_FIELDS)
+    _only(offered, port, where, schema.SERVICE_PORT)
     if not 1 <= integer(port, "port") <= 65535:
         raise offered.refuse(f"{where}.port", f"{at(port, 'port')!r} is not a port number")
     if port.setdefault("protocol", "TCP") not in ("TCP", "UDP"):

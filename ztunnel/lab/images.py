@@ -57,7 +57,8 @@ def command_of(container: Tree, images: Mapping[str, str], tools: Mapping[str, s
         return (*PYTHON, str(Path(__file__).with_name("nginx.py")), tools["nginx"], *_tcp_ports(container))
     missing = " (nginx is not installed on this machine)" if "nginx" in bare else ""
     advice = f"give the container a command, or use --image '{bare or 'IMAGE'}=COMMAND'"
-    raise UnknownImage(f"no command, and nothing is known about image {image!r}{missing}: {advice}")
+    known = f"and nothing is known about image {image!r}{missing}" if image else "and no image"
+    raise UnknownImage(f"no command, {known}: {advice}")
 
 
 def _tcp_ports(container: Tree) -> list[str]:

@@ -152,14 +152,47 @@ def test_any_object_is_admitted_or_refused(kind: str, spec: dict[str, object], m
 
 
 @pytest.mark.parametrize(
-    ("spec", "field", "meant"),
+    ("body", "field", "meant"),
     [
-        ({"selectorr": {"app": "x"}}, "spec.selectorr", "selector"),
-        ({"ports": [{"port": 80, "targetport": 8080}]}, "spec.ports[0].targetport", "targetPort"),
+        (_service(selectorr={"app": "x"}), "spec.selectorr", "selector"),
+        (_service(ports=[{"port": 80, "targetport": 8080}]), "spec.ports[0].targetport", "targetPort"),
+        (_pod(nodename="node-1"), "spec.nodename", "nodeName"),
+        (_pod(serviceaccountName="client"), "spec.serviceaccountName", "serviceAccountName"),
+        ({**_pod(), "spec": {"container": []}}, "spec.container", "containers"),
+        (_containers({"name": "c", "imge": "echo"}), "spec.containers[0].imge", "image"),
+        (_containers({"name": "c", "image": "echo", "comand": ["x"]}), "spec.containers[0].comand", "command"),
+        (
+            _containers({"name": "c", "image": "echo", "ports": [{"containerport": 80}]}),
+            "spec.containers[0].ports[0].containerport",
+            "containerPort",
+        ),
+        (_containers({"name": "c", "image": "echo", "env": [{"name": "A", "valu": ""}]}), "spec.containers[0].env[0].valu", "value"),
+        (_deployment(replica=3), "spec.replica", "replicas"),
+        (_deployment(template={"metadata": {"label": {}}}), "spec.template.metadata.label", "labels"),
+        (_deployment(template={"metdata": {}}), "spec.template.metdata", "metadata"),
+        (
+            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "n", "lables": {"istio.io/dataplane-mode": "ambient"}}},
+            "metadata.lables",
+            "labels",
+        ),
+        ({"apiVersion": "v1", "kind": "Namespace", "metdata": {"name": "n"}}, "metdata", "metadata"),
     ],
 )
-def test_a_misspelt_field_of_a_service_is_not_taken_for_nothing(spec: Tree, field: str, meant: str) -> None:
+def test_a_misspelt_field_is_not_taken_for_nothing(body: Tree, field: str, meant: str) -> None:
     with pytest.raises(ManifestError) as refused:
-        admit(Offered("a.yaml", _service(**spec)), RULES)
+        admit(Offered("a.yaml", body), RULES)
     assert refused.value.field == field
     assert f"did you mean {meant}" in refused.value.reason
+
+
+def test_fields_that_the_lab_does_not_use_are_no_mistakes() -> None:
+    probe = {"httpGet": {"path": "/", "port": 80}}
+    container = {"name": "c", "image": "echo", "livenessProbe": probe, "resources": {"limits": {"cpu": "1"}}, "volumeMounts": []}
+    admit(Offered("f", _pod(containers=[container], volumes=[], tolerations=[], securityContext={})), RULES)
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "a"}, "automountServiceAccountToken": False}
+    admit(Offered("f", account), RULES)
+
+
+def test_a_container_without_command_and_image_is_told_so() -> None:
+    with pytest.raises(ManifestError, match="no command, and no image: give the container a command"):
+        admit(Offered("f", _containers({"name": "c"})), RULES)
