@@ -249,12 +249,12 @@ def parse(config: Mapping[str, object], environ: Mapping[str, str]) -> Settings:
     problems: list[str] = []
     given = dict(_flatten(config, "", problems))
     leaves = dict(_leaves(Settings, ""))
-    _apply_environment(given, leaves, environ, problems)
+    blamed = _apply_environment(given, leaves, environ, problems)
     problems.extend(f"{key}: no such setting{_resembling(key, leaves)}" for key in sorted(given.keys() - leaves.keys()))
     values: dict[str, object] = {}
     for key, (leaf, kind) in leaves.items():
         if key in given:
-            values[key] = _check(key, given[key], leaf, kind, problems)
+            values[key] = _check(blamed.get(key, key), given[key], leaf, kind, problems)
         elif leaf.default is MISSING:
             problems.append(f"{key}: required")
     if problems:
@@ -296,7 +296,9 @@ def _leaves(section: type, prefix: str) -> Iterator[tuple[str, tuple[_Leaf, obje
 
 def _apply_environment(
     given: dict[str, object], leaves: Mapping[str, tuple[_Leaf, object]], environ: Mapping[str, str], problems: list[str]
-) -> None:
+) -> dict[str, str]:
+    """Put the variables' values over the file's; setting → variable, for those that one gave."""
+    blamed: dict[str, str] = {}
     known = {variable(key): key for key in leaves}
     for name, text in sorted(environ.items()):
         if not name.startswith("ZTUNNEL_"):
@@ -304,11 +306,13 @@ def _apply_environment(
         if name in known:
             key = known[name]
             given[key] = _from_text(text, leaves[key][1])
+            blamed[key] = name
             continue
         short = {candidate.removeprefix("ZTUNNEL_"): candidate for candidate in known}
         close = difflib.get_close_matches(name.removeprefix("ZTUNNEL_"), short, n=1, cutoff=0.85)
         if close:
             problems.append(f"{name}: no such variable; did you mean {short[close[0]]}?")
+    return blamed
 
 
 def _from_text(text: str, kind: object) -> object:

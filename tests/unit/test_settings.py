@@ -111,7 +111,7 @@ def test_all_problems_are_reported_at_once() -> None:
         "tunnel.idle_seconds: between 1 and 86400",
         "pods.netns_directory: a path is expected",
         "ZTUNNEL_LOG_LEVL: no such variable; did you mean ZTUNNEL_LOG_LEVEL?",
-        "deadlines.connect_seconds: a number is expected, found 'soon'",
+        "ZTUNNEL_DEADLINES_CONNECT_SECONDS: a number is expected, found 'soon'",
     ):
         assert expected in text
     assert len(found) == 17
