@@ -25,13 +25,15 @@ def read(places: Iterable[str]) -> list[Tree]:
         ManifestError: a document that is not an object.
     """
     found: list[Tree] = []
+    places = list(places)
     for place in places:
         for name, content in _contents(place):
             found += _documents(name, content)
             if len(found) > MAX_DOCUMENTS:
                 raise LabError("", f"more than {MAX_DOCUMENTS} objects")
     if not found:
-        raise LabError("", "no objects passed")
+        endings = ", ".join(f"*{suffix}" for suffix in SUFFIXES)
+        raise LabError("", f"no objects passed: there are none in {', '.join(places)} (of a directory, files named {endings} are read)")
     return found
 
 
