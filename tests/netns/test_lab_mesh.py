@@ -72,5 +72,9 @@ def test_a_stopped_agent_stays_stopped_and_a_killed_process_comes_back(lab: Lab)
 
 def test_logs_of_agents_and_commands_on_the_fabric(lab: Lab) -> None:
     assert "ready" in lab.run("logs", "node-1").stdout
+    assert lab.run("logs", "node/node-1").stdout == lab.run("logs", "node-1").stdout
     assert "br0" in lab.exec("fabric", "ip", "link").stdout
+    for name in ("node-1", "node/node-1"):
+        assert lab.exec(name, "printenv", "NODE_NAME").stdout == "node-1\n"
+    assert lab.run("exec", "node/node-9", "--", "true").stderr == 'Error from server (NotFound): nodes "node-9" not found\n'
     assert lab.run("status").code == 0

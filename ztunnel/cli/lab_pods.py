@@ -33,7 +33,7 @@ _CHUNK = 1 << 16
 def exec_command(pod: str, command: tuple[str, ...], container: str, with_stdin: bool, tty: bool, namespace: str, lab_name: str) -> None:
     """Run a command in a pod, or in a node's network; exits with its exit code.
 
-    POD is a pod's name, deploy/NAME for one of its pods, node/NAME for a node, or fabric for the bridge between nodes.
+    POD is a pod's name, deploy/NAME for one of its pods, a node's name (or node/NAME), or fabric for the bridge between nodes.
 
     \b
     Examples:

@@ -176,14 +176,28 @@ class Api:
     async def _logs(self, request: Tree) -> object:
         """Where the output of a pod or a node's agent is written; the command line reads the file itself."""
         name, namespace = text(request, "name"), text(request, "namespace")
-        if name in self.site.nodes and self.site.cluster.find(Key("Pod", namespace, name)) is None:
-            return {"path": str(self.site.state / "nodes" / name / "agent.log"), "uid": ""}
+        node = self.node_of(namespace, name)
+        if node:
+            return {"path": str(self.site.state / "nodes" / node / "agent.log"), "uid": ""}
         run = self.run_of(namespace, name)
         return {"path": str(self.site.log_path(run.key.namespace, run.key.name)), "uid": run.uid}
 
     async def _down(self, _: Tree) -> object:
         self._lab.ended.set()
         return True
+
+    def node_of(self, namespace: str, name: str) -> str:
+        """The node that a command line means: `node/NAME`, or the bare name of a node that no pod of the namespace has; else empty.
+
+        Raises:
+            LabError: NotFound, for `node/NAME`.
+        """
+        kind, _, bare = name.rpartition("/")
+        if kind in ("node", "nodes", "no"):
+            if bare not in self.site.nodes:
+                raise LabError("NotFound", f'nodes "{bare}" not found')
+            return bare
+        return name if name in self.site.nodes and self.site.cluster.find(Key("Pod", namespace, name)) is None else ""
 
     def run_of(self, namespace: str, name: str) -> PodRun:
         """The life of the pod that a command line means: a name, `pod/NAME`, or `deploy/NAME` for one of its pods.
@@ -202,7 +216,7 @@ class Api:
         elif kind in ("", "pod", "pods", "po"):
             pod = self.site.cluster.get(Key("Pod", namespace, bare))
         else:
-            raise LabError("BadRequest", f"{kind!r} has no pods; use POD, pod/POD or deploy/NAME")
+            raise LabError("BadRequest", f"{kind!r} has no pods; use POD, pod/POD, deploy/NAME or node/NODE")
         run = self.kubelet.run_of(uid_of(pod))
         if run is None or run.netns == -1:
             raise LabError("BadRequest", f"pod {text(pod, 'metadata', 'name')} has not started yet")

@@ -20,7 +20,6 @@ from ztunnel.lab.api import Api, matches, selection
 from ztunnel.lab.objects import LabError
 from ztunnel.lab.pods import container_names, container_of
 from ztunnel.lab.processes import Order, Process, base_environment
-from ztunnel.lab.site import Site
 from ztunnel.lab.tree import Tree, flag, integer, text, texts
 from ztunnel.lab.wire import MAX_REQUEST, BadMessage, decode, encode
 from ztunnel.mesh.errors import LocalError
@@ -135,11 +134,12 @@ class Server:
         argv, tty = texts(request, "argv"), flag(request, "tty")
         if not argv:
             raise LabError("", "you must specify at least one command for the container")
-        site, name = self._api.site, text(request, "name")
-        place, _, node = name.partition("/")
-        if place == "node" or name == "fabric":
-            return Order(argv=argv, env=base_environment() | {"NODE_NAME": node}, netns=_node_fd(site, name, node), tty=tty)
-        run = self._api.run_of(text(request, "namespace"), name)
+        site, name, namespace = self._api.site, text(request, "name"), text(request, "namespace")
+        node = self._api.node_of(namespace, name)
+        if node or name == "fabric":
+            netns = site.nodes[node].fd if node else site.fabric
+            return Order(argv=argv, env=base_environment() | {"NODE_NAME": node}, netns=netns, tty=tty)
+        run = self._api.run_of(namespace, name)
         container = container_of(run.pod, text(request, "container"))
         if container is None:
             raise LabError(
@@ -147,15 +147,6 @@ class Server:
                 f"container {text(request, 'container')} is not valid for pod {run.key.name} out of: {', '.join(container_names(run.pod))}",
             )
         return run.order(container, argv, tty)
-
-
-def _node_fd(site: Site, name: str, node: str) -> int:
-    if name == "fabric":
-        return site.fabric
-    found = site.nodes.get(node)
-    if found is None:
-        raise LabError("NotFound", f'nodes "{node}" not found')
-    return found.fd
 
 
 async def _forward_signals(sock: trio.socket.SocketType, process: Process) -> None:
