@@ -320,7 +320,7 @@ def test_a_killed_lab_leaves_nothing_but_a_directory_which_down_removes() -> Non
         os.kill(integer(lab.status(), "pid"), signal.SIGKILL)
         eventually(lambda: not [process for process in processes if process.is_alive()], saying="everything died with the controller")
         assert lab.state.exists()
-        with pytest.raises(NoLab, match="ztunnel lab down cleans up"):
+        with pytest.raises(NoLab, match=f"`ztunnel lab down --name {lab.name}` cleans up"):
             lab.status()
         # The labs of other tests may be listed as well.
         assert [lab.name, "dead"] in [line.split()[:2] for line in labs.run(lab.state, "list").stdout.splitlines()]

@@ -156,14 +156,19 @@ def _response(http: h11.Connection, sock: socket.socket, deadline: float) -> tup
 
 
 def _why(target: Target, error: OSError) -> str:
-    again = f"ztunnel lab agent start {target.node} --name {target.path.parents[2].name}" if target.node else "ztunnel run --config FILE"
+    again = "start it again with `ztunnel run --config FILE`"
+    if target.node:
+        state = target.path.parents[2]
+        again = f"start it again with `ztunnel lab agent start {target.node} --name {state.name}`"
+        if not _has_controller(state):
+            return f"the lab {state.name} has ended, and its agents with it: `ztunnel lab down --name {state.name}` cleans up after it."
     match error.errno:
         case errno.ENOENT:
             reason = (
                 "there is no such socket. Is the agent running? Start it with `ztunnel run --config FILE`, or a lab with `ztunnel lab up`."
             )
         case errno.ECONNREFUSED:
-            reason = f"nobody listens: its agent has ended. Look at its log, and start it again with `{again}`."
+            reason = f"nobody listens: its agent has ended. Look at its log, and {again}."
         case errno.EACCES:
             reason = "permission denied: the socket is its agent's user's alone. Try again as that user (usually with sudo)."
         case errno.ECONNRESET | errno.EPIPE:
@@ -171,3 +176,9 @@ def _why(target: Target, error: OSError) -> str:
         case _:
             reason = f"{error.strerror or error}."
     return f"cannot reach the agent on {target.path}: {reason}"
+
+
+def _has_controller(state: Path) -> bool:
+    from ztunnel.lab.lifecycle import is_up
+
+    return is_up(state)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ztunnel.lab.objects import LabError
+from ztunnel.lab.paths import name_option_of
 from ztunnel.lab.tree import Tree, at, integer, text
 from ztunnel.lab.wire import MAX_ANSWER, MAX_REQUEST, MAX_SOCKET_PATH, decode, encode, socket_path
 from ztunnel.mesh.errors import LocalError
@@ -90,7 +91,8 @@ class Client:
                 raise NoLab(f"the lab {self.state.name!r} belongs to another user: {path}") from error
             except OSError as error:
                 raise NoLab(
-                    f"the lab {self.state.name!r} does not answer ({error.strerror or error}); ztunnel lab down cleans up after it"
+                    f"the lab {self.state.name!r} does not answer ({error.strerror or error}); "
+                    f"`ztunnel lab down{name_option_of(self.state.name)}` cleans up after it"
                 ) from error
             sock.settimeout(ANSWER_SECONDS)
             yield sock

@@ -44,6 +44,11 @@ def lab_state_dir(name: str, environ: Mapping[str, str] = os.environ, uid: int |
     return labs_root(environ, uid) / name
 
 
+def name_option_of(name: str) -> str:
+    """What a command must add to mean the lab of that name; empty for the default one."""
+    return "" if name == DEFAULT_LAB else f" --name {name}"
+
+
 def agent_socket(state: Path, node: str) -> Path:
     """The control socket of one node's agent."""
     return state / "nodes" / node / "agent.sock"

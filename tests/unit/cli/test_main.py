@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from ztunnel.admin.api import ControlApi
 from ztunnel.admin.listen import control_socket
 from ztunnel.admin.views import Status, WorkloadRow
 from ztunnel.cli.main import COMMANDS, LazyGroup, main
+from ztunnel.lab import lifecycle
 from ztunnel.lab.paths import agent_socket, lab_state_dir
 from ztunnel.mesh.errors import ConfigError, LocalError
 from ztunnel.runtime.http import HttpServer
@@ -159,7 +161,8 @@ def test_namespaces_and_headers(socket_path: str) -> None:
     assert "IDENTITY" in invoke("workloads", "--socket", socket_path, "-o", "wide").stdout
 
 
-def test_the_nodes_of_a_lab_are_laid_together(tmp_path: Path) -> None:
+def test_the_nodes_of_a_lab_are_laid_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifecycle, "is_up", lambda state: True)
     environ = {"ZTUNNEL_LAB_DIR": str(tmp_path)}
     paths = [agent_socket(lab_state_dir("lab", environ), node) for node in ("node-1", "node-2")]
     with agent(paths[0]), agent(paths[1], CannedView(node="node-2")):
@@ -180,6 +183,17 @@ def test_the_nodes_of_a_lab_are_laid_together(tmp_path: Path) -> None:
         assert "start it again with `ztunnel lab agent start node-2 --name lab`" in partly.stderr
         status = invoke("status", "--lab", "lab", environ=environ)
         assert (status.exit_code, status.stdout.splitlines()[-1]) == (3, "1 node, 1 pod: all well; 1 node did not answer")
+
+
+def test_of_a_lab_that_was_killed_no_agent_can_be_started(tmp_path: Path) -> None:
+    environ = {"ZTUNNEL_LAB_DIR": str(tmp_path)}
+    path = agent_socket(lab_state_dir("big", environ), "node-1")
+    path.parent.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+    result = invoke("status", "--lab", "big", environ=environ)
+    assert result.exit_code == 3
+    assert "the lab big has ended, and its agents with it: `ztunnel lab down --name big` cleans up after it" in result.stderr
 
 
 def test_the_labs_variable_names_a_lab_here_too_and_gives_way_to_what_is_typed(tmp_path: Path, socket_path: str) -> None:
