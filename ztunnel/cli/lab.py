@@ -5,11 +5,19 @@ from __future__ import annotations
 import importlib
 import json
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ztunnel.cli.lab_common import LabCommand, client_of, name_option
+from ztunnel.lab.paths import name_option_of
+
+if TYPE_CHECKING:
+    from ztunnel.lab.client import Client
+
+AGENT_SECONDS = 30.0
+"""An agent that starts is ready within a second or two, on a busy machine within ten."""
+AGENT_POLL_SECONDS = 0.05
 
 _ELSEWHERE = {
     **dict.fromkeys(("apply", "delete", "get", "describe", "label", "scale", "rollout"), "ztunnel.cli.lab_objects"),
@@ -99,7 +107,7 @@ def up(files: tuple[str, ...], nodes: int, ip_family: str, images: tuple[str, ..
     try:
         missing = client.call("settle", timeout=timeout)
     except KeyboardInterrupt:
-        suffix = "" if lab_name == "lab" else f" --name {lab_name}"
+        suffix = name_option_of(lab_name)
         click.echo(
             f"interrupted: the lab stays up, ready or not; `ztunnel lab status{suffix}` and `ztunnel lab down{suffix}` go on from here",
             err=True,
@@ -125,8 +133,7 @@ def _report(status: object, lab_name: str, seconds: float) -> None:
         f"lab {lab_name!r} is up after {seconds:.2f} s: {ready} of {pods} pods ready, {integer(status, 'services')} services, {agents}"
     )
     click.echo(f"nodes: {nodes}")
-    suffix = "" if lab_name == "lab" else f" --name {lab_name}"
-    click.echo(f"next: ztunnel lab get pods -A -o wide{suffix}")
+    click.echo(f"next: ztunnel lab get pods -A -o wide{name_option_of(lab_name)}")
 
 
 def _timings(status: object) -> None:
@@ -150,7 +157,11 @@ def _complain(lab_name: str, missing: object, timeout: float) -> None:
         elif words[0] == "agent":
             lines += [f"    | {line}" for line in tail_of(state / "nodes" / words[2] / "agent.log", 3)]
     lines += ["last lines of the lab's log:", log_tail(state)]
-    lines.append("the lab is left up for a look: ztunnel lab describe pod POD, ztunnel lab logs POD|NODE; then ztunnel lab down")
+    suffix = name_option_of(lab_name)
+    lines.append(
+        f"the lab is left up for a look: ztunnel lab describe pod POD{suffix}, ztunnel lab logs POD|NODE{suffix}; "
+        f"then ztunnel lab down{suffix}"
+    )
     raise LabError("", "\n".join(lines))
 
 
@@ -253,11 +264,35 @@ def settle(timeout: float, lab_name: str) -> None:
 def agent(action: str, node: str, lab_name: str) -> None:
     """Start, stop (SIGTERM) or kill (SIGKILL) a node's agent. A stopped or killed one stays so until it is started.
 
+    `start` returns when the agent is ready: its pods' new connections are served again.
+
     \b
     Examples:
       ztunnel lab agent kill node-1
       ztunnel lab agent start node-1
     """
-    code = client_of(lab_name).call("agent", action=action, node=node)
+    client = client_of(lab_name)
+    code = client.call("agent", action=action, node=node)
+    if action == "start":
+        _await_agent(client, lab_name, node)
     past = {"start": "started", "stop": "stopped", "kill": "killed"}[action]
     click.echo(f"agent of {node} {past}" + ("" if code is None else f" (exit code {code})"))
+
+
+def _await_agent(client: Client, lab_name: str, node: str) -> None:
+    """Wait until the agent is ready.
+
+    Raises:
+        LabError: it is not, in time.
+    """
+    from ztunnel.lab.objects import LabError
+    from ztunnel.lab.tree import branches, text
+
+    deadline = time.monotonic() + AGENT_SECONDS
+    while not any(agent["ready"] is True for agent in branches(client.call("status"), "agents") if text(agent, "node") == node):
+        if time.monotonic() > deadline:
+            raise LabError(
+                "",
+                f"the agent of {node} is not ready after {AGENT_SECONDS:g} s: ztunnel lab logs {node}{name_option_of(lab_name)} --tail 20",
+            )
+        time.sleep(AGENT_POLL_SECONDS)
