@@ -6,6 +6,7 @@ dead (by number and start time, never by name), then remove the directory. Stand
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import select
@@ -15,7 +16,8 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,17 +76,54 @@ def start(name: str, options: Options) -> Client:
     if longest > MAX_SOCKET_PATH:
         raise LabError("", f"{state} is too long for the sockets in it: {longest} bytes of path, and the kernel allows {MAX_SOCKET_PATH}")
     _make_root(state.parent)
-    if state.exists():
-        if is_up(state):
-            raise LabError("", f"a lab named {name!r} is up already (ztunnel lab down --name {name}, or use another --name)")
-        clean(state)
-    state.mkdir(mode=0o700)
-    reason = _launch(state, options)
-    if reason is not None:
-        tail = log_tail(state)
-        clean(state)
-        raise LabError("", reason + (f"\nlast lines of its log:\n{tail}" if tail and reason not in tail else ""))
+    with ExitStack() as starting:
+        with _held(state.parent):
+            _make_way(state)
+            state.mkdir(mode=0o700)
+            starting.enter_context(_held(state))
+        try:
+            reason = _launch(state, options)
+        except KeyboardInterrupt:
+            clean(state)
+            raise
+        if reason is not None:
+            tail = log_tail(state)
+            clean(state)
+            raise LabError("", reason + (f"\nlast lines of its log:\n{tail}" if tail and reason not in tail else ""))
     return Client(state)
+
+
+def _make_way(state: Path) -> None:
+    """Remove what a dead lab of that name has left.
+
+    Raises:
+        LabError: it is not dead: it is up, or somebody brings it up.
+    """
+    if not state.exists():
+        return
+    name = state.name
+    if is_up(state):
+        raise LabError("", f"a lab named {name!r} is up already (ztunnel lab down --name {name}, or use another --name)")
+    try:
+        with _held(state, wait=False):
+            clean(state)
+    except BlockingIOError as error:
+        raise LabError("", f"a lab named {name!r} is being brought up already (use another --name)") from error
+
+
+@contextmanager
+def _held(directory: Path, *, wait: bool = True) -> Iterator[None]:
+    """Nobody else holds the directory meanwhile; the kernel lets go of it when a holder dies.
+
+    Raises:
+        BlockingIOError: somebody holds it, and we do not wait.
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(fd)
 
 
 def is_up(state: Path) -> bool:
@@ -100,6 +139,10 @@ def stop(name: str) -> bool:
         LabError: it cannot be ended.
     """
     state = state_of(name)
+    if not state.exists():
+        return False
+    with suppress(FileNotFoundError), _held(state):
+        pass  # one that is being brought up is waited for, since its controller cannot be ended before it is known
     if not state.exists():
         return False
     if is_up(state):

@@ -47,6 +47,31 @@ def test_a_stale_directory_is_cleaned_and_an_innocent_process_is_left_alone(root
     assert not state.exists()
 
 
+def test_a_lab_that_is_being_brought_up_is_neither_cleaned_nor_brought_up_twice(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused: list[str] = []
+
+    def launch(state: Path, options: lifecycle.Options) -> None:
+        with pytest.raises(LabError) as second:
+            lifecycle.start("lab", options)
+        refused.append(str(second.value))
+        assert state.exists()
+
+    monkeypatch.setattr(lifecycle, "_launch", launch)
+    lifecycle.start("lab", lifecycle.Options())
+    assert refused == ["error: a lab named 'lab' is being brought up already (use another --name)"]
+    assert (root / "lab").exists()
+
+
+def test_an_interrupted_start_leaves_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def launch(state: Path, options: lifecycle.Options) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lifecycle, "_launch", launch)
+    with pytest.raises(KeyboardInterrupt):
+        lifecycle.start("lab", lifecycle.Options())
+    assert lifecycle.names() == []
+
+
 def test_a_directory_that_others_can_write_to_is_refused(root: Path) -> None:
     root.mkdir()
     root.chmod(0o777)
