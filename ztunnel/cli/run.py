@@ -16,7 +16,7 @@ MAX_FILE_BYTES = 1 << 20
 @click.option("--config", "file", type=click.Path(path_type=Path, dir_okay=False), required=True, help="YAML file with the settings.")
 @click.option("--ca-dir", type=click.Path(path_type=Path, file_okay=False), help="Where the embedded authority keeps its root.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Least severe line that is logged.")
-@click.option("--check", is_flag=True, help="Read the settings, report all problems, do nothing else.")
+@click.option("--check", is_flag=True, help="Report all problems of the settings and end; paths are not looked at.")
 def run(file: Path, ca_dir: Path | None, log_level: str | None, check: bool) -> None:
     """Run the node agent until SIGTERM.
 
