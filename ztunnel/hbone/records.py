@@ -1,8 +1,9 @@
 """The TLS 1.3 record layer after the handshake: what every implementation of it promises, and the values that they share.
 
 There are two implementations. `records_own` seals and opens between the caller's buffers without a copy and can be moved to another
-process; `records_openssl` lets OpenSSL do it and is the oracle that the first is tested against. This module
-knows neither of them, no sockets and no buffers' owners.
+process; `records_openssl` lets OpenSSL do it and is the oracle that the first is tested against. Where the kernel seals and opens,
+nothing is left to do between buffers: `records_kernel` shares the state and the rules, not the interface. This module knows none of
+them, no sockets and no buffers' owners.
 
 Source: RFC 8446 §4.6 (post-handshake messages), §5 (record protocol), §6 (alerts).
 """
@@ -26,6 +27,15 @@ MAX_RECORD = MAX_FRAGMENT + 256 + HEADER_SIZE
 """The longest record that a peer may send, header included; a receive buffer holds at least this."""
 MAX_OPENED = MAX_FRAGMENT + 1
 """Room in `out` with which `Records.open` always gets on by at least one record."""
+
+
+class ContentType(IntEnum):
+    """What a record holds. Source: RFC 8446 §5.1."""
+
+    CHANGE_CIPHER_SPEC = 20
+    ALERT = 21
+    HANDSHAKE = 22
+    DATA = 23
 
 
 class Alert(IntEnum):
@@ -161,6 +171,13 @@ class Records(Protocol):
             NotExportable: this implementation cannot.
             RecordsClosed: after an error, or exported before.
         """
+
+
+def missing(partial: bytes) -> int:
+    """How many bytes the record still lacks of which this is the beginning; as long as its header is not whole, what that lacks."""
+    if len(partial) < HEADER_SIZE:
+        return HEADER_SIZE - len(partial)
+    return HEADER_SIZE + int.from_bytes(partial[3:HEADER_SIZE], "big") - len(partial)
 
 
 def sealed_size(n: int) -> int:

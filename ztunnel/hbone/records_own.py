@@ -3,11 +3,10 @@
 Theory of operation. The two directions are independent: each has a traffic secret, the key and IV derived from it, and a sequence
 number that starts at 0 with every secret. Sealing lends one byte after each fragment for the content type, so that neither plaintext
 nor ciphertext is copied in Python. Opening decrypts each record to the end of what was opened before; whatever turns out not to be
-application data is overwritten by the next record. KeyUpdates of ours are made when something is about to be sent and at no other
-time: a peer that asks for many before we speak gets one answer (RFC 8446 §4.6.3).
+application data goes to `posthandshake` and is overwritten by the next record. KeyUpdates of ours are made when something is about to
+be sent and at no other time: a peer that asks for many before we speak gets one answer (RFC 8446 §4.6.3).
 
-Invariants: a (key, sequence number) pair seals at most once, also over `export`; after any error nothing is sealed but the one alert;
-everything that a peer makes us keep or do without sending data is bounded.
+Invariants: a (key, sequence number) pair seals at most once, also over `export`; after any error nothing is sealed but the one alert.
 
 Source: RFC 8446 §4.6, §5, §6, §7.1 to §7.3.
 """
@@ -20,6 +19,7 @@ from struct import Struct
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from ztunnel.hbone.posthandshake import IDLE_ALLOWANCE, KEY_UPDATE, PostHandshake
 from ztunnel.hbone.records import (
     HEADER_SIZE,
     KEY_UPDATE_SIZE,
@@ -35,15 +35,9 @@ from ztunnel.hbone.records import (
 
 REKEY_RECORDS = 1 << 24
 """Records under one key of ours. AES-GCM is safe for 2^24.5 (RFC 8446 §5.5); the rest is room for the call that crosses the limit."""
-MAX_MESSAGE = 1 << 16
-"""Bytes of one post-handshake message. Tickets that hold a client certificate take one to three KiB."""
-IDLE_COST = 1024
-"""Bytes of application data that pay for one record that brings none (empty, KeyUpdate, ticket, user_canceled)."""
-IDLE_ALLOWANCE = 128 * IDLE_COST
-"""What a peer may have saved up: 128 such records in a row, far above the few tickets and KeyUpdates that real peers send."""
 
 _CCS, _ALERT, _HANDSHAKE, _DATA = 20, 21, 22, 23
-_NEW_SESSION_TICKET, _KEY_UPDATE = 4, 24
+"""Plain numbers: an IntEnum's members are slower to compare, and these are compared for each record."""
 _VERSION = 0x0303
 _MAX_CIPHERTEXT = MAX_FRAGMENT + 1 + TAG_SIZE
 """RFC 8446 §5.2 lets a record be 2^14 + 256 bytes, §5.4 the plaintext with type and padding 2^14 + 1: with a 16-byte tag the second is
@@ -62,25 +56,45 @@ def expand_label(secret: bytes, label: bytes, length: int, hash_name: str) -> by
     return hmac.digest(secret, length.to_bytes(2, "big") + bytes([len(full)]) + full + b"\0\x01", hash_name)[:length]
 
 
+def traffic_keys(cipher: str, secret: bytes) -> tuple[bytes, bytes]:
+    """The key and the 12-byte IV of a traffic secret. Source: RFC 8446 §7.3."""
+    hash_name, key_size, _ = CIPHERS[cipher]
+    return expand_label(secret, b"key", key_size, hash_name), expand_label(secret, b"iv", 12, hash_name)
+
+
+def next_secret(cipher: str, secret: bytes) -> bytes:
+    """The traffic secret after a KeyUpdate. Source: RFC 8446 §7.2."""
+    return expand_label(secret, b"traffic upd", len(secret), CIPHERS[cipher][0])
+
+
+def check_state(state: RecordState) -> None:
+    """Raises ValueError for a state that is none of ours: unknown cipher, wrong secret size, impossible sequence number."""
+    if state.cipher not in CIPHERS:
+        raise ValueError(f"unknown cipher suite {state.cipher[:50]!r}")
+    secret_size = CIPHERS[state.cipher][2]
+    for secret, sequence in ((state.tx_secret, state.tx_seq), (state.rx_secret, state.rx_seq)):
+        if len(secret) != secret_size or not 0 <= sequence < _MAX_SEQUENCE:
+            raise ValueError(f"not a state of {state.cipher}: a secret of {len(secret)} bytes, record {sequence}")
+
+
 class _Direction:
     """The keys of one direction and the number of its next record."""
 
-    __slots__ = ("_hash", "_key_size", "aead", "iv", "secret", "sequence")
+    __slots__ = ("_cipher", "aead", "iv", "secret", "sequence")
 
     def __init__(self, cipher: str, secret: bytes, sequence: int) -> None:
-        self._hash, self._key_size, secret_size = CIPHERS[cipher]
-        if len(secret) != secret_size or not 0 <= sequence < _MAX_SEQUENCE:
-            raise ValueError(f"not a state of {cipher}: a secret of {len(secret)} bytes, record {sequence}")
+        self._cipher = cipher
         self._use(secret, sequence)
 
     def _use(self, secret: bytes, sequence: int) -> None:
+        key, iv = traffic_keys(self._cipher, secret)
         self.secret = secret
         self.sequence = sequence
-        self.aead = AESGCM(expand_label(secret, b"key", self._key_size, self._hash))
-        self.iv = int.from_bytes(expand_label(secret, b"iv", 12, self._hash), "big")
+        self.aead = AESGCM(key)
+        self.iv = int.from_bytes(iv, "big")
 
     def update(self) -> None:
-        self._use(expand_label(self.secret, b"traffic upd", len(self.secret), self._hash), 0)
+        self._use(next_secret(self._cipher, self.secret), 0)
 
     def nonce(self) -> bytes:
         return (self.iv ^ self.sequence).to_bytes(12, "big")
@@ -89,7 +103,7 @@ class _Direction:
 class OwnRecords:
     """The record layer that the data plane uses. See `Records` for the methods' promises."""
 
-    __slots__ = ("_allowance", "_answer_due", "_cipher", "_closed", "_failed", "_limit", "_partial", "_rx", "_server", "_tx", "peer_closed")
+    __slots__ = ("_cipher", "_closed", "_failed", "_limit", "_messages", "_rx", "_server", "_tx", "peer_closed")
 
     def __init__(self, state: RecordState, *, rekey_records: int = REKEY_RECORDS) -> None:
         """Carry on from a state: a fresh one after the handshake, or one that `export` gave in another process.
@@ -97,17 +111,14 @@ class OwnRecords:
         Args:
             rekey_records: records sealed under one key before a KeyUpdate; checked once in each `seal`.
         Raises:
-            ValueError: the state is none of ours (unknown cipher, wrong secret size, impossible sequence number).
+            ValueError: the state is none of ours (`check_state`).
         """
-        if state.cipher not in CIPHERS:
-            raise ValueError(f"unknown cipher suite {state.cipher[:50]!r}")
+        check_state(state)
         self._server = state.server
         self._cipher = state.cipher
         self._tx = _Direction(state.cipher, state.tx_secret, state.tx_seq)
         self._rx = _Direction(state.cipher, state.rx_secret, state.rx_seq)
-        self._partial = bytearray(state.partial)
-        self._answer_due = state.answer_due
-        self._allowance = min(state.allowance, IDLE_ALLOWANCE)
+        self._messages = messages_of(state)
         self._limit = rekey_records
         self._closed = state.closed
         self._failed = False
@@ -123,7 +134,7 @@ class OwnRecords:
         if end >= len(source) or at + sealed_size(end - start) > len(out):
             raise ValueError("records: no spare byte after the plaintext, or too little room for the records")
         tx = self._tx
-        if self._answer_due or tx.sequence >= self._limit:
+        if self._messages.answer_due or tx.sequence >= self._limit:
             out[at : at + KEY_UPDATE_SIZE] = self._key_update()
             at += KEY_UPDATE_SIZE
         encrypt_into, iv, sequence = tx.aead.encrypt_into, tx.iv, tx.sequence
@@ -149,7 +160,7 @@ class OwnRecords:
         return at
 
     def pending(self) -> bytes:
-        return self._key_update() if self._answer_due and not (self._closed or self._failed) else b""
+        return self._key_update() if self._messages.answer_due and not (self._closed or self._failed) else b""
 
     def close_notify(self) -> bytes:
         if self._closed or self._failed:
@@ -170,10 +181,9 @@ class OwnRecords:
         return header + sealed
 
     def _key_update(self) -> bytes:
-        # update_not_requested: the peer's own limits are its own business, and two sides that ask each other never stop.
-        record = self._control(_HANDSHAKE, bytes((_KEY_UPDATE, 0, 0, 1, 0)))
+        record = self._control(_HANDSHAKE, KEY_UPDATE)
         self._tx.update()
-        self._answer_due = False
+        self._messages.answer_due = False
         return record
 
     # Opening
@@ -191,11 +201,12 @@ class OwnRecords:
             sealed.release()
             room.release()
             self._failed = True
-            self._partial.clear()
+            self._messages.partial.clear()
             raise
 
     def _open(self, source: memoryview, start: int, end: int, out: memoryview, at: int) -> tuple[int, int]:
-        rx = self._rx
+        rx, messages = self._rx, self._messages
+        partial = messages.partial
         decrypt_into, iv, sequence = rx.aead.decrypt_into, rx.iv, rx.sequence
         capacity = len(out)
         credited = at
@@ -215,83 +226,27 @@ class OwnRecords:
             sequence += 1
             start = after
             last = stop - 1
-            if last > at and out[last] == _DATA and not self._partial:
+            if last > at and out[last] == _DATA and not partial:
                 at = last
                 continue
             rx.sequence = sequence
-            self._credit(at - credited)
+            messages.credit(at - credited)
             size, kind = _unpad(out[at:stop].tobytes())
-            if kind == _DATA and size and not self._partial:
+            if kind == _DATA and size and not partial:
                 credited = at
                 at += size
                 continue
-            self._no_data(kind, out[at : at + size].tobytes())
+            if messages.take(kind, out[at : at + size].tobytes()):
+                rx.update()
+            self.peer_closed = messages.peer_closed
             credited = at
             decrypt_into, iv, sequence = rx.aead.decrypt_into, rx.iv, rx.sequence
             if self.peer_closed:
                 start = end
         rx.sequence = sequence
-        if self._allowance < IDLE_ALLOWANCE:
-            self._credit(at - credited)
+        if messages.allowance < IDLE_ALLOWANCE:
+            messages.credit(at - credited)
         return start, at
-
-    def _credit(self, n: int) -> None:
-        self._allowance = min(self._allowance + n, IDLE_ALLOWANCE)
-
-    def _no_data(self, kind: int, content: bytes) -> None:
-        """Deal with a record that brings no application data: at least it costs its allowance."""
-        self._allowance -= IDLE_COST
-        if self._allowance < 0:
-            raise RecordError("too many records without data", Alert.UNEXPECTED_MESSAGE)
-        if self._partial and kind != _HANDSHAKE:
-            raise RecordError("a handshake message interrupted by another record", Alert.UNEXPECTED_MESSAGE)
-        if kind == _HANDSHAKE:
-            self._handshake(content)
-        elif kind == _ALERT:
-            self._alert(content)
-        elif kind != _DATA:
-            raise RecordError(f"a record of type {kind} after the handshake", Alert.UNEXPECTED_MESSAGE)
-
-    def _alert(self, content: bytes) -> None:
-        if len(content) == 0:
-            raise RecordError("an empty alert record", Alert.UNEXPECTED_MESSAGE)
-        if len(content) != 2:
-            raise RecordError("an alert record that is not one alert", Alert.DECODE_ERROR)
-        if content[1] == Alert.CLOSE_NOTIFY:
-            self.peer_closed = True
-        elif content[1] != Alert.USER_CANCELED:
-            raise AlertReceived(content[1])
-
-    def _handshake(self, content: bytes) -> None:
-        """Take a fragment of post-handshake messages: messages may share a record and may span several."""
-        if not content:
-            raise RecordError("an empty handshake record", Alert.UNEXPECTED_MESSAGE)
-        messages = self._partial
-        messages += content
-        while len(messages) >= 4:
-            size = int.from_bytes(messages[1:4], "big")
-            self._check_message(messages[0], size)
-            if len(messages) < 4 + size:
-                break
-            if messages[0] == _KEY_UPDATE:
-                if len(messages) > 5:
-                    raise RecordError("a KeyUpdate that does not end its record", Alert.UNEXPECTED_MESSAGE)
-                if messages[4] > 1:
-                    raise RecordError(f"a KeyUpdate that asks {messages[4]}", Alert.ILLEGAL_PARAMETER)
-                self._answer_due = self._answer_due or messages[4] == 1
-                self._rx.update()
-            del messages[: 4 + size]
-
-    def _check_message(self, kind: int, size: int) -> None:
-        """Refuse a message by its header, before anything of its body is kept."""
-        if kind == _KEY_UPDATE:
-            if size != 1:
-                raise RecordError("a KeyUpdate of the wrong size", Alert.DECODE_ERROR)
-        elif kind != _NEW_SESSION_TICKET or self._server:
-            # That includes CertificateRequest: our client does not offer post_handshake_auth.
-            raise RecordError(f"a handshake message of type {kind} after the handshake", Alert.UNEXPECTED_MESSAGE)
-        elif size > MAX_MESSAGE:
-            raise RecordError(f"a session ticket of {size} bytes", Alert.ILLEGAL_PARAMETER)
 
     # Moving
 
@@ -305,14 +260,25 @@ class OwnRecords:
             rx_secret=self._rx.secret,
             tx_seq=self._tx.sequence,
             rx_seq=self._rx.sequence,
-            partial=bytes(self._partial),
-            answer_due=self._answer_due,
+            partial=bytes(self._messages.partial),
+            answer_due=self._messages.answer_due,
             peer_closed=self.peer_closed,
             closed=self._closed,
-            allowance=self._allowance,
+            allowance=self._messages.allowance,
         )
         self._failed = self._closed = True
         return state
+
+
+def messages_of(state: RecordState) -> PostHandshake:
+    """What the two sides were saying besides data."""
+    return PostHandshake(
+        server=state.server,
+        partial=state.partial,
+        answer_due=state.answer_due,
+        peer_closed=state.peer_closed,
+        allowance=state.allowance,
+    )
 
 
 def fresh_state(*, server: bool, cipher: str, client_secret: bytes, server_secret: bytes, tx_seq: int) -> RecordState:

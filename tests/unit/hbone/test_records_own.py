@@ -10,8 +10,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from tests.kit.tls import End
+from ztunnel.hbone.posthandshake import IDLE_ALLOWANCE, IDLE_COST, MAX_MESSAGE
 from ztunnel.hbone.records import KEY_UPDATE_SIZE, MAX_FRAGMENT, MAX_OPENED, Alert, AlertReceived, RecordError, RecordsClosed, sealed_size
-from ztunnel.hbone.records_own import IDLE_ALLOWANCE, IDLE_COST, MAX_MESSAGE, OwnRecords, expand_label, fresh_state
+from ztunnel.hbone.records_own import OwnRecords, expand_label, fresh_state
 from ztunnel.mesh.errors import LocalError
 
 CLIENT, SERVER = bytes(range(32)), bytes(range(100, 132))
