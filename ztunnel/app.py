@@ -28,6 +28,7 @@ from ztunnel.agent import Agent
 from ztunnel.ca.authority import Authority
 from ztunnel.ca.root import open_root
 from ztunnel.ca.rotation import Rotation
+from ztunnel.dataplane import kernel_tls
 from ztunnel.dataplane.channel import Configure
 from ztunnel.flows import FlowReporter
 from ztunnel.mesh.derive import MeshOptions
@@ -207,7 +208,8 @@ def _source(settings: Settings) -> FileSource:
 def _configure(settings: Settings) -> Configure:
     return Configure(
         prefix="",
-        own_records=settings.tunnel.records is RecordLayer.OWN,
+        own_records=settings.tunnel.records is not RecordLayer.OPENSSL,
+        kernel_records=settings.tunnel.records is RecordLayer.KERNEL and _kernel_does_tls(),
         optimistic_data=settings.tunnel.optimistic_data,
         same_node_plaintext=settings.tunnel.same_node is SameNode.PLAINTEXT,
         idle_seconds=settings.tunnel.idle_seconds,
@@ -222,6 +224,18 @@ def _configure(settings: Settings) -> Configure:
         ping_seconds=settings.tunnel.ping_seconds,
         ping_timeout_seconds=settings.tunnel.ping_timeout_seconds,
     )
+
+
+def _kernel_does_tls() -> bool:
+    # Here and not in a worker: it is the same for all of them, it takes sockets, which they may not make, and the kernel loads its
+    # module only for somebody with privileges.
+    try:
+        kernel_tls.rehearse()
+    except kernel_tls.KernelRefused as error:
+        log.warning("kernel TLS is not used: tunnels have our own records", extra=logs.fields(error=error))
+        return False
+    log.info("kernel TLS is used")
+    return True
 
 
 def _count_limits(metrics: Metrics, limits: dict[str, int], bugs: int) -> None:

@@ -47,6 +47,7 @@ class RecordLayer(Enum):
 
     OWN = "own"
     OPENSSL = "openssl"
+    KERNEL = "kernel"
 
 
 class SameNode(Enum):
@@ -125,7 +126,9 @@ class TunnelSettings:
     """HBONE tunnels between nodes."""
 
     records: RecordLayer = RecordLayer.OWN
-    """`own` (default: fewer copies, KeyUpdate before the AES-GCM limit) or `openssl` (the reference and the fallback)."""
+    """`own` (default: fewer copies, KeyUpdate before the AES-GCM limit), `openssl` (the reference and the fallback) or `kernel`: the kernel
+    seals and opens where it can (Linux 6.14 with CONFIG_TLS; `modprobe tls`). It is tried when the agent starts; where it cannot, the log
+    says why, and it is `own`. `ztunnel tunnels` tells what each tunnel has."""
     optimistic_data: bool = True
     """Send DATA behind the CONNECT request before its answer, to peers that say they take it (ours do); saves a round trip."""
     same_node: SameNode = SameNode.ENCRYPT

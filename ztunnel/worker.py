@@ -407,7 +407,7 @@ def _tunnel_state(direction: Direction, uid: str, tunnel: Tunnel, now: float, se
         bytes_sent=tunnel.bytes_sent,
         bytes_received=tunnel.bytes_received,
         age_seconds=now - tunnel.opened_at,
-        records="own" if settings.own_records else "openssl",
+        records="kernel" if tunnel.is_in_kernel else "own" if settings.own_records else "openssl",
         state=tunnel.stage,
     )
 

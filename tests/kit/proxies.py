@@ -48,6 +48,7 @@ _numbers = itertools.count(1)
 SETTINGS = Configure(
     prefix="",
     own_records=True,
+    kernel_records=False,
     optimistic_data=True,
     same_node_plaintext=False,
     idle_seconds=60,

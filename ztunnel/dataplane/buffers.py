@@ -72,6 +72,7 @@ class Scratch:
         self.raw = bytearray(CHUNK_FRAMED + 2 * MAX_RECORD)
         self.raw_view = memoryview(self.raw)
         self.plain = bytearray(CHUNK_FRAMED + 2 * MAX_RECORD)
+        self.plain_view = memoryview(self.plain)[:CHUNK_FRAMED]
         self.splice = bytearray(256 * 1024)
         self.splice_view = memoryview(self.splice)
 

@@ -41,6 +41,8 @@ class Configure(Message, frozen=True):
     prefix: str
     """Stands before the names of this worker's connections and tunnels, where there are several workers."""
     own_records: bool
+    kernel_records: bool
+    """Give our own records to the kernel after the handshake. The kernel has been tried."""
     optimistic_data: bool
     same_node_plaintext: bool
     idle_seconds: float

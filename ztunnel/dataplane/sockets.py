@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable
 
 from ztunnel.dataplane.addresses import Address, canonical
+from ztunnel.dataplane.kernel_tls import CONTROL_SPACE, REFUSALS
 from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop, Timer
 
 ACCEPTS_PER_ROUND = 64
@@ -85,14 +86,16 @@ class Farewell:
         if self._closed:
             return
         try:
-            if self._sock.recv(_DISCARD, socket.MSG_DONTWAIT):
+            # With room for ancillary data, because a socket whose TLS the kernel does refuses to pass on the peer's close_notify without.
+            data, ancillary, _, _ = self._sock.recvmsg(_DISCARD, CONTROL_SPACE, socket.MSG_DONTWAIT)
+            if data or ancillary:
                 # In turns with the others: a peer that sends as fast as we read must not keep the loop to itself.
                 self._loop.again(self, READABLE)
                 return
         except BlockingIOError:
             return
         except OSError as error:
-            if error.errno not in (errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT):
+            if error.errno not in (errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT, *REFUSALS):
                 raise
         self._close()
 

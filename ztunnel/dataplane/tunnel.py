@@ -6,6 +6,9 @@ after what was collected before it. When the kernel takes no more, the sealed re
 are parked until it is gone: nothing else is buffered per connection. What arrives is opened into one scratch buffer and goes to the
 relays as views; credit for it is given only when it reached the application (the relay says so to the mux).
 
+With the `switch` on, the kernel takes the records over at the first moment after the handshake at which none is half-way in either
+direction; until then, and if it refuses, our own do the work (`_on_event_for_kernel` and what stands behind it).
+
 The tunnel knows nothing of policies, pods or pools: its owner decides what a request means (`TunnelOwner`).
 Invariant: after `_die` no callback of this tunnel reaches a relay or the owner again.
 
@@ -23,6 +26,7 @@ from typing import ClassVar, Protocol
 
 from ztunnel.dataplane.addresses import Address
 from ztunnel.dataplane.buffers import CHUNK, CHUNK_FRAMED, FRAME_HEADER, SMALL, SMALLEST_MAX_FRAME, Scratch, slot_offset
+from ztunnel.dataplane.kernel_tls import ALWAYS_OFF, KernelHalfway, KernelRefused, KernelSwitch, KernelTls, take_over
 from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop, Timer
 from ztunnel.dataplane.outlet import Outlet
 from ztunnel.dataplane.relay import StreamRelay
@@ -42,7 +46,8 @@ from ztunnel.hbone.events import (
 from ztunnel.hbone.handshake import Handshake
 from ztunnel.hbone.limits import MuxLimits
 from ztunnel.hbone.mux import Mux
-from ztunnel.hbone.records import RecordError, Records
+from ztunnel.hbone.records import RecordError, Records, missing
+from ztunnel.hbone.records_own import OwnRecords
 from ztunnel.mesh.errors import Flag, MeshError, PeerError, UpstreamError, UpstreamTimeout
 from ztunnel.mesh.identity import SpiffeId
 
@@ -106,7 +111,9 @@ class TunnelTimes:
 class Tunnel:
     """See the module. `start`, `go_away`, `close`, `abort`, `adopt` and `peer` are for the owner; the rest is for relays."""
 
-    def __init__(self, loop: Loop, scratch: Scratch, owner: TunnelOwner, times: TunnelTimes, *, client: bool) -> None:
+    def __init__(
+        self, loop: Loop, scratch: Scratch, owner: TunnelOwner, times: TunnelTimes, *, client: bool, switch: KernelSwitch = ALWAYS_OFF
+    ) -> None:
         self.id = f"t{loop.serial()}"
         self.loop = loop
         self.scratch = scratch
@@ -127,6 +134,9 @@ class Tunnel:
         self._sock: socket.socket | None = None
         self._handshake: Handshake | None = None
         self._outlet = Outlet(scratch, self._lost)
+        self._switch = switch
+        self._for_kernel = switch.is_on
+        self._kernel: KernelTls | None = None
         self._plain = bytearray()
         self._partial = b""
         self._parked: dict[StreamRelay, None] = {}
@@ -157,8 +167,13 @@ class Tunnel:
 
     @property
     def bytes_sent(self) -> int:
-        """On the wire, TLS included."""
+        """On the wire, TLS included; without it from when the kernel does TLS."""
         return self._outlet.bytes_sent
+
+    @property
+    def is_in_kernel(self) -> bool:
+        """Whether the kernel seals and opens its records."""
+        return self._kernel is not None
 
     @property
     def stage(self) -> str:
@@ -236,7 +251,7 @@ class Tunnel:
     def _end_if_idle(self) -> None:
         if self.is_draining and not self.relays and not self.is_dead:
             self.flush()
-            if not self._outlet.has_backlog:
+            if self._outlet.is_settled:
                 self._die(None)
 
     # Sending, for relays
@@ -323,6 +338,10 @@ class Tunnel:
         self._outlet.drain()
         if self._outlet.is_blocked or self.is_dead:
             return
+        if self._for_kernel:
+            self._move()
+            if self.is_dead:
+                return
         if self.is_ready:
             self._send_plain()
             self._unpark()
@@ -339,16 +358,18 @@ class Tunnel:
     def on_event(self, events: int) -> None:
         if self.is_dead:
             return
+        if self._for_kernel:
+            self._on_event_for_kernel(events)
+            return
         if events & WRITABLE and self._outlet.has_backlog:
             self._unblock()
         if events & (READABLE | HANGUP) and not self.is_dead:
             self._read(events)
 
-    def _read(self, events: int) -> None:
+    def _read(self, events: int, asked: int = CHUNK_FRAMED) -> None:
         assert self._sock is not None
         scratch = self.scratch
         kept = len(self._partial)
-        asked = CHUNK_FRAMED
         try:
             count = self._sock.recv_into(scratch.raw_view[kept : kept + asked], asked, _FLAGS)
         except BlockingIOError:
@@ -399,6 +420,81 @@ class Tunnel:
             self.mark_dirty()
         if records.peer_closed:
             self._peer_ended()
+
+    # Receiving, where the kernel opens the records
+
+    def _on_event_for_kernel(self, events: int) -> None:
+        if events & WRITABLE and self._outlet.has_backlog:
+            self._unblock()
+        elif events & WRITABLE:
+            # Nothing waits here, but the kernel may have kept the last record until now.
+            self._end_if_idle()
+        if not events & (READABLE | HANGUP):
+            return
+        if self._kernel is None and not self.is_dead:
+            self._move()
+        if self.is_dead:
+            return
+        if self._kernel is None:
+            self._read(events)
+        else:
+            self._read_plain(self._kernel, events)
+
+    def _read_plain(self, kernel: KernelTls, events: int) -> None:
+        scratch = self.scratch
+        try:
+            count = kernel.receive(scratch.plain_view)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._lost(error)
+            return
+        except MeshError as error:
+            self._refuse(error)
+            return
+        self._heard_at = self.loop.now
+        self._asked_at = None
+        self.bytes_received += count
+        if count:
+            try:
+                self._dispatch(self.mux.receive(scratch.plain, 0, count, self.loop.now))
+            except MeshError as error:
+                self._refuse(error)
+                return
+            if self.mux.has_output and not self.is_dead:
+                self.mark_dirty()
+        if kernel.ended and not self.is_dead:
+            self._peer_ended()
+        # Behind a record that is no data there may be more. One that hides behind the last data is found with whatever comes next: all
+        # that such a record can want at once is the end, and FIN comes with that.
+        if not self.is_dead and (not count or count == CHUNK_FRAMED or events & HANGUP):
+            self.loop.again(self, READABLE | (events & HANGUP))
+
+    def _move(self) -> None:
+        """Gives the records to the kernel, unless one is half-way: waiting to be sent, or come in part."""
+        if self._kernel is not None or self._outlet.records is None:
+            return
+        while self._partial and not self.is_dead:
+            kept = len(self._partial)
+            self._read(0, missing(self._partial))
+            if len(self._partial) == kept:
+                return
+        records, sock = self._outlet.records, self._sock
+        if self.is_dead or self._outlet.has_backlog or not isinstance(records, OwnRecords) or sock is None:
+            return
+        state = records.export()
+        try:
+            self._kernel = take_over(sock, state)
+        except KernelRefused as error:
+            self._switch.turn_off(error)
+            self._for_kernel = False
+            self._outlet.records = OwnRecords(state)
+        except KernelHalfway as error:
+            self._switch.turn_off(error)
+            self._die(error)
+        else:
+            self._outlet.use_kernel(self._kernel)
+            self.loop.again(self, READABLE)
 
     def _shake(self, data: bytes) -> tuple[Records, bytes] | None:
         """The record layer and what came behind the handshake, once that is done."""
@@ -492,7 +588,7 @@ class Tunnel:
     # Ending
 
     def _peer_ended(self) -> None:
-        if self._outlet.records is None:
+        if not self.is_ready:
             self._die(TlsFailed(f"{self.peer_address[0]} closed the connection during the TLS handshake"))
         elif self.relays:
             self._die(TunnelLost(f"{self.peer_address[0]} closed the tunnel with {len(self.relays)} live streams"))
@@ -501,12 +597,11 @@ class Tunnel:
 
     def _refuse(self, error: MeshError) -> None:
         """The peer broke the rules: tell it in its own terms, then end."""
-        records = self._outlet.records
         if self._handshake is not None:
             self._outlet.send_raw(self._handshake.outgoing())
-        elif records is not None and isinstance(error, RecordError):
-            self._outlet.send_raw(records.alert(error))
-        elif records is not None:
+        elif isinstance(error, RecordError):
+            self._outlet.end(error)
+        elif self.is_ready:
             self._send_plain()
         self._die(error)
 
@@ -531,8 +626,8 @@ class Tunnel:
     def _die(self, error: MeshError | None) -> None:
         if self.is_dead:
             return
-        if error is None and self._outlet.records is not None:
-            self._outlet.send_raw(self._outlet.records.close_notify())
+        if error is None:
+            self._outlet.end(None)
             if self.is_dead:
                 return
         self.is_dead = True

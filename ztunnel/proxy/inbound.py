@@ -62,7 +62,7 @@ class Inbound:
             return
         handshake = Handshake(contexts, server=True, expected=None, own_records=node.settings.own_records)
         gate = _Gate(self, pod, local, peer)
-        tunnel = Tunnel(node.loop, node.scratch, gate, node.times, client=False)
+        tunnel = Tunnel(node.loop, node.scratch, gate, node.times, client=False, switch=node.kernel)
         pod.inbound.add(tunnel)
         pod.handshaking += 1
         self._shaking[peer[0]] += 1

@@ -11,6 +11,7 @@ from typing import ClassVar
 from ztunnel.dataplane.addresses import Address, original_destination
 from ztunnel.dataplane.buffers import Scratch
 from ztunnel.dataplane.channel import Configure
+from ztunnel.dataplane.kernel_tls import KernelSwitch
 from ztunnel.dataplane.loop import Loop, Timer
 from ztunnel.dataplane.sockets import Acceptor, Dial, reset
 from ztunnel.dataplane.tunnel import Tunnel, TunnelTimes
@@ -71,6 +72,11 @@ class Node:
     contexts: dict[SpiffeId, TlsContexts] = field(default_factory=dict)
     limits: Counter[str] = field(default_factory=Counter)
     """Limits hit since the supervisor was last told."""
+    kernel: KernelSwitch = field(init=False)
+    """Whether new tunnels are given to kernel TLS."""
+
+    def __post_init__(self) -> None:
+        self.kernel = KernelSwitch(self.settings.kernel_records)
 
     @property
     def times(self) -> TunnelTimes:

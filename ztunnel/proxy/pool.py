@@ -48,7 +48,8 @@ class _Member:
     def __init__(self, pool: Pool, key: Key) -> None:
         self.pool = pool
         self.key = key
-        self.tunnel = Tunnel(pool.node.loop, pool.node.scratch, self, pool.node.times, client=True)
+        node = pool.node
+        self.tunnel = Tunnel(node.loop, node.scratch, self, node.times, client=True, switch=node.kernel)
         self.dial: Dial | None = None
         self.idle: Timer | None = None
         self.failure: MeshError | None = None
