@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from tests.kit.kernel_tls import KernelRules, KernelSocket
 from tests.kit.pki import FakePki
 from ztunnel.dataplane.buffers import Scratch
+from ztunnel.dataplane.kernel_tls import KernelSwitch
 from ztunnel.dataplane.loop import Loop
 from ztunnel.dataplane.relay import StreamRelay
 from ztunnel.dataplane.tunnel import Tunnel, TunnelTimes
@@ -51,9 +53,10 @@ class Ends:
 class Side:
     """Owner of one tunnel. The server side answers each request with `status` and gives its stream to a new application socket."""
 
-    def __init__(self, wire: Wire, *, client: bool, times: TunnelTimes) -> None:
+    def __init__(self, wire: Wire, *, client: bool, times: TunnelTimes, kernel: bool = False) -> None:
         self.wire = wire
-        self.tunnel = Tunnel(wire.loop, wire.scratch, self, times, client=client)
+        self.switch = KernelSwitch(kernel)
+        self.tunnel = Tunnel(wire.loop, wire.scratch, self, times, client=client, switch=self.switch)
         self.closed: list[MeshError | None] = []
         self.ready = 0
         self.idle = 0
@@ -94,16 +97,22 @@ class Side:
 
 
 class Wire:
-    """A client tunnel and a server tunnel. `own` chooses each side's record layer."""
+    """A client tunnel and a server tunnel. `own` chooses each side's record layer, `kernel` what its kernel's TLS does, if it has any."""
 
-    def __init__(self, *, own: tuple[bool, bool] = (True, True), times: TunnelTimes = TIMES) -> None:
+    def __init__(
+        self,
+        *,
+        own: tuple[bool, bool] = (True, True),
+        times: TunnelTimes = TIMES,
+        kernel: tuple[KernelRules | None, KernelRules | None] = (None, None),
+    ) -> None:
         """`times` are the client's; the server's are long."""
         self.loop = Loop()
         self.scratch = Scratch()
         self.pki = FakePki()
-        self.client = Side(self, client=True, times=times)
-        self.server = Side(self, client=False, times=TIMES)
-        self.sockets = tcp_pair()
+        self.client = Side(self, client=True, times=times, kernel=kernel[0] is not None)
+        self.server = Side(self, client=False, times=TIMES, kernel=kernel[1] is not None)
+        self.sockets = [sock if rules is None else KernelSocket(sock, rules) for sock, rules in zip(tcp_pair(), kernel, strict=True)]
         client_id, server_id = self.pki.identity("client"), self.pki.identity("server")
         contexts = [TlsContexts(self.pki.credentials(identity)) for identity in (client_id, server_id)]
         accepting = Handshake(contexts[1], server=True, expected=None, own_records=own[1])
@@ -133,6 +142,9 @@ class Wire:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, "the condition did not come true"
+            for sock in self.sockets:
+                if isinstance(sock, KernelSocket):
+                    sock.tick()
             self.loop.run_once(0.01)
 
     def exchange(self, sender: socket.socket, receiver: socket.socket, data: bytes) -> bytes:

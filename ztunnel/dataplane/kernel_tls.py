@@ -230,7 +230,7 @@ def rehearse() -> None:
 
 
 def rehearse_on(near: socket.socket, far: socket.socket, cipher: str) -> None:
-    """Has the kernel speak on `near` with our own records on `far`, the other end of its connection, through two keys each.
+    """Has the kernel speak on `near` with our own records on `far`, the other end of its connection, through three keys each.
 
     Raises:
         KernelRefused: it does not take the connection, or what it sends or reads is wrong.
