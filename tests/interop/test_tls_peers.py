@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from tests.kit import envoy
+from tests.kit.kernel_tls import KernelRules, KernelSocket
 from tests.kit.pki import FakePki
 from tests.kit.polling import eventually
 from tests.kit.tls import CIPHERS, SOCKET_SECONDS, Wire
+from ztunnel.dataplane.kernel_tls import take_over
 from ztunnel.hbone.handshake import Credentials, Handshake, HandshakeError, TlsContexts
 from ztunnel.hbone.records import AlertReceived
 from ztunnel.hbone.records_own import OwnRecords
@@ -322,6 +324,53 @@ def test_the_openssl_program_updates_keys_with_us(own: bool, peer: Connection, c
             program.type(b"good")
             assert wire.expect(5) == b"good\n"
         wire.sock.sendall(wire.end.records.close_notify())
+
+
+class InKernel:
+    """Our end of a connection, given to the kit's kernel after the handshake."""
+
+    def __init__(self, wire: Wire) -> None:
+        assert wire.end is not None
+        assert isinstance(wire.end.records, OwnRecords)
+        self.sock = KernelSocket(wire.sock, KernelRules())
+        self.kernel = take_over(self.sock, wire.end.records.export())
+
+    def expect(self, size: int) -> bytes:
+        plain, room = bytearray(), memoryview(bytearray(1 << 16))
+
+        def came() -> bool:
+            try:
+                plain.extend(room[: self.kernel.receive(room)])
+            except BlockingIOError:
+                return False
+            return len(plain) >= size
+
+        eventually(came)
+        return bytes(plain)
+
+    def send(self, plain: bytes) -> None:
+        assert self.kernel.send(memoryview(plain), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) == len(plain)
+
+
+@pytest.mark.parametrize("cipher", CIPHERS)
+@pytest.mark.parametrize(
+    ("peer", "confirmation"), [(s_client, b"KEYUPDATE"), (s_server, b"SSL_do_handshake -> 1")], ids=["s_client", "s_server"]
+)
+def test_kernel_tls_updates_keys_with_the_openssl_program(peer: Connection, confirmation: bytes, cipher: str, tmp_path: Path) -> None:
+    """The server's session tickets come on the way too. The kernel is the kit's: its keys are what is tested, and what becomes of them."""
+    with peer(tmp_path, "-ciphersuites", cipher, own=True) as (wire, program):
+        end = InKernel(wire)
+        with end.sock:
+            for command in (b"k", b"K", b"K", b"k"):
+                program.type(command)
+                program.expect(confirmation)
+                program.type(b"after " + command)
+                assert end.expect(8) == b"after " + command + b"\n"
+                end.send(b"answer to " + command + b"\n")
+                program.expect(b"answer to " + command + b"\n")
+            # Four updates of theirs, two answers of ours.
+            assert end.sock.rekeys == 6
+            end.kernel.end(None)
 
 
 def test_no_server_name_and_only_our_suites_are_offered(tmp_path: Path) -> None:

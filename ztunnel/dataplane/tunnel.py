@@ -465,8 +465,7 @@ class Tunnel:
                 self.mark_dirty()
         if kernel.ended and not self.is_dead:
             self._peer_ended()
-        # Behind a record that is no data there may be more. One that hides behind the last data is found with whatever comes next: all
-        # that such a record can want at once is the end, and FIN comes with that.
+        # Behind a record that is no data there may be more. For one that hides behind data the kernel raises an event of its own.
         if not self.is_dead and (not count or count == CHUNK_FRAMED or events & HANGUP):
             self.loop.again(self, READABLE | (events & HANGUP))
 
