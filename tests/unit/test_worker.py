@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import errno
 import os
 import resource
 import socket
@@ -10,13 +11,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from tests.kit.builders import ANYBODY, deny, principals, workload
+from tests.kit.kernel_tls import KernelRules
 from tests.kit.pki import FakePki
 from tests.kit.polling import eventually
 from tests.kit.proxies import SETTINGS, Redirected
-from tests.kit.wire import received, tcp_pair
+from tests.kit.wire import Wire, received, tcp_pair
 from ztunnel.dataplane.channel import (
     Activity,
     AddPod,
@@ -38,12 +41,13 @@ from ztunnel.dataplane.channel import (
     Withdraw,
     encode,
 )
+from ztunnel.dataplane.flow import Direction
 from ztunnel.dataplane.sockets import Farewell
 from ztunnel.mesh.delta import Delta
 from ztunnel.mesh.errors import Flag
 from ztunnel.mesh.rules import Match
 from ztunnel.proxy.passthrough import Passthrough
-from ztunnel.worker import Worker
+from ztunnel.worker import Worker, _tunnel_state
 
 PKI = FakePki()
 SERVER = PKI.identity("server")
@@ -401,3 +405,17 @@ def test_a_drain_ends_with_the_last_connection(serving: Supervisor) -> None:
     near.close()
     far.close()
     assert serving.hear(Drained) == Drained(0)
+
+
+@pytest.mark.parametrize(
+    ("own", "kernel", "name"),
+    [(True, None, "own"), (False, None, "openssl"), (True, KernelRules(), "kernel"), (True, KernelRules(ulp=errno.ENOENT), "own")],
+    ids=["own", "openssl", "kernel", "refused"],
+)
+def test_a_tunnel_is_listed_with_the_records_that_it_really_has(own: bool, kernel: KernelRules | None, name: str) -> None:
+    wire = Wire(own=(own, True), kernel=(kernel, None))
+    tunnel = wire.client.tunnel
+    wire.run_until(lambda: tunnel._settled)
+    settings = msgspec.structs.replace(SETTINGS, own_records=own, kernel_records=kernel is not None)
+    assert _tunnel_state(Direction.OUTBOUND, "u", tunnel, wire.loop.now, settings).records == name
+    wire.close()

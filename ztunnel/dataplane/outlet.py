@@ -100,7 +100,7 @@ class Outlet:
             self._transmit(memoryview(data))
 
     def end(self, error: RecordError | None) -> None:
-        """Says close_notify, or the alert of a fatal error. Frames that are sent afterwards raise RecordsClosed."""
+        """Says close_notify, or the alert of a fatal error: the last thing to send."""
         if self._kernel is not None:
             self._end_in_kernel(self._kernel, error)
         elif self.records is not None:

@@ -12,8 +12,9 @@ import msgspec
 import pytest
 
 from tests.kit.proxies import SETTINGS, LoopbackNode, LoopbackPod
-from tests.kit.wire import received
+from tests.kit.wire import received, tcp_pair
 from ztunnel.dataplane.channel import Configure
+from ztunnel.dataplane.kernel_tls import TCP_ULP
 from ztunnel.dataplane.tunnel import Tunnel
 from ztunnel.hbone.events import RequestReceived
 from ztunnel.mesh.errors import Flag, UpstreamTimeout
@@ -76,6 +77,17 @@ def alive(node: LoopbackNode, ends: tuple[socket.socket, socket.socket]) -> bool
     near.send(b"ping")
     node.run_until(lambda: received(far) == b"ping")
     return True
+
+
+def has_tls() -> bool:
+    """Whether this machine's kernel takes a connection's TLS."""
+    near, far = tcp_pair()
+    with near, far:
+        try:
+            near.setsockopt(socket.IPPROTO_TCP, TCP_ULP, b"tls")
+        except FileNotFoundError:
+            return False
+        return True
 
 
 # Sharing
@@ -355,3 +367,14 @@ def test_a_client_tunnel_yields_no_requests(lane: Lane) -> None:
     with pytest.raises(AssertionError):
         member.tunnel_request(member.tunnel, RequestReceived(1, (), False))
     assert UpstreamTimeout.flag is Flag.CONNECT
+
+
+# Records by the kernel
+
+
+def test_tunnels_are_given_to_a_kernel_that_has_tls_and_work_with_one_that_has_not(make: Callable[..., Lane]) -> None:
+    lane = make(kernel_records=True)
+    ends = lane.open()
+    assert alive(lane.node, ends)
+    (inbound,) = lane.server.pod.inbound
+    assert lane.tunnels[0].is_in_kernel is inbound.is_in_kernel is lane.node.node.kernel.is_on is has_tls()
