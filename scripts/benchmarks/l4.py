@@ -43,7 +43,9 @@ class Plan:
 def plan(words: Sequence[str]) -> Plan:
     """What the command line asks for."""
     asked = parser("l4", __doc__, FULL, QUICK)
-    asked.add_argument("--baseline", choices=["naive"], help="also measure a plain relay of trio streams, and how much faster we are")
+    asked.add_argument(
+        "--baseline", choices=["naive", "pure"], help="also a plain relay of trio streams, or our own sources, and how much faster we are"
+    )
     given = asked.parse_args(words)
     return Plan(options(given, FULL, QUICK), given.baseline)
 
@@ -65,7 +67,7 @@ def measure(asked: Plan, measurements: list[Measurement]) -> None:
     how = asked.options
     cpus = machine.cpus(how.pin)
     with tempfile.TemporaryDirectory(prefix="bench-") as name, ExitStack() as stack:
-        tools = make_tools(Path(name))
+        tools = make_tools(Path(name), sources=how.sources)
         if how.spin:
             stack.enter_context(machine.awake(tools, cpus))
         builders = way_builders(tools, cpus, how.workers)

@@ -22,6 +22,8 @@ class Options:
     workers: int
     pin: bool
     spin: bool
+    sources: bool
+    """Our Python as it is, not its compiled form."""
     json: Path | None
 
     def chosen(self, rows: Sequence[Row]) -> tuple[Row, ...]:
@@ -55,6 +57,7 @@ def parser(scenario: str, description: str | None, full: Extent, quick: Extent) 
     made.add_argument("--workers", type=int, default=1, help="of each proxy")
     made.add_argument("--pin", action=argparse.BooleanOptionalAction, help="two nodes of one CPU; default with one worker")
     made.add_argument("--spin", action=argparse.BooleanOptionalAction, help="keep the CPUs awake; default as --pin")
+    made.add_argument("--sources", action="store_true", help="ours as Python runs it from the sources; default: its compiled form")
     made.add_argument("--json", type=Path, metavar="FILE", help="write every measurement, and what it was taken on")
     return made
 
@@ -70,5 +73,6 @@ def options(given: argparse.Namespace, full: Extent, quick: Extent) -> Options:
         workers=given.workers,
         pin=pin,
         spin=pin if given.spin is None else given.spin,
+        sources=given.sources,
         json=given.json,
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.benchmarks.errors import BenchError
+from scripts.compile import CompileError, compiled
 
 ROOT = Path(__file__).parents[2]
 SOURCES = Path(__file__).parent
@@ -23,14 +24,16 @@ class Tools:
     nginx: tuple[str, ...]
     at_once: tuple[str, ...]
     """Words before a command that is to get the CPU whenever it wants it; none where that is not allowed."""
+    tree: Path
+    """Where our agents' `ztunnel` is imported from: its compiled form, or the sources."""
 
     def versions(self) -> dict[str, str]:
         """What those that are not ours say of themselves."""
         return {"wrk": _first_line([self.wrk, "-v"]), "nginx": _first_line([self.nginx[0], "-v"]), "gcc": _first_line(["gcc", "--version"])}
 
 
-def make_tools(directory: Path) -> Tools:
-    """Compiles into `directory`.
+def make_tools(directory: Path, *, sources: bool = False) -> Tools:
+    """Compiles into `directory`, and our own modules into their place (scripts/compile.py) unless the `sources` are asked for.
 
     Raises:
         BenchError: a program is missing or does not compile.
@@ -42,9 +45,13 @@ def make_tools(directory: Path) -> Tools:
         if done.returncode != 0:
             raise BenchError(f"{name}.c does not compile:\n{done.stderr}")
         built.append(str(directory / name))
+    try:
+        tree = ROOT if sources else compiled()
+    except CompileError as error:
+        raise BenchError(f"{error}\n--sources does without") from error
     at_once = ("chrt", "--fifo", "1")
     allowed = subprocess.run([*at_once, "true"], capture_output=True, check=False).returncode == 0
-    return Tools(built[0], built[1], _found("wrk"), (_found("nginx"), "-e", "stderr"), at_once if allowed else ())
+    return Tools(built[0], built[1], _found("wrk"), (_found("nginx"), "-e", "stderr"), at_once if allowed else (), tree)
 
 
 def _found(program: str) -> str:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from scripts.benchmarks import envoy_pair, processes
@@ -20,7 +20,7 @@ from scripts.benchmarks.errors import BenchError
 from scripts.benchmarks.machine import Cpus
 from scripts.benchmarks.tools import Tools
 from tests.kit import envoy
-from tests.kit.mesh import Mesh
+from tests.kit.mesh import REPOSITORY, Mesh
 from tests.kit.netns import Place, Pod, Topology
 from tests.kit.pki import FakePki
 from tests.kit.polling import NeverHappened, eventually
@@ -96,6 +96,7 @@ def way_builders(tools: Tools, cpus: Cpus, workers: int) -> dict[str, Callable[[
         "envoy": lambda: _envoy(tools, cpus, workers, "envoy", envoy_pair.DEFAULT),
         "envoy-large": lambda: _envoy(tools, cpus, workers, "envoy-large", envoy_pair.LARGE),
         "naive": lambda: _naive(tools, cpus),
+        "pure": lambda: ours(replace(tools, tree=REPOSITORY), cpus, workers, "pure"),
         "ztunnel": lambda: ours(tools, cpus, workers),
     }
 
@@ -155,15 +156,15 @@ def _naive(tools: Tools, cpus: Cpus) -> Iterator[Way]:
 
 
 @contextmanager
-def ours(tools: Tools, cpus: Cpus, workers: int) -> Iterator[Way]:
+def ours(tools: Tools, cpus: Cpus, workers: int, name: str = "ztunnel") -> Iterator[Way]:
     """A pair of our agents, with two pods on each node and a policy for each of the two servers."""
     ended: KeyboardInterrupt | BenchError | None = None
-    with _mesh(workers) as mesh, ExitStack() as stack:
+    with _mesh(workers, tools.tree) as mesh, ExitStack() as stack:
         try:
             client, server = (mesh.pod(name, node=node, ambient=True, ipv6=False) for node, name in enumerate((CLIENT, SERVER)))
             neighbour = tuple(mesh.pod(f"other-{name}", node=node, ambient=True, ipv6=False) for node, name in enumerate((CLIENT, SERVER)))
-            for name in (SERVER, f"other-{SERVER}"):
-                mesh.policy(name, _callers_of(mesh, name))
+            for served in (SERVER, f"other-{SERVER}"):
+                mesh.policy(served, _callers_of(mesh, served))
             mesh.settle()
             stack.enter_context(_servers(tools, cpus, [client, server, *neighbour], [server, neighbour[1]]))
             for agent, cpu in zip(mesh.agents, (cpus.near, cpus.far), strict=True):
@@ -191,7 +192,7 @@ def ours(tools: Tools, cpus: Cpus, workers: int) -> Iterator[Way]:
                 return min(counts)
 
             tunnelled = lambda: bool(mesh.agents[0].rows("tunnels"))  # noqa: E731 - a question, asked once
-            yield Way("ztunnel", client, server, (neighbour[0], neighbour[1]), proxies, configure, holds, tunnelled)
+            yield Way(name, client, server, (neighbour[0], neighbour[1]), proxies, configure, holds, tunnelled)
         except (KeyboardInterrupt, BenchError) as error:
             # The mesh shows its agents' logs after an exception; nobody has asked for them here.
             ended = error
@@ -200,10 +201,10 @@ def ours(tools: Tools, cpus: Cpus, workers: int) -> Iterator[Way]:
 
 
 @contextmanager
-def _mesh(workers: int) -> Iterator[Mesh]:
+def _mesh(workers: int, tree: Path) -> Iterator[Mesh]:
     """Agents that are ready. What the mesh asserts of them, at the end too, is told as our own error."""
     try:
-        with Mesh(nodes=2, settings=f"enrolment: {{grace_seconds: 0.1}}\nworkers: {workers}\n") as mesh:
+        with Mesh(nodes=2, settings=f"enrolment: {{grace_seconds: 0.1}}\nworkers: {workers}\n", tree=tree) as mesh:
             yield mesh
     except AssertionError as error:
         raise BenchError(f"our agents: {error.__cause__ or error}") from error

@@ -60,6 +60,8 @@ class Agent:
 
     node: Node
     directory: Path
+    tree: Path = REPOSITORY
+    """Where its `ztunnel` is imported from."""
     process: subprocess.Popen[bytes] | None = None
     overrides: dict[str, str] = field(default_factory=dict)
 
@@ -81,7 +83,7 @@ class Agent:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                cwd=REPOSITORY,
+                cwd=self.tree,
                 env={**os.environ, **self.overrides},
             )
 
@@ -185,8 +187,12 @@ class Agent:
 class Mesh:
     """A topology, its manifests and its agents. A context manager."""
 
-    def __init__(self, nodes: int = 2, *, settings: str = DEFAULT_SETTINGS, start: bool = True, leaf_hours: float = 24) -> None:
-        """`settings`: lines of YAML that each agent's configuration gets in addition. `leaf_hours`: life of a certificate."""
+    def __init__(
+        self, nodes: int = 2, *, settings: str = DEFAULT_SETTINGS, start: bool = True, leaf_hours: float = 24, tree: Path | None = None
+    ) -> None:
+        """`settings`: lines of YAML that each agent's configuration gets in addition. `leaf_hours`: life of a certificate. `tree`: where
+        the agents' `ztunnel` is; default: what the environment says with TESTED_TREE, or this repository."""
+        self._tree = tree or Path(os.environ.get("TESTED_TREE", REPOSITORY))
         self.net = Topology()
         self._root = tempfile.TemporaryDirectory(prefix="mesh-")
         self.root = Path(self._root.name)
@@ -255,7 +261,7 @@ class Mesh:
             f"ca: {{directory: {self.root / 'ca'}, leaf_hours: {self._leaf_hours}}}\n"
             f"admin: {{socket: {directory / 'agent.sock'}}}\n" + settings
         )
-        return Agent(node, directory)
+        return Agent(node, directory, self._tree)
 
     # What there is
 

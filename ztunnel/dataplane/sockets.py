@@ -22,6 +22,8 @@ _SHORTAGE = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EINV
 """EINVAL: somebody has shut the listener down, and it stays readable until the supervisor lets it listen again."""
 _FAREWELL_SECONDS = 2.0
 _DISCARD = 65536
+_ENDINGS = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT, *REFUSALS})
+"""How a read ends on a connection that is over."""
 _LINGER_RESET = struct.pack("ii", 1, 0)
 _LINGER_OFF = struct.pack("ii", 0, 0)
 
@@ -95,7 +97,7 @@ class Farewell:
         except BlockingIOError:
             return
         except OSError as error:
-            if error.errno not in (errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT, *REFUSALS):
+            if error.errno not in _ENDINGS:
                 raise
         self._close()
 

@@ -1,0 +1,92 @@
+"""Compiles with mypyc what runs for every byte and every connection, from the very sources that also run as they are.
+
+The result is a tree that can be imported in the place of `ztunnel/`: the same modules, those of the hot path beside their compiled form,
+which Python prefers. Nothing is compiled twice: a stamp names the sources, the interpreter and the compiler that a tree was made from.
+See ztunnel/decisions/0010-compiled-data-plane.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+DEFAULT = ROOT / "build" / "compiled"
+COMPILED = (
+    "hbone/budget", "hbone/connect", "hbone/events", "hbone/exchange", "hbone/frames", "hbone/headers", "hbone/messages", "hbone/mux",
+    "hbone/posthandshake", "hbone/receiver", "hbone/records", "hbone/records_own", "hbone/streams",
+    "dataplane/addresses", "dataplane/buffers", "dataplane/loop", "dataplane/outlet", "dataplane/relay", "dataplane/sockets",
+    "dataplane/splice", "dataplane/tunnel",
+    "mesh/addresses", "mesh/balance", "mesh/inbound", "mesh/index", "mesh/policy", "mesh/routing",
+    "proxy/connections", "proxy/inbound", "proxy/labels", "proxy/outbound", "proxy/passthrough", "proxy/pods", "proxy/pool", "proxy/stock",
+)  # fmt: skip
+"""Modules of `ztunnel`. Left out is what runs once per process or per tunnel, and what msgspec decodes: a compiled dataclass has no
+annotations that it could read."""
+
+_BUILD = """
+import sys
+from mypyc.build import mypycify
+from setuptools import setup
+
+modules = mypycify(["--namespace-packages", "--explicit-package-bases", *sys.argv[3:]], opt_level="2", debug_level="0", separate=True)
+setup(name="ztunnel", packages=[], ext_modules=modules, script_args=["-q", "build_ext", "--inplace", "--parallel", sys.argv[1]])
+"""
+
+
+class CompileError(Exception):
+    """The compiler, or what it needs, says no."""
+
+
+def compiled(target: Path = DEFAULT) -> Path:
+    """A tree that is up to date, made now if there is none: the directory to import `ztunnel` from.
+
+    Raises:
+        CompileError: there is no C compiler, or it refuses.
+    """
+    stamp = target / "stamp"
+    made_from = _made_from()
+    if stamp.exists() and stamp.read_text() == made_from:
+        return target
+    print("compiling our hot modules with mypyc: a minute or two, once for these sources", file=sys.stderr, flush=True)
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(ROOT / "ztunnel", target / "ztunnel", ignore=shutil.ignore_patterns("__pycache__", "*.md"))
+    shutil.copyfile(ROOT / "pyproject.toml", target / "pyproject.toml")
+    (target / "build_modules.py").write_text(_BUILD)
+    sources = [f"ztunnel/{module}.py" for module in COMPILED]
+    done = subprocess.run(
+        [sys.executable, "build_modules.py", "2", "--", *sources], cwd=target, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise CompileError(f"mypyc: {(done.stdout + done.stderr)[-4000:]}")
+    shutil.rmtree(target / "build")
+    stamp.write_text(made_from)
+    return target
+
+
+def _made_from() -> str:
+    digest = hashlib.sha256()
+    for path in (Path(__file__), ROOT / "pyproject.toml", *sorted((ROOT / "ztunnel").rglob("*.py"))):
+        digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
+    return f"{digest.hexdigest()} Python {sys.version} mypy {version('mypy')}\n"
+
+
+def main() -> int:
+    """Exit code: 0 the tree is there, 2 it cannot be made."""
+    parser = argparse.ArgumentParser(prog="scripts/compile", description=__doc__)
+    parser.add_argument("target", nargs="?", type=Path, default=DEFAULT, help="where the tree is made; default: build/compiled")
+    given = parser.parse_args()
+    try:
+        print(compiled(given.target))
+    except CompileError as error:
+        print(f"scripts/compile: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
