@@ -13,6 +13,8 @@ RECORD_PLAIN = 16384
 CHUNK_FRAMED = 32 * RECORD_PLAIN
 """One read from the application and its frame header: a whole number of full records."""
 CHUNK = CHUNK_FRAMED - FRAME_HEADER
+SHORT_FRAMED = 8 * RECORD_PLAIN
+"""The same while somebody who waits for answers shares the worker: a fifth of a millisecond instead of almost one."""
 SMALL = 4096
 """Reads below this are collected and leave together at the end of the loop's round; larger ones are sealed where they lie."""
 SMALLEST_MAX_FRAME = 16384

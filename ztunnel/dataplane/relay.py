@@ -15,7 +15,7 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Protocol
 
-from ztunnel.dataplane.buffers import Scratch
+from ztunnel.dataplane.buffers import SMALL, Scratch
 from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop
 from ztunnel.dataplane.sockets import Farewell, finish, reset
 from ztunnel.hbone.mux import Mux
@@ -191,6 +191,8 @@ class StreamRelay:
             self._finish_if_over()
             return
         self.to_stream += count
+        if count < SMALL:
+            self._loop.small()
         if count == asked or self._hung:
             # More may wait, or the end of it: with an edge-triggered loop nobody would say so again.
             self._loop.again(self, READABLE)
@@ -229,6 +231,8 @@ class StreamRelay:
         if sent:
             self._tunnel.mux.consumed(self._stream, sent)
         if sent == total:
+            if total < SMALL:
+                self._loop.small()
             return
         self._keep(views, sent)
         if len(views) > _VECTORS and not self._done:

@@ -127,6 +127,7 @@ class Acceptor:
     ) -> None:
         self._loop = loop
         self._listener = listener
+        self._family = listener.family
         self._on_accept = on_accept
         self._on_shortage = on_shortage
         self._pause: Timer | None = None
@@ -141,13 +142,14 @@ class Acceptor:
         # A connection alone costs one accept. One that follows at once is a burst, which is taken in one go.
         for _ in range(ACCEPTS_PER_ROUND if self._loop.now - self._accepted_at < _BURST_SECONDS else 1):
             try:
-                sock, peer = self._listener.accept()
+                # What `accept` adds in Python (asking each time for the family, the type and the timeout) costs as much as the call.
+                descriptor, peer = self._listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001 - typeshed leaves it out
             except BlockingIOError:
                 return
             except OSError as error:
                 self._shortage(error)
                 return
-            self._on_accept(sock, canonical(peer))
+            self._on_accept(socket.socket(self._family, socket.SOCK_STREAM, 0, descriptor), canonical(peer))
             if self._closed:
                 return
         self._accepted_at = self._loop.now

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from ztunnel.dataplane.addresses import Address
-from ztunnel.dataplane.buffers import CHUNK, CHUNK_FRAMED, FRAME_HEADER, SMALL, SMALLEST_MAX_FRAME, Scratch, slot_offset
+from ztunnel.dataplane.buffers import CHUNK, CHUNK_FRAMED, FRAME_HEADER, SHORT_FRAMED, SMALL, SMALLEST_MAX_FRAME, Scratch, slot_offset
 from ztunnel.dataplane.kernel_tls import ALWAYS_OFF, KernelHalfway, KernelRefused, KernelSwitch, KernelTls, take_over
 from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop, Timer
 from ztunnel.dataplane.outlet import Outlet
@@ -59,6 +59,7 @@ _PARTING = b"parting\0"
 _PARTING_SECONDS = 1.0
 """How long its answer may take."""
 _FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+_SHORT = SHORT_FRAMED - FRAME_HEADER
 
 
 class TunnelLost(UpstreamError):
@@ -276,7 +277,9 @@ class Tunnel:
         """
         scratch = self.scratch
         if self.mux.peer_max_frame >= CHUNK:
-            asked = room if room < CHUNK else CHUNK
+            asked = _SHORT if self.loop.is_shared else CHUNK
+            if room < asked:
+                asked = room
             count = sock.recv_into(scratch.payload, asked, _FLAGS)
             if count:
                 self.mux.data_header(scratch.frame, 0, stream, count)
@@ -366,8 +369,11 @@ class Tunnel:
         if events & (READABLE | HANGUP) and not self.is_dead:
             self._read(events)
 
-    def _read(self, events: int, asked: int = CHUNK_FRAMED) -> None:
+    def _read(self, events: int, asked: int = 0) -> None:
+        """Reads once: `asked` bytes, or a turn's worth of them."""
         assert self._sock is not None
+        if not asked:
+            asked = SHORT_FRAMED if self.loop.is_shared else CHUNK_FRAMED
         scratch = self.scratch
         kept = len(self._partial)
         try:

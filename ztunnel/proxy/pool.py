@@ -52,6 +52,7 @@ class _Member:
         self.tunnel = Tunnel(node.loop, node.scratch, self, node.times, client=True, switch=node.kernel)
         self.dial: Dial | None = None
         self.idle: Timer | None = None
+        self.idle_since = 0.0
         self.failure: MeshError | None = None
         """Why it ended."""
 
@@ -66,9 +67,9 @@ class _Member:
         if self.key not in self.pool or not self.is_current:
             tunnel.go_away()
             return
-        if self.idle is not None:
-            self.idle.cancel()
-        self.idle = node.loop.call_later(node.settings.idle_seconds, self._evict)
+        self.idle_since = node.loop.now
+        if self.idle is None:
+            self.idle = node.loop.call_later(node.settings.idle_seconds, self._evict)
 
     def tunnel_closed(self, tunnel: Tunnel, error: MeshError | None) -> None:
         self.failure = error
@@ -79,7 +80,15 @@ class _Member:
         self.pool.forget(self)
 
     def _evict(self) -> None:
-        if not self.tunnel.relays:
+        """Closes it if it has been idle for long enough. The timer is left alone when it is used meanwhile: that is most often."""
+        self.idle = None
+        if self.tunnel.relays:
+            return
+        loop = self.pool.node.loop
+        left = self.idle_since + self.pool.node.settings.idle_seconds - loop.now
+        if left > 0:
+            self.idle = loop.call_later(left, self._evict)
+        else:
             self.tunnel.go_away()
 
     @property
@@ -150,10 +159,8 @@ class Pool:
             for place, member in enumerate(members):
                 if member.is_usable:
                     # It comes first until it is full: with dozens of full ones, finding it would cost more than the stream.
-                    members.insert(0, members.pop(place))
-                    if member.idle is not None:
-                        member.idle.cancel()
-                        member.idle = None
+                    if place:
+                        members.insert(0, members.pop(place))
                     return member.tunnel
             if sum(member.is_current for member in members) >= self.node.settings.tunnels_per_peer:
                 raise self.node.hit("tunnels_per_peer")

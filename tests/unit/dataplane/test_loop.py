@@ -31,6 +31,19 @@ class Recorder:
         self.diary.append(f"{self.name}:bug")
 
 
+class Watch:
+    """A clock that moves when it is told to."""
+
+    def __init__(self) -> None:
+        self.time = 100.0
+
+    def __call__(self) -> float:
+        return self.time
+
+    def take_long(self) -> None:
+        self.time += 0.01
+
+
 def fail() -> None:
     raise RuntimeError("this is a bug")
 
@@ -46,13 +59,90 @@ def test_a_round_has_an_order() -> None:
 
 
 def test_who_asks_twice_has_one_turn_for_both() -> None:
-    loop, diary = Loop(), list[str]()
+    loop, diary = Loop(Watch()), list[str]()
     eager = Recorder(diary, "eager")
     for events in (READABLE, WRITABLE, READABLE):
         loop.again(eager, events)
     loop.again(Recorder(diary, "other"), READABLE)
     loop.run_once(0)
     assert diary == ["eager:rw", "other:r"]
+    loop.close()
+
+
+def test_turns_end_when_they_take_long_and_go_on_in_order() -> None:
+    watch, diary = Watch(), list[str]()
+    loop = Loop(watch)
+    bulk = Recorder(diary, "bulk", watch.take_long)
+    loop.again(bulk, READABLE)
+    for name in ("small", "smaller"):
+        loop.again(Recorder(diary, name), READABLE)
+    loop.run_once(0)
+    assert diary == ["bulk:r"]
+    loop.again(bulk, READABLE)
+    loop.run_once(0)
+    assert diary == ["bulk:r", "small:r", "smaller:r", "bulk:r"]
+    loop.close()
+
+
+def test_news_of_one_who_waits_for_its_turn_are_told_in_its_turn() -> None:
+    watch, diary = Watch(), list[str]()
+    loop = Loop(watch)
+    pairs = [socket.socketpair() for _ in range(2)]
+    (bulk, far_bulk), (other, far_other) = pairs
+    transfer = Recorder(diary, "bulk")
+    loop.watch(bulk.fileno(), transfer)
+    loop.watch(other.fileno(), Recorder(diary, "other"))
+    loop.run_once(0)
+    diary.clear()
+    loop.again(Recorder(diary, "first", watch.take_long), READABLE)
+    loop.again(transfer, READABLE)
+    far_bulk.send(b"x")
+    far_other.send(b"x")
+    loop.run_once(0)
+    assert diary == ["other:rw", "first:r"]
+    loop.run_once(0)
+    assert diary[2:] == ["bulk:rw"]
+    for sock in (*pairs[0], *pairs[1]):
+        sock.close()
+    loop.close()
+
+
+def test_who_asks_to_go_on_does_so_in_the_next_round() -> None:
+    loop, diary = Loop(Watch()), list[str]()
+    restless = Recorder(diary, "restless", lambda: loop.again(restless, READABLE))
+    loop.again(restless, READABLE)
+    loop.run_once(0)
+    assert diary == ["restless:r"]
+    loop.close()
+
+
+def test_output_is_held_for_one_more_look_and_no_longer() -> None:
+    loop, diary = Loop(Watch()), list[str]()
+
+    def hold() -> None:
+        loop.hold()
+        loop.again(busy, READABLE)
+
+    busy = Recorder(diary, "busy", hold)
+    loop.flush_later(Recorder(diary, "out"))
+    loop.again(busy, READABLE)
+    loop.run_once(0)
+    assert diary == ["busy:r"]
+    loop.run_once(0)
+    assert diary == ["busy:r", "busy:r", "out:flush"], "whoever holds again and again does not keep others waiting"
+    loop.close()
+
+
+def test_a_small_message_makes_a_worker_a_shared_one_for_a_while() -> None:
+    watch = Watch()
+    loop = Loop(watch)
+    shared = [loop.is_shared]
+    loop.small()
+    shared.append(loop.is_shared)
+    watch.time += 0.05
+    loop.run_once(0)
+    shared.append(loop.is_shared)
+    assert shared == [False, True, False]
     loop.close()
 
 
@@ -125,7 +215,7 @@ def test_news_of_a_socket_that_is_gone_is_not_told_to_the_next_one_with_its_numb
 
 
 def test_a_bug_ends_its_own_connection_only(caplog: pytest.LogCaptureFixture) -> None:
-    loop, diary = Loop(), list[str]()
+    loop, diary = Loop(Watch()), list[str]()
     loop.again(Recorder(diary, "bad", fail), READABLE)
     loop.again(Recorder(diary, "good"), READABLE)
     loop.flush_later(Recorder(diary, "worse", fail))
