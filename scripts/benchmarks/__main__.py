@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from scripts.benchmarks import l4, scale
+from scripts.benchmarks import l4, profile, scale
 
-SCENARIOS = {"l4": l4.main, "scale": scale.main}
+SCENARIOS = {"l4": l4.main, "scale": scale.main, "profile": profile.main}
 
 
 def main(words: list[str]) -> int:

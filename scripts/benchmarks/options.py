@@ -48,12 +48,20 @@ class Extent:
 
 
 def parser(scenario: str, description: str | None, full: Extent, quick: Extent) -> argparse.ArgumentParser:
-    """A parser of the options that all have; the caller adds its own."""
-    made = argparse.ArgumentParser(prog=f"scripts/bench {scenario}", description=description)
+    """A parser of the options of everything that measures in rounds; the caller adds its own."""
+    made = plain_parser(scenario, description, "ROW", "bulk-*")
     made.add_argument("--quick", action="store_true", help="less than two minutes; noisier")
     made.add_argument("--rounds", type=int, help=f"default: {full.rounds}, with --quick {quick.rounds}")
     made.add_argument("--seconds", type=float, help=f"of each measurement; default: {full.seconds:g}, with --quick {quick.seconds:g}")
-    made.add_argument("--only", action="append", default=[], metavar="ROW", help="a row, or several by a pattern such as 'bulk-*'")
+    return made
+
+
+def plain_parser(scenario: str, description: str | None, unit: str, pattern: str) -> argparse.ArgumentParser:
+    """A parser of the options that all have. `unit`: what --only chooses, with an example of several."""
+    made = argparse.ArgumentParser(prog=f"scripts/bench {scenario}", description=description)
+    made.add_argument(
+        "--only", action="append", default=[], metavar=unit, help=f"a {unit.lower()}, or several by a pattern such as '{pattern}'"
+    )
     made.add_argument("--workers", type=int, default=1, help="of each proxy")
     made.add_argument("--pin", action=argparse.BooleanOptionalAction, help="two nodes of one CPU; default with one worker")
     made.add_argument("--spin", action=argparse.BooleanOptionalAction, help="keep the CPUs awake; default as --pin")
@@ -63,12 +71,17 @@ def parser(scenario: str, description: str | None, full: Extent, quick: Extent) 
 
 
 def options(given: argparse.Namespace, full: Extent, quick: Extent) -> Options:
-    """What the parser above has found."""
+    """What the parser of rounds has found."""
     extent = quick if given.quick else full
+    return plain_options(given, Extent(given.rounds or extent.rounds, given.seconds or extent.seconds))
+
+
+def plain_options(given: argparse.Namespace, extent: Extent) -> Options:
+    """What the parser that all have has found, of a run of this extent."""
     pin = given.workers == 1 if given.pin is None else given.pin
     return Options(
-        rounds=given.rounds or extent.rounds,
-        seconds=given.seconds or extent.seconds,
+        rounds=extent.rounds,
+        seconds=extent.seconds,
         only=tuple(given.only),
         workers=given.workers,
         pin=pin,

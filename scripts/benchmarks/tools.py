@@ -40,7 +40,7 @@ def make_tools(directory: Path, *, sources: bool = False) -> Tools:
     """
     built = []
     for name in ("load", "spin"):
-        command = [_found("gcc"), "-O2", "-Wall", "-o", str(directory / name), str(SOURCES / f"{name}.c")]
+        command = [found("gcc"), "-O2", "-Wall", "-o", str(directory / name), str(SOURCES / f"{name}.c")]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise BenchError(f"{name}.c does not compile:\n{done.stderr}")
@@ -51,10 +51,15 @@ def make_tools(directory: Path, *, sources: bool = False) -> Tools:
         raise BenchError(f"{error}\n--sources does without") from error
     at_once = ("chrt", "--fifo", "1")
     allowed = subprocess.run([*at_once, "true"], capture_output=True, check=False).returncode == 0
-    return Tools(built[0], built[1], _found("wrk"), (_found("nginx"), "-e", "stderr"), at_once if allowed else (), tree)
+    return Tools(built[0], built[1], found("wrk"), (found("nginx"), "-e", "stderr"), at_once if allowed else (), tree)
 
 
-def _found(program: str) -> str:
+def found(program: str) -> str:
+    """A program's path.
+
+    Raises:
+        BenchError: it is not installed.
+    """
     path = shutil.which(program, path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
     if path is None:
         raise BenchError(f"{program} is missing; scripts/bench installs it when it runs as root")
