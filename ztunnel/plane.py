@@ -107,6 +107,9 @@ class Link:
     def worker_died(self, reason: str) -> None:
         self._plane.worker_died(self, reason)
 
+    def worker_left(self) -> None:
+        self._plane.worker_left(self)
+
 
 @dataclass(slots=True)
 class Listener:
@@ -277,14 +280,18 @@ class DataPlane:
                 log.error("unexpected message of a worker", extra=fields(type=type(message).__name__))
 
     def worker_died(self, link: Link, reason: str) -> None:
-        """Its connections died with it; what it was asked it will not do any more."""
+        """Its connections died with it."""
+        self.worker_left(link)
+        self.listener.death(link.number, reason)
+
+    def worker_left(self, link: Link) -> None:
+        """It has no connections any more, and what it was asked it will not do."""
         link.active.clear()
         for uid, requests in list(self._leaving.items()):
             for _ in list(requests):
                 self._removed(link, uid)
         for question in self._questions.values():
             _settle(question.waiting, link, question.answered)
-        self.listener.death(link.number, reason)
 
     def close(self) -> None:
         """Gives up our copies of all listeners."""

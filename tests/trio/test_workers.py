@@ -42,6 +42,7 @@ class Feed:
     to_open: list[Outgoing] = field(default_factory=list)
     messages: list[object] = field(default_factory=list)
     deaths: list[str] = field(default_factory=list)
+    departures: int = 0
     shortage: str = ""
     """Why there is no whole opening."""
 
@@ -55,6 +56,9 @@ class Feed:
 
     def worker_died(self, reason: str) -> None:
         self.deaths.append(reason)
+
+    def worker_left(self) -> None:
+        self.departures += 1
 
 
 class Place:
@@ -347,7 +351,7 @@ async def test_a_drain_returns_what_the_worker_says(place: Place, mock_clock: tr
         assert answers == [Drained(3)]
         await trio.sleep(10)
         assert len(place.workers) == 1, "nobody follows it"
-        assert place.feed.deaths == []
+        assert (place.feed.deaths, place.feed.departures) == ([], 1)
 
 
 async def test_a_drain_does_not_wait_for_ever(place: Place, mock_clock: trio.testing.MockClock) -> None:

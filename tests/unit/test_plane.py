@@ -346,6 +346,24 @@ async def test_a_worker_that_dies_over_a_question_is_not_waited_for(mesh: Plane)
         assert failed.is_set()
 
 
+async def test_a_worker_that_drains_and_leaves_over_a_question_is_not_waited_for(mock_clock: trio.testing.MockClock) -> None:
+    mesh = Plane(2)
+    async with mesh.running() as nursery:
+        nursery.start_soon(mesh.plane.drain, 60)
+        answers: list[Answer] = []
+
+        async def ask() -> None:
+            answers.append(await mesh.plane.ask())
+
+        nursery.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
+        await mesh.says(Answer(1, (STATE,), ()), 0)
+        assert answers == []
+        mesh.workers[1].leave()
+        await trio.testing.wait_all_tasks_blocked()
+        assert answers == [Answer(0, (STATE,), ())]
+
+
 # News and needs
 
 

@@ -66,6 +66,9 @@ class Feed(Protocol):
     def worker_died(self, reason: str) -> None:
         """The worker is gone with all its connections; another one is coming."""
 
+    def worker_left(self) -> None:
+        """The worker has drained and gone, and none follows."""
+
 
 class Running(Protocol):
     """A started worker."""
@@ -176,6 +179,7 @@ class Supervised:
             began = trio.current_time()
             reason = await (self._serve_one(task_status) if self.restarts == 0 else self._serve_another())
             if self._leaving.is_set():
+                self._feed.worker_left()
                 return
             self.restarts += 1
             log.error("worker died", extra=fields(reason=reason, restarts=self.restarts))
