@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -261,7 +262,9 @@ class _ThreadWorker:
         try:
             worker.serve(theirs)
         finally:
-            self._token.run_sync_soon(self._ended.set)
+            # A daemon that was told to leave at once does not wait for this thread, which then has nobody left to tell.
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._ended.set)
 
     async def wait(self) -> str:
         await self._ended.wait()
