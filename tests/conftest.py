@@ -19,6 +19,7 @@ import trio
 import trio.testing
 
 from tests.kit import isolation
+from tests.kit.workers import WORKERS_VARIABLE
 
 ASYNC_TEST_SECONDS = 60.0
 """Bound of one `async def` test on the real clock: a test that waits for ever must say where, not hang the run."""
@@ -36,8 +37,15 @@ os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--require-netns`."""
+    """Add `--require-netns` and `--workers`."""
     parser.addoption("--require-netns", action="store_true", help="fail, not skip, where network namespaces cannot be made")
+    parser.addoption("--workers", type=int, help="data-plane processes of each agent in a mesh or a lab; 0: none, in the agent itself")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Agents take the number of workers as they take any setting, from the environment; a test that needs another one overrides it."""
+    if config.option.workers is not None:
+        os.environ[WORKERS_VARIABLE] = str(config.option.workers)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -64,6 +64,7 @@ class Agent:
     """Where its `ztunnel` is imported from."""
     process: subprocess.Popen[bytes] | None = None
     overrides: dict[str, str] = field(default_factory=dict)
+    """Settings that it starts with, as environment variables: more than the tests' own `--workers` and its file."""
 
     @property
     def socket(self) -> Path:
@@ -133,8 +134,8 @@ class Agent:
 
     @property
     def workers(self) -> list[int]:
-        """Process ids of its data plane."""
-        return [int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit() and _parent(each) == self.pid]
+        """Process ids of its data plane; none with `workers: 0`."""
+        return children_of(self.pid)
 
     def row(self, pod: Pod) -> Json:
         """A pod's row of `status`; empty if it has none."""
@@ -463,6 +464,11 @@ def _agrees(row: Json, document: Any) -> bool:
 
 def _is_ambient(document: Any) -> bool:
     return bool(document["metadata"]["labels"].get(AMBIENT) == "ambient")
+
+
+def children_of(pid: int) -> list[int]:
+    """Process ids of the children that live."""
+    return [int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit() and _parent(each) == pid]
 
 
 def _parent(process: Path) -> int:

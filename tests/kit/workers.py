@@ -1,12 +1,21 @@
-"""A data-plane worker that a test plays: the other end of a supervisor's channel."""
+"""How many data-plane workers the agents of a test have, and one that a test plays: the other end of a supervisor's channel."""
 
 from __future__ import annotations
 
+import os
 import socket
 
 import trio
 
 from ztunnel.dataplane.channel import Decoder, Message, Received, encode
+from ztunnel.settings import variable
+
+WORKERS_VARIABLE = variable("workers")
+
+
+def worker_count() -> int:
+    """What `--workers` or the environment asks for; a mesh's agents follow it unless their test says otherwise."""
+    return int(os.environ.get(WORKERS_VARIABLE, "1"))
 
 
 class FakeWorker:

@@ -10,7 +10,9 @@ import pytest
 
 from tests.kit import labs
 from tests.kit.labs import SAMPLES, Lab
+from tests.kit.mesh import children_of
 from tests.kit.polling import eventually
+from tests.kit.workers import worker_count
 from ztunnel.lab.objects import REDIRECTION
 from ztunnel.lab.tree import branches, flag, integer, text
 
@@ -31,6 +33,10 @@ def test_the_pods_that_ask_for_it_are_captured(lab: Lab) -> None:
         if lab.annotation(text(pod, "metadata", "name"), REDIRECTION, text(pod, "metadata", "namespace"))
     }
     assert captured == {text(pod, "metadata", "name") for pod in lab.list("pods", "shop")}
+
+
+def test_the_environment_says_how_many_workers_the_agents_have(lab: Lab) -> None:
+    assert len(children_of(lab.agent_pid("node-1"))) == worker_count()
 
 
 def test_the_readme_of_the_samples_is_true(lab: Lab) -> None:

@@ -186,7 +186,8 @@ def processes(mesh: Mesh) -> dict[str, int]:
     found = {}
     for agent in mesh.agents:
         found[f"{agent.node.name} supervisor"] = agent.pid
-        (found[f"{agent.node.name} worker"],) = agent.workers
+        # Sorted, so that a process has the same name each time.
+        found |= {f"{agent.node.name} worker {number}": pid for number, pid in enumerate(sorted(agent.workers))}
     return found
 
 

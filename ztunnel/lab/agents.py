@@ -26,6 +26,7 @@ from ztunnel.lab.processes import Order, Process, base_environment, host_pid
 from ztunnel.lab.site import NodeSite, Site, trim_log
 from ztunnel.lab.tree import Tree, drop, put, strings, text
 from ztunnel.mesh.ports import READINESS
+from ztunnel.settings import variable
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ STOP_SECONDS = 10.0
 READY_POLL_SECONDS = 0.02
 WATCH_READY_SECONDS = 1.0
 GRACE_SECONDS = 0.5
+PASSED_ON = (variable("workers"),)
+"""Settings of the agents that the environment of `lab up` decides, as it does for `ztunnel run`."""
 IN_MOVED_TO, IN_CLOSE_WRITE, IN_DELETE, IN_MOVED_FROM = 0x80, 0x08, 0x200, 0x40
 
 
@@ -132,7 +135,8 @@ class Agent:
         output = os.open(self.directory / "agent.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         argv = [sys.executable, "-m", "ztunnel", "run", "--config", str(self.directory / "agent.yaml")]
-        environment = base_environment() | {"PYTHONPATH": python_path(os.environ)}
+        asked = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        environment = base_environment() | asked | {"PYTHONPATH": python_path(os.environ)}
         try:
             order = Order(argv=argv, env=environment, netns=self._node.fd, cwd="/")
             self.process = self._site.processes.start(order, nothing, output, output)
