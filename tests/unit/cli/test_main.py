@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,7 +54,8 @@ def agent(path: Path, view: CannedView | None = None) -> Iterator[Callable[[], N
     try:
         yield stop[0]
     finally:
-        if thread.is_alive():
+        # A test may have ended it: then its run is over, perhaps before its thread is.
+        with suppress(trio.RunFinishedError):
             stop[0]()
         thread.join(10)
 
