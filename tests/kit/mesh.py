@@ -208,7 +208,11 @@ class Mesh:
         self._leaf_hours = leaf_hours
         self.agents = [self._agent(self.net.node(), settings) for _ in range(nodes)]
         if start:
-            self.start()
+            try:
+                self.start()
+            except BaseException as error:
+                self.__exit__(type(error))  # the block that would leave it is never entered
+                raise
 
     def __enter__(self) -> Mesh:
         return self
