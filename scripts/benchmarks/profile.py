@@ -105,7 +105,7 @@ def measure(asked: Plan, measurements: list[Measurement], profiles: list[Profile
     machine.isolate()
     cpus = machine.cpus(how.pin)
     with tempfile.TemporaryDirectory(prefix="bench-") as name, ExitStack() as stack:
-        tools = make_tools(Path(name))
+        tools = make_tools(Path(name), sources=how.sources)
         if how.spin:
             stack.enter_context(machine.awake(tools, cpus))
         way = stack.enter_context(ours(tools, cpus, how.workers))
