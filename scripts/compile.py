@@ -33,8 +33,8 @@ import sys
 from mypyc.build import mypycify
 from setuptools import setup
 
-modules = mypycify(["--namespace-packages", "--explicit-package-bases", *sys.argv[3:]], opt_level="2", debug_level="0", separate=True)
-setup(name="ztunnel", packages=[], ext_modules=modules, script_args=["-q", "build_ext", "--inplace", "--parallel", sys.argv[1]])
+modules = mypycify(["--namespace-packages", "--explicit-package-bases", *sys.argv[2:]], opt_level="2", debug_level="0", multi_file=True)
+setup(name="ztunnel", packages=[], ext_modules=modules, script_args=["-q", "build_ext", "--inplace"])
 """
 
 
@@ -59,7 +59,7 @@ def compiled(target: Path = DEFAULT) -> Path:
     (target / "build_modules.py").write_text(_BUILD)
     sources = [f"ztunnel/{module}.py" for module in COMPILED]
     done = subprocess.run(
-        [sys.executable, "build_modules.py", "2", "--", *sources], cwd=target, capture_output=True, text=True, check=False
+        [sys.executable, "build_modules.py", "--", *sources], cwd=target, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
         raise CompileError(f"mypyc: {(done.stdout + done.stderr)[-4000:]}")
