@@ -2,29 +2,41 @@
 
 The worker says what it saw (addresses, identities, bytes); the names come from the mesh here. Metrics follow Istio's convention,
 `received` from client to server on both reporters; the log's bytes are the pod's own, as Istio's ztunnel writes them.
+What is known of a path is looked up once for all records of it that come together, and made once for many such batches.
 Source: Istio ztunnel `proxy/metrics.rs`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
-from ztunnel.dataplane.addresses import text
-from ztunnel.dataplane.flow import Direction, FlowRecord
+from ztunnel.dataplane.flow import Direction, FlowNews, FlowPath, FlowRecord
 from ztunnel.mesh.errors import Flag
 from ztunnel.mesh.workloads import Workload
-from ztunnel.runtime.logs import log_flows
+from ztunnel.runtime.access import Alike, Ended, log_connections
 from ztunnel.runtime.metrics import UNKNOWN, Metrics, Traffic
 
 MAX_SEEN = 4096
 """Pods whose last traffic is remembered; more than a node has."""
+MAX_KNOWN = 4096
+"""Paths whose labels and lines are remembered."""
 FindWorkload = Callable[[str], Workload | None]
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What follows from a path while its ends are these workloads."""
+
+    source: Workload | None
+    destination: Workload | None
+    labels: Traffic
+    alike: Alike
+
+
 class FlowReporter:
-    """Takes the worker's records; remembers when each pod last had traffic."""
+    """Takes the workers' news; remembers when each pod last had traffic."""
 
     def __init__(self, metrics: Metrics, find: FindWorkload, clock: Callable[[], float]) -> None:
         self._metrics = metrics
@@ -32,6 +44,7 @@ class FlowReporter:
         self._clock = clock
         self._open: Counter[tuple[int, str]] = Counter()
         """Connections that were reported open, by worker and reporter."""
+        self._known: dict[FlowPath, _Known] = {}
         self.last_seen: dict[str, float] = {}
         """Time of `clock` by pod UID."""
 
@@ -41,26 +54,36 @@ class FlowReporter:
         for reporter in ("source", "destination"):
             self._metrics.tcp_sockets_open.add(-self._open.pop((worker, reporter), 0), reporter)
 
-    def take(self, worker: int, records: Iterable[FlowRecord], lost: int) -> None:
+    def take(self, worker: int, news: Iterable[FlowNews], lost: int) -> None:
         """News from a worker; `lost` records were dropped because we did not keep up."""
         if lost:
             self._metrics.limit_hits.add(lost, "flow_records")
-        lines = [line for record in records if (line := self._take(worker, record)) is not None]
-        if lines:
-            log_flows(lines)
+        ended: list[Ended] = []
+        for path, records in news:
+            known = self._know(path)
+            self._see(path.pod_uid)
+            self._measure(worker, known.labels, records)
+            closed = [record for record in records if record.closed]
+            if closed:
+                ended.append((known.alike, closed))
+        log_connections(ended)
 
     def forget(self, pods: Iterable[str]) -> None:
         """Pods that are no more."""
         for uid in pods:
             self.last_seen.pop(uid, None)
 
-    def _take(self, worker: int, record: FlowRecord) -> dict[str, object] | None:
-        """Counts it; gives its line if it was the last of its connection."""
-        source = self._find(record.source_uid) if record.source_uid else None
-        destination = self._find(record.destination_uid) if record.destination_uid else None
-        self._see(record.pod_uid)
-        self._measure(worker, record, source, destination)
-        return log_fields(record, source, destination) if record.closed else None
+    def _know(self, path: FlowPath) -> _Known:
+        source = self._find(path.source_uid) if path.source_uid else None
+        destination = self._find(path.destination_uid) if path.destination_uid else None
+        known = self._known.get(path)
+        if known is None or known.source is not source or known.destination is not destination:
+            known = _Known(source, destination, _labels(path, source, destination), Alike(path, source, destination))
+            self._known.pop(path, None)
+            self._known[path] = known
+            if len(self._known) > MAX_KNOWN:
+                del self._known[next(iter(self._known))]
+        return known
 
     def _see(self, uid: str) -> None:
         # The last records of a pod come after it was forgotten.
@@ -69,71 +92,48 @@ class FlowReporter:
         if len(self.last_seen) > MAX_SEEN:
             del self.last_seen[next(iter(self.last_seen))]
 
-    def _measure(self, worker: int, record: FlowRecord, source: Workload | None, destination: Workload | None) -> None:
+    def _measure(self, worker: int, labels: Traffic, records: Sequence[FlowRecord]) -> None:
+        """One addition to each series, however many records there are: a series is found by 23 labels."""
+        opened = closed = moved = ups = up = downs = down = 0
+        failed: list[Flag] = []
+        for record in records:
+            if record.opened is not record.closed:
+                moved += 1
+            if record.opened:
+                opened += 1
+            if record.up_bytes:
+                ups += 1
+                up += record.up_bytes
+            if record.down_bytes:
+                downs += 1
+                down += record.down_bytes
+            if record.closed:
+                if record.flag is Flag.NONE:
+                    closed += 1
+                else:
+                    failed.append(record.flag)
         metrics = self._metrics
-        reporter = "source" if record.direction is Direction.OUTBOUND else "destination"
-        service = (record.service or UNKNOWN, record.service_namespace or UNKNOWN, record.service_name or UNKNOWN)
-        named = destination.identity.uri if destination is not None else UNKNOWN
-        principals = (record.source_identity or UNKNOWN, record.destination_identity or named)
-        labels = _labels(reporter, (source, destination), service, principals, record.mutual_tls)
-        if record.opened:
-            metrics.tcp_opened.add(1, *labels)
-        if record.opened != record.closed:
-            change = 1 if record.opened else -1
-            self._open[worker, reporter] += change
-            metrics.tcp_sockets_open.add(change, reporter)
-        if record.up_bytes:
-            metrics.tcp_received_bytes.add(record.up_bytes, *labels)
-        if record.down_bytes:
-            metrics.tcp_sent_bytes.add(record.down_bytes, *labels)
-        if record.closed:
-            final = labels if record.flag is Flag.NONE else labels._replace(response_flags=record.flag.value)
+        metrics.tcp_opened.add_all(opened, opened, labels)
+        metrics.tcp_received_bytes.add_all(up, ups, labels)
+        metrics.tcp_sent_bytes.add_all(down, downs, labels)
+        metrics.tcp_closed.add_all(closed, closed, labels)
+        for flag in failed:
+            final = labels._replace(response_flags=flag.value)
             metrics.tcp_closed.add(1, *final)
-            if record.flag is not Flag.NONE:
-                metrics.tcp_failed.add(1, *final)
+            metrics.tcp_failed.add(1, *final)
+        if moved:
+            change = opened - closed - len(failed)
+            self._open[worker, labels.reporter] += change
+            metrics.tcp_sockets_open.add_all(change, moved, (labels.reporter,))
 
 
-def log_fields(record: FlowRecord, source: Workload | None, destination: Workload | None) -> dict[str, object]:
-    """The values of `logs.FLOW_FIELDS`, in that order. Absent ones are empty or None."""
-    sent, received = record.total_up_bytes, record.total_down_bytes
-    if record.direction is Direction.INBOUND:
-        sent, received = received, sent
-    return {
-        "src.addr": text(record.source),
-        "src.workload": source and source.name,
-        "src.namespace": source and source.namespace,
-        "src.identity": record.source_identity,
-        "src.cluster": source and source.cluster,
-        "dst.addr": text(record.destination) if record.destination[0] else "",
-        "dst.hbone_addr": record.target if record.mutual_tls else "",
-        "dst.service": record.service,
-        "dst.workload": destination and destination.name,
-        "dst.namespace": destination and destination.namespace,
-        "dst.identity": record.destination_identity,
-        "dst.cluster": destination and destination.cluster,
-        "direction": record.direction.value,
-        "bytes_sent": sent,
-        "bytes_recv": received,
-        "duration": f"{record.duration_seconds * 1000:.0f}ms",
-        "policy": record.policy,
-        "flag": "" if record.flag is Flag.NONE else record.flag.value,
-        "trace": record.trace[3:35],
-        "connection": record.id,
-        "error": record.error,
-    }
-
-
-@lru_cache(maxsize=4096)
-def _labels(
-    reporter: str,
-    ends: tuple[Workload | None, Workload | None],
-    service: tuple[str, str, str],
-    principals: tuple[str, str],
-    mutual_tls: bool,
-) -> Traffic:
-    security = "mutual_tls" if mutual_tls else UNKNOWN
-    values = (reporter, *_side(ends[0], principals[0]), *service, *_side(ends[1], principals[1]), "tcp", Flag.NONE.value, security)
-    return Traffic._make(values)
+def _labels(path: FlowPath, source: Workload | None, destination: Workload | None) -> Traffic:
+    reporter = "source" if path.direction is Direction.OUTBOUND else "destination"
+    service = (path.service or UNKNOWN, path.service_namespace or UNKNOWN, path.service_name or UNKNOWN)
+    named = destination.identity.uri if destination is not None else UNKNOWN
+    near, far = _side(source, path.source_identity or UNKNOWN), _side(destination, path.destination_identity or named)
+    security = "mutual_tls" if path.mutual_tls else UNKNOWN
+    return Traffic._make((reporter, *near, *service, *far, "tcp", Flag.NONE.value, security))
 
 
 def _side(workload: Workload | None, principal: str) -> tuple[str, ...]:

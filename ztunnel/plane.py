@@ -32,7 +32,7 @@ from ztunnel.dataplane.channel import (
     Update,
     Withdraw,
 )
-from ztunnel.dataplane.flow import FlowRecord
+from ztunnel.dataplane.flow import FlowNews
 from ztunnel.hbone.handshake import Credentials
 from ztunnel.mesh.delta import Delta
 from ztunnel.mesh.errors import LocalError
@@ -115,8 +115,8 @@ class Link:
 class Listener:
     """Who is told what the workers tell. Set by the composition root."""
 
-    flows: Callable[[int, Iterable[FlowRecord], int], None] = lambda _worker, _records, _lost: None
-    """A worker's number, its records, and how many it lost."""
+    flows: Callable[[int, Iterable[FlowNews], int], None] = lambda _worker, _news, _lost: None
+    """A worker's number, its news, and how many it lost."""
     limits: Callable[[dict[str, int], int], None] = lambda _limits, _bugs: None
     death: Callable[[int, str], None] = lambda _worker, _reason: None
 
@@ -265,7 +265,7 @@ class DataPlane:
         """See `Link.received`."""
         match message:
             case Flows():
-                self.listener.flows(link.number, message.records, message.lost)
+                self.listener.flows(link.number, message.news, message.lost)
             case NeedSockets():
                 self._give_sockets(link, message)
             case Activity():

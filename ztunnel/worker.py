@@ -42,7 +42,7 @@ from ztunnel.dataplane.channel import (
     Withdraw,
     encode,
 )
-from ztunnel.dataplane.flow import Direction, FlowRecord, TunnelState
+from ztunnel.dataplane.flow import Direction, FlowPath, FlowRecord, TunnelState
 from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop
 from ztunnel.dataplane.sockets import Acceptor, Farewell
 from ztunnel.dataplane.tunnel import Tunnel
@@ -82,7 +82,8 @@ class Worker:
         self._decoder = Decoder(to_worker=True)
         self._unsent: deque[memoryview] = deque()
         self._unsent_bytes = 0
-        self._flows: list[FlowRecord] = []
+        self._flows: dict[FlowPath, list[FlowRecord]] = {}
+        self._flows_count = 0
         self._lost = 0
         self._telling = False
         self._told_active: dict[str, int] = {}
@@ -184,12 +185,17 @@ class Worker:
 
     # News
 
-    def _report(self, record: FlowRecord) -> None:
+    def _report(self, path: FlowPath, record: FlowRecord) -> None:
         if self._unsent_bytes > _MAX_UNSENT:
             self._lost += 1
             return
-        self._flows.append(record)
-        if len(self._flows) >= _FLOWS_PER_MESSAGE:
+        alike = self._flows.get(path)
+        if alike is None:
+            self._flows[path] = [record]
+        else:
+            alike.append(record)
+        self._flows_count += 1
+        if self._flows_count >= _FLOWS_PER_MESSAGE:
             self._tell_flows()
         self._tell_soon()
 
@@ -205,8 +211,8 @@ class Worker:
 
     def _tell_flows(self) -> None:
         if self._flows or self._lost:
-            self._send(Flows(tuple(self._flows), self._lost))
-            self._flows, self._lost = [], 0
+            self._send(Flows(tuple((path, tuple(records)) for path, records in self._flows.items()), self._lost))
+            self._flows, self._flows_count, self._lost = {}, 0, 0
 
     def _tell_activity(self) -> None:
         node = self._node

@@ -25,7 +25,7 @@ from tests.kit.wire import tcp_pair
 from ztunnel.dataplane.addresses import SO_ORIGINAL_DST, Address
 from ztunnel.dataplane.buffers import Scratch
 from ztunnel.dataplane.channel import Configure
-from ztunnel.dataplane.flow import FlowRecord
+from ztunnel.dataplane.flow import Direction, FlowPath, FlowRecord
 from ztunnel.dataplane.loop import Loop
 from ztunnel.dataplane.sockets import Acceptor, reset_on_close
 from ztunnel.hbone.handshake import Credentials, TlsContexts
@@ -106,8 +106,10 @@ class LoopbackNode:
         self.loop = Loop()
         self.pki = FakePki()
         self.records: list[FlowRecord] = []
+        self.paths: dict[str, FlowPath] = {}
+        """By the connection's name."""
         self.news = 0
-        self.table = ConnectionTable(self.loop, self.records.append, self._new, settings.max_connections)
+        self.table = ConnectionTable(self.loop, self._report, self._new, settings.max_connections)
         self.node = Node(self.loop, Scratch(), index_of(), settings, self.table, random.Random(1).randrange)
         self.pool = Pool(self.node)
         self.inbound, self.passthrough = Inbound(self.node), Passthrough(self.node)
@@ -120,6 +122,10 @@ class LoopbackNode:
 
     def _new(self) -> None:
         self.news += 1
+
+    def _report(self, path: FlowPath, record: FlowRecord) -> None:
+        self.records.append(record)
+        self.paths[record.id] = path
 
     # The mesh
 
@@ -225,6 +231,10 @@ class LoopbackNode:
     def ended(self) -> list[FlowRecord]:
         """The records of connections that are over."""
         return [record for record in self.records if record.closed]
+
+    def way(self, direction: Direction) -> tuple[FlowPath, FlowRecord]:
+        """The last connection in this direction that is over, and its path."""
+        return next((path, record) for record in reversed(self.ended()) if (path := self.paths[record.id]).direction is direction)
 
     def run_until(self, condition: Callable[[], object], seconds: float = 5.0) -> None:
         """Turns the loop until the condition holds; fails after `seconds`."""

@@ -9,21 +9,18 @@ import msgspec
 import pytest
 
 from tests.kit.builders import workload
-from ztunnel.dataplane.flow import Direction, FlowRecord
-from ztunnel.flows import MAX_SEEN, FlowReporter, log_fields
+from ztunnel.dataplane.flow import Direction, FlowPath, FlowRecord
+from ztunnel.flows import MAX_KNOWN, MAX_SEEN, FlowReporter
 from ztunnel.mesh.errors import Flag
 from ztunnel.mesh.workloads import Workload
-from ztunnel.runtime.logs import FLOW_FIELDS
 from ztunnel.runtime.metrics import UNKNOWN, Metrics, Series, Traffic
 
 CLIENT = replace(workload("client", "10.0.0.1", account="client"), canonical_name="shop", canonical_revision="v2")
 SERVER = replace(workload("server", "10.0.0.2", namespace="back"), workload_name="server-set")
 IDENTITIES = ("spiffe://cluster.local/ns/default/sa/client", "spiffe://cluster.local/ns/back/sa/default")
-SECURE = FlowRecord(
-    "c1",
+PATH = FlowPath(
     Direction.OUTBOUND,
     CLIENT.uid,
-    ("10.0.0.1", 4000),
     ("10.0.0.2", 15008),
     "10.0.0.2:8080",
     mutual_tls=True,
@@ -34,32 +31,24 @@ SECURE = FlowRecord(
     service="web.back.svc",
     service_name="web",
     service_namespace="back",
-    trace="00-0123456789abcdef0123456789abcdef-0123456789abcdef-01",
-    opened=True,
-    closed=True,
-    up_bytes=10,
-    down_bytes=100,
-    total_up_bytes=10,
-    total_down_bytes=100,
-    duration_seconds=1.5,
 )
-PLAIN = FlowRecord("c2", Direction.INBOUND, SERVER.uid, ("192.0.2.1", 1), ("10.0.0.2", 8080), "10.0.0.2:8080", mutual_tls=False)
-
-
+SECURE = FlowRecord("c1", ("10.0.0.1", 4000), opened=True, closed=True, up_bytes=10, down_bytes=100)
+PLAIN_PATH = FlowPath(Direction.INBOUND, SERVER.uid, ("10.0.0.2", 8080), "10.0.0.2:8080", mutual_tls=False)
+PLAIN = FlowRecord("c2", ("192.0.2.1", 1), opened=True)
 but = msgspec.structs.replace
 
 
 class Desk:
     """A reporter with its metrics and a clock that a test turns."""
 
-    def __init__(self) -> None:
-        self.metrics = Metrics()
+    def __init__(self, max_series: int = 20_000) -> None:
+        self.metrics = Metrics(max_series=max_series)
         self.now = 0.0
         self.known: dict[str, Workload] = {each.uid: each for each in (CLIENT, SERVER)}
         self.reporter = FlowReporter(self.metrics, self.known.get, lambda: self.now)
 
-    def take(self, *records: FlowRecord, worker: int = 0, lost: int = 0) -> None:
-        self.reporter.take(worker, records, lost)
+    def take(self, *records: FlowRecord, path: FlowPath = PATH, worker: int = 0) -> None:
+        self.reporter.take(worker, [(path, records)], 0)
 
 
 @pytest.fixture(name="desk")
@@ -107,14 +96,14 @@ def test_labels_of_a_connection_that_tls_proved(desk: Desk) -> None:
 
 
 def test_of_strangers_nothing_is_known(desk: Desk) -> None:
-    desk.take(but(PLAIN, opened=True))
+    desk.take(PLAIN, path=PLAIN_PATH)
     ((labels, _),) = values(desk.metrics.tcp_opened).items()
     assert labels == Traffic(reporter="destination")
 
 
 def test_whom_the_mesh_names_is_a_principal_as_destination_and_not_as_source(desk: Desk) -> None:
     # Source: Istio ztunnel `proxy/metrics.rs`, with_source and with_destination.
-    desk.take(but(PLAIN, opened=True, source_uid=CLIENT.uid, destination_uid=SERVER.uid))
+    desk.take(PLAIN, path=but(PLAIN_PATH, source_uid=CLIENT.uid, destination_uid=SERVER.uid))
     ((labels, _),) = values(desk.metrics.tcp_opened).items()
     assert (labels.source_principal, labels.destination_principal) == (UNKNOWN, str(SERVER.identity))
     assert labels.connection_security_policy == UNKNOWN
@@ -137,7 +126,8 @@ def open_now(desk: Desk) -> dict[str, float]:
 def test_open_connections_are_counted_until_they_close_or_their_worker_dies(desk: Desk) -> None:
     opened, closed = but(SECURE, closed=False), but(SECURE, opened=False)
     for worker in (0, 1):
-        desk.take(opened, opened, but(PLAIN, opened=True), worker=worker)
+        desk.take(opened, opened, worker=worker)
+        desk.take(PLAIN, path=PLAIN_PATH, worker=worker)
     assert open_now(desk) == {"source": 4, "destination": 2}
     desk.take(closed, worker=0)
     desk.take(SECURE, worker=0)
@@ -151,19 +141,19 @@ def test_open_connections_are_counted_until_they_close_or_their_worker_dies(desk
 
 
 def test_records_that_were_lost_are_a_limit_that_was_hit(desk: Desk) -> None:
-    desk.take(lost=7)
-    desk.take(lost=0)
+    desk.reporter.take(0, [], 7)
+    desk.reporter.take(0, [], 0)
     assert desk.metrics.limit_hits._values == {("flow_records",): 7}
 
 
 def test_a_pods_last_traffic_is_remembered_until_it_is_gone_and_within_bounds(desk: Desk) -> None:
     desk.now = 5.0
-    desk.take(SECURE, PLAIN)
+    desk.reporter.take(0, [(PATH, (SECURE,)), (PLAIN_PATH, (PLAIN,))], 0)
     assert desk.reporter.last_seen == {CLIENT.uid: 5.0, SERVER.uid: 5.0}
     desk.reporter.forget([CLIENT.uid, "never seen"])
     assert list(desk.reporter.last_seen) == [SERVER.uid]
     for number in range(MAX_SEEN + 10):
-        desk.take(but(PLAIN, pod_uid=f"u{number}"))
+        desk.take(PLAIN, path=but(PLAIN_PATH, pod_uid=f"u{number}"))
     assert len(desk.reporter.last_seen) == MAX_SEEN
     assert SERVER.uid not in desk.reporter.last_seen
 
@@ -179,40 +169,37 @@ def test_only_the_end_is_a_line(desk: Desk, caplog: pytest.LogCaptureFixture) ->
     assert len(caplog.records) == 1
 
 
-@pytest.mark.parametrize(("direction", "sent", "received"), [(Direction.OUTBOUND, 10, 100), (Direction.INBOUND, 100, 10)])
-def test_the_lines_bytes_are_the_pods_own(direction: Direction, sent: int, received: int) -> None:
-    line = log_fields(but(SECURE, direction=direction), CLIENT, SERVER)
-    assert (line["bytes_sent"], line["bytes_recv"], line["direction"]) == (sent, received, direction.value)
+def test_a_batch_counts_as_its_records_one_by_one(desk: Desk) -> None:
+    records = [
+        but(SECURE, closed=False),
+        but(SECURE, opened=False, closed=False, down_bytes=0),
+        but(SECURE, opened=False, flag=Flag.CONNECT, error="x"),
+        but(SECURE, up_bytes=0),
+        but(SECURE, flag=Flag.DENY),
+    ]
+    # No room for anything: what is over a bound is counted record by record too.
+    crowded = Desk(max_series=0), Desk(max_series=0)
+    for one_by_one, together in ((desk, Desk()), crowded):
+        for record in records:
+            one_by_one.take(record)
+        together.take(*records)
+        own = [
+            [line for line in each.metrics.exposition("")[1].splitlines() if not line.startswith((b"process_", b"#"))]
+            for each in (one_by_one, together)
+        ]
+        assert own[0] == own[1]
+        assert one_by_one.reporter.last_seen == together.reporter.last_seen
+    assert b"overflow" in crowded[1].metrics.exposition("")[1]
 
 
-def test_what_a_line_says() -> None:
-    line = log_fields(but(SECURE, flag=Flag.DENY, error="no", policy="AuthorizationPolicy back/p"), CLIENT, SERVER)
-    assert line == {
-        "src.addr": "10.0.0.1:4000",
-        "src.workload": "client",
-        "src.namespace": "default",
-        "src.identity": IDENTITIES[0],
-        "src.cluster": CLIENT.cluster,
-        "dst.addr": "10.0.0.2:15008",
-        "dst.hbone_addr": "10.0.0.2:8080",
-        "dst.service": "web.back.svc",
-        "dst.workload": "server",
-        "dst.namespace": "back",
-        "dst.identity": IDENTITIES[1],
-        "dst.cluster": SERVER.cluster,
-        "direction": "outbound",
-        "bytes_sent": 10,
-        "bytes_recv": 100,
-        "duration": "1500ms",
-        "policy": "AuthorizationPolicy back/p",
-        "flag": "DENY",
-        "trace": "0123456789abcdef0123456789abcdef",
-        "connection": "c1",
-        "error": "no",
-    }
-    assert tuple(line) == FLOW_FIELDS
+def test_a_workload_that_changes_changes_the_labels(desk: Desk) -> None:
+    desk.take(SECURE)
+    desk.known[CLIENT.uid] = replace(CLIENT, canonical_revision="v3")
+    desk.take(SECURE)
+    assert {labels.source_version: count for labels, count in values(desk.metrics.tcp_opened).items()} == {"v2": 1, "v3": 1}
 
 
-def test_what_a_line_does_not_know_is_empty() -> None:
-    line = log_fields(but(PLAIN, destination=("", 0)), None, None)
-    assert (line["src.workload"], line["dst.addr"], line["dst.hbone_addr"], line["flag"], line["trace"]) == (None, "", "", "", "")
+def test_paths_are_remembered_within_bounds(desk: Desk) -> None:
+    for number in range(MAX_KNOWN + 10):
+        desk.take(SECURE, path=but(PATH, target=f"10.0.0.2:{number}"))
+    assert len(desk.reporter._known) == MAX_KNOWN

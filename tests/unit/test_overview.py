@@ -11,7 +11,7 @@ from tests.kit.agents import Desk
 from tests.kit.builders import authorization, namespace, pod, service_manifest
 from tests.kit.polling import eventually_async
 from ztunnel.dataplane.channel import Activity, Answer, Flows, Query
-from ztunnel.dataplane.flow import ConnectionState, Direction, FlowRecord, TunnelState
+from ztunnel.dataplane.flow import ConnectionState, Direction, FlowPath, FlowRecord, TunnelState
 from ztunnel.sources.objects import Refusal
 
 SHOP = namespace("shop")
@@ -39,7 +39,8 @@ CONNECTION = ConnectionState(
     "open",
 )
 TUNNEL = TunnelState("t1", Direction.OUTBOUND, "uid-gone", "10.0.0.2:15008", CART_ID, 2, 10, 20, 4.0004, "own", "open")
-RECORD = FlowRecord("c1", Direction.INBOUND, "uid-cart", ("10.0.0.9", 1), ("10.0.0.1", 80), "", mutual_tls=False)
+PATH = FlowPath(Direction.INBOUND, "uid-cart", ("10.0.0.1", 80), "", mutual_tls=False)
+NEWS = ((PATH, (FlowRecord("c1", ("10.0.0.9", 1)),)),)
 
 
 @pytest.fixture(name="desk")
@@ -82,7 +83,7 @@ async def test_a_pod_flows_while_it_has_connections_and_for_a_while_after(desk: 
             return desk.overview.pods()[0].flowing
 
         assert not flows()
-        await desk.says(Flows((RECORD,)))
+        await desk.says(Flows(NEWS))
         assert flows()
         desk.now += 299
         assert flows()

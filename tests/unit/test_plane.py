@@ -37,7 +37,7 @@ from ztunnel.dataplane.channel import (
     Update,
     Withdraw,
 )
-from ztunnel.dataplane.flow import ConnectionState, Direction, FlowRecord
+from ztunnel.dataplane.flow import ConnectionState, Direction, FlowPath, FlowRecord
 from ztunnel.mesh.delta import Delta
 from ztunnel.mesh.errors import LocalError
 from ztunnel.mesh.rules import Action
@@ -47,7 +47,8 @@ from ztunnel.plane import DataPlane, Listener, WorkerAway
 PKI = FakePki()
 IDENTITY = PKI.identity("server")
 CREDENTIALS = PKI.credentials(IDENTITY)
-RECORD = FlowRecord("c1", Direction.INBOUND, "u", ("10.0.0.1", 1), ("10.0.0.2", 2), "", mutual_tls=False)
+PATH = FlowPath(Direction.INBOUND, "u", ("10.0.0.2", 2), "", mutual_tls=False)
+NEWS = ((PATH, (FlowRecord("c1", ("10.0.0.1", 1)),)),)
 STATE = ConnectionState("c1", Direction.INBOUND, "TCP", "u", "", "", "", "", "", "", 0, 0, 0.0, "", "open")
 
 
@@ -369,10 +370,10 @@ async def test_a_worker_that_drains_and_leaves_over_a_question_is_not_waited_for
 
 async def test_news_reach_the_listener(mesh: Plane) -> None:
     async with mesh.running():
-        await mesh.says(Flows((RECORD,), 2))
+        await mesh.says(Flows(NEWS, 2))
         await mesh.says(Activity({}, {"connections": 3}, 1))
         await mesh.says(Activity({}))
-        assert mesh.told == [("flows", 0, (RECORD,), 2), ("limits", {"connections": 3}, 1)]
+        assert mesh.told == [("flows", 0, NEWS, 2), ("limits", {"connections": 3}, 1)]
 
 
 async def test_what_no_worker_should_say_is_logged(mesh: Plane, caplog: pytest.LogCaptureFixture) -> None:

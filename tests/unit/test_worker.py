@@ -351,7 +351,7 @@ def test_connections_are_told_listed_and_judged_again(serving: Supervisor) -> No
     serving.turn(lambda: received(far) == b"hello")
     flows = serving.hear(Flows)
     assert isinstance(flows, Flows)
-    assert (flows.records[0].opened, flows.records[0].closed) == (True, False)
+    assert (flows.news[0][1][0].opened, flows.news[0][1][0].closed) == (True, False)
     assert [each.id for each in serving.ask().connections] == ["c1"]
     # A policy that lets it live, and one that does not.
     serving.tell(Update(Delta(policies=(deny("others", principals(PKI.identity("other"))),))))
@@ -360,9 +360,10 @@ def test_connections_are_told_listed_and_judged_again(serving: Supervisor) -> No
     serving.turn(lambda: received(far) == b"still")
     serving.heard.clear()
     serving.tell(Update(Delta(policies=(deny("plaintext", Match(not_principals=ANYBODY)),))))
-    serving.turn(lambda: any(isinstance(each, Flows) and each.records[-1].closed for each in serving.heard))
-    record = next(each for message in serving.heard if isinstance(message, Flows) for each in message.records if each.closed)
-    assert (record.flag, record.policy) == (Flag.DENY, "AuthorizationPolicy default/plaintext")
+    serving.turn(lambda: any(isinstance(each, Flows) and each.news[-1][1][-1].closed for each in serving.heard))
+    news = [each for message in serving.heard if isinstance(message, Flows) for each in message.news]
+    flags = {path.policy: record.flag for path, records in news for record in records if record.closed}
+    assert flags == {"AuthorizationPolicy default/plaintext": Flag.DENY}
     assert is_reset(serving, near)
     assert is_reset(serving, far)
 

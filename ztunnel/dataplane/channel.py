@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ztunnel.dataplane.flow import ConnectionState, FlowRecord, TunnelState
+from ztunnel.dataplane.flow import ConnectionState, FlowNews, TunnelState
 from ztunnel.mesh.delta import Delta
 from ztunnel.mesh.errors import LocalError
 from ztunnel.mesh.identity import SpiffeId
@@ -135,7 +135,7 @@ class PodRemoved(Message, frozen=True):
 class Flows(Message, frozen=True):
     """News of connections, collected over a short while. `lost`: records dropped because the channel was full."""
 
-    records: tuple[FlowRecord, ...]
+    news: tuple[FlowNews, ...]
     lost: int = 0
 
 

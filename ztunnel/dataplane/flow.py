@@ -21,19 +21,11 @@ class Direction(Enum):
     INBOUND = "inbound"
 
 
-class FlowRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """News of one connection: at its end, and at intervals while it lives.
+class FlowPath(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Between whom a connection is and which way it took: the same for thousands of connections, and told once for many of them."""
 
-    A struct, unlike other values here: one is made for every connection, and a frozen dataclass of its size takes ten times as long.
-
-    `up_bytes` and `down_bytes` are what moved since the last record of the same connection; the `total_` ones are the whole.
-    `opened` is true in the first record of a connection, `closed` in its last; a short one has a single record with both.
-    """
-
-    id: str
     direction: Direction
     pod_uid: str
-    source: tuple[str, int]
     destination: tuple[str, int]
     """What was dialled: with HBONE the tunnel's far end, port 15008."""
     target: str
@@ -47,6 +39,19 @@ class FlowRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     service_name: str = ""
     service_namespace: str = ""
     policy: str = ""
+
+
+class FlowRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """News of one connection: at its end, and at intervals while it lives. What its path says is not said here.
+
+    A struct, unlike other values here: one is made for every connection, and a frozen dataclass of its size takes ten times as long.
+
+    `up_bytes` and `down_bytes` are what moved since the last record of the same connection; the `total_` ones are the whole.
+    `opened` is true in the first record of a connection, `closed` in its last; a short one has a single record with both.
+    """
+
+    id: str
+    source: tuple[str, int]
     flag: Flag = Flag.NONE
     error: str = ""
     trace: str = ""
@@ -57,6 +62,10 @@ class FlowRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     total_up_bytes: int = 0
     total_down_bytes: int = 0
     duration_seconds: float = 0.0
+
+
+FlowNews = tuple[FlowPath, tuple[FlowRecord, ...]]
+"""Records of connections of one path."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ztunnel.dataplane.addresses import Address, text
-from ztunnel.dataplane.flow import ConnectionState, Direction, FlowRecord
+from ztunnel.dataplane.flow import ConnectionState, Direction, FlowPath, FlowRecord
 from ztunnel.dataplane.loop import Loop
 from ztunnel.dataplane.relay import StreamRelay
 from ztunnel.dataplane.sockets import Dial
@@ -130,36 +131,36 @@ class Connection:
             self.on_end = None
         self._table.ended(self, error)
 
+    def path(self) -> FlowPath:
+        """What it has in common with others."""
+        facts = self.facts
+        return _path(
+            facts.direction is Direction.OUTBOUND,
+            facts.pod_uid,
+            (facts.destination, facts.target, facts.mutual_tls),
+            (facts.source_uid, facts.destination_uid),
+            (facts.source_identity, facts.destination_identity),
+            (facts.service, facts.service_name, facts.service_namespace),
+            facts.policy,
+        )
+
     def record(self, now: float, error: MeshError | None, *, closed: bool) -> FlowRecord:
         """News since the last record."""
         facts = self.facts
         up, down = self.up_bytes, self.down_bytes
         record = FlowRecord(
-            id=self.id,
-            direction=facts.direction,
-            pod_uid=facts.pod_uid,
-            source=facts.source,
-            destination=facts.destination,
-            target=facts.target,
-            mutual_tls=facts.mutual_tls,
-            source_uid=facts.source_uid,
-            destination_uid=facts.destination_uid,
-            source_identity=str(facts.source_identity or ""),
-            destination_identity=str(facts.destination_identity or ""),
-            service=facts.service,
-            service_name=facts.service_name,
-            service_namespace=facts.service_namespace,
-            policy=facts.policy,
-            flag=error.flag if error else Flag.NONE,
-            error=str(error) if error else "",
-            trace=facts.trace,
-            opened=not self._opened_told,
-            closed=closed,
-            up_bytes=up - self._up_told,
-            down_bytes=down - self._down_told,
-            total_up_bytes=up,
-            total_down_bytes=down,
-            duration_seconds=now - self.opened_at,
+            self.id,
+            facts.source,
+            error.flag if error else Flag.NONE,
+            str(error) if error else "",
+            facts.trace,
+            not self._opened_told,
+            closed,
+            up - self._up_told,
+            down - self._down_told,
+            up,
+            down,
+            now - self.opened_at,
         )
         self._opened_told = True
         self._up_told, self._down_told = up, down
@@ -196,7 +197,9 @@ class Connection:
 class ConnectionTable:
     """The live connections, bounded; tells `report` about each, at its end and at intervals, and `on_new` that there is one more."""
 
-    def __init__(self, loop: Loop, report: Callable[[FlowRecord], None], on_new: Callable[[], None], limit: int, prefix: str = "") -> None:
+    def __init__(
+        self, loop: Loop, report: Callable[[FlowPath, FlowRecord], None], on_new: Callable[[], None], limit: int, prefix: str = ""
+    ) -> None:
         """`prefix` stands before each connection's name."""
         self._loop = loop
         self._report = report
@@ -246,7 +249,7 @@ class ConnectionTable:
         _decrement(self.active, connection.facts.pod_uid)
         if connection.facts.direction is Direction.OUTBOUND and connection.facts.destination_uid:
             _decrement(self.towards, connection.facts.destination_uid)
-        self._report(connection.record(self._loop.now, error, closed=True))
+        self._report(connection.path(), connection.record(self._loop.now, error, closed=True))
 
     def live(self) -> list[Connection]:
         """A snapshot: connections may end while the caller goes through it."""
@@ -262,10 +265,26 @@ class ConnectionTable:
         for connection in self._untold[-_TOLD_AT_ONCE:]:
             # One that is over meanwhile has told everything.
             if not connection.is_over and connection.has_news:
-                self._report(connection.record(self._loop.now, None, closed=False))
+                self._report(connection.path(), connection.record(self._loop.now, None, closed=False))
         del self._untold[-_TOLD_AT_ONCE:]
         if self._untold:
             self._loop.call_later(_PAUSE_SECONDS, self._tell_some)
+
+
+@lru_cache(maxsize=4096)
+def _path(
+    is_outbound: bool,
+    pod_uid: str,
+    where: tuple[Address, str, bool],
+    uids: tuple[str, str],
+    identities: tuple[SpiffeId | None, SpiffeId | None],
+    service: tuple[str, str, str],
+    policy: str,
+) -> FlowPath:
+    """One object for all connections of a path: to find it takes a fifth of the time of making it, and writing down two identities."""
+    direction = Direction.OUTBOUND if is_outbound else Direction.INBOUND
+    source, destination = identities
+    return FlowPath(direction, pod_uid, *where, *uids, str(source or ""), str(destination or ""), *service, policy)
 
 
 def _decrement(counter: Counter[str], key: str) -> None:

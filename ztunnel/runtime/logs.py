@@ -13,31 +13,20 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from functools import lru_cache
-from typing import TextIO
+from typing import Protocol, TextIO
 
-FLOW_FIELDS = (
-    *("src.addr", "src.workload", "src.namespace", "src.identity", "src.cluster"),
-    *("dst.addr", "dst.hbone_addr", "dst.service", "dst.workload", "dst.namespace", "dst.identity", "dst.cluster"),
-    *("direction", "bytes_sent", "bytes_recv", "duration"),
-    *("policy", "flag", "trace", "connection"),
-    "error",
-)
-"""Fields of a connection's line, in order. Source: Istio ztunnel's access log; policy to connection are ours."""
 LEVELS = ("debug", "info", "warning", "error")
 LONGEST_VALUE = 2048
 """Characters of one value; what a peer sends is cut there."""
 LONGEST_TRACEBACK = 16384
 
+BATCH = "batch"
+"""In the `extra` of a log call: a `Batch` that is written in place of the message."""
+
 _ROOT = "ztunnel"
 _ATTRIBUTE = "fields"
-_BATCH = "flows"
-_COMPLETE = "connection complete"
-_CACHED_LENGTH = 128
-_FRESH = frozenset({"src.addr", "duration", "trace", "connection", "error"})
-"""Fields that are another in each line: not worth remembering."""
 _PLAIN = re.compile(r"[!#-<>-\[\]-~]+")
 """What needs no quotes: visible ASCII without the quotation mark, the equals sign and the backslash."""
 
@@ -78,54 +67,40 @@ def level_name() -> str:
     return logging.getLevelName(logging.getLogger(_ROOT).getEffectiveLevel()).lower()
 
 
-def log_flows(flows: Iterable[Mapping[str, object]]) -> None:
-    """The lines of connections at their ends, INFO, or ERROR for one that has an `error`; written together, with one time.
+class Batch(Protocol):
+    """Many lines that are one record for logging. They say the same in both forms, and keep this module's invariant."""
 
-    There is a line for each connection, thousands a second on a busy node, so they do not go through a log record each.
+    def text(self, time: str, scope: str) -> str:
+        """Lines of text, without the last one's end."""
 
-    Args:
-        flows: values by the dotted names of FLOW_FIELDS, in that order, other names behind. None and "" are absent.
-    """
-    access = logging.getLogger(f"{_ROOT}.access")
-    infos, errors = access.isEnabledFor(logging.INFO), access.isEnabledFor(logging.ERROR)
-    enabled = [flow for flow in flows if (errors if flow.get("error") else infos)]
-    if enabled:
-        access.log(logging.ERROR if not infos else logging.INFO, _COMPLETE, extra={_BATCH: enabled})
+    def json(self, time: str, scope: str) -> str:
+        """Objects, one in a line."""
 
 
 class TextFormatter(logging.Formatter):
     """`time<TAB>level<TAB>scope<TAB>message<TAB>key=value key="va lue"`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        flows: list[Mapping[str, object]] | None = getattr(record, _BATCH, None)
-        if flows is not None:
-            return self._format_flows(record, flows)
+        batch: Batch | None = getattr(record, BATCH, None)
+        if batch is not None:
+            return batch.text(_time(record), _scope(record))
         line = f"{_time(record)}\t{record.levelname.lower()}\t{_scope(record)}\t{_clean(record.getMessage())}"
         pairs = [f"{_key(name)}={_quoted(_text(name, value))}" for name, value in _fields_of(self, record).items() if value is not None]
         return f"{line}\t{' '.join(pairs)}" if pairs else line
-
-    def _format_flows(self, record: logging.LogRecord, flows: list[Mapping[str, object]]) -> str:
-        time, scope = _time(record), _scope(record)
-        good, bad = (f"{time}\t{level}\t{scope}\t{_COMPLETE}\t" for level in ("info", "error"))
-        return "\n".join(
-            (bad if flow.get("error") else good)
-            + " ".join([f"{name}={_value(name, value)}" for name, value in flow.items() if value is not None and value != ""])
-            for flow in flows
-        )
 
 
 class JsonFormatter(logging.Formatter):
     """One flat object; numbers and booleans keep their type."""
 
     def format(self, record: logging.LogRecord) -> str:
-        flows: list[Mapping[str, object]] | None = getattr(record, _BATCH, None)
-        if flows is not None:
-            return "\n".join(self._format_flow(record, flow) for flow in flows)
+        batch: Batch | None = getattr(record, BATCH, None)
+        if batch is not None:
+            return batch.json(_time(record), _scope(record))
         line: dict[str, object] = {
             "level": record.levelname.lower(),
             "time": _time(record),
             "scope": _scope(record),
-            "message": _cut(record.getMessage()),
+            "message": cut(record.getMessage()),
         }
         for name, value in _fields_of(self, record).items():
             if value is not None and name not in line:
@@ -133,17 +108,15 @@ class JsonFormatter(logging.Formatter):
         # ASCII only: control characters, line separators and bidirectional overrides all leave as \u escapes.
         return json.dumps(line, ensure_ascii=True, separators=(",", ":"))
 
-    def _format_flow(self, record: logging.LogRecord, flow: Mapping[str, object]) -> str:
-        line: dict[str, object] = {
-            "level": "error" if flow.get("error") else "info",
-            "time": _time(record),
-            "scope": _scope(record),
-            "message": _COMPLETE,
-        }
-        for name, value in flow.items():
-            if value is not None and value != "":
-                line[name] = value if isinstance(value, (bool, int, float)) else _cut(str(value))
-        return json.dumps(line, ensure_ascii=True, separators=(",", ":"))
+
+def cut(text: str, longest: int = LONGEST_VALUE) -> str:
+    """Of an overlong text the first and the last part."""
+    return text if len(text) <= longest else f"{text[: longest // 2]}…{text[-longest // 2 :]}"
+
+
+def quoted(text: str) -> str:
+    """A value as text has it: bounded, and what is not plain in quotes."""
+    return _quoted(cut(text))
 
 
 def _fields_of(formatter: logging.Formatter, record: logging.LogRecord) -> dict[str, object]:
@@ -164,35 +137,16 @@ def _scope(record: logging.LogRecord) -> str:
 
 def _text(name: str, value: object) -> str:
     text = str(value).lower() if isinstance(value, bool) else str(value)
-    return _cut(text, LONGEST_TRACEBACK if name == "exception" else LONGEST_VALUE)
-
-
-def _cut(text: str, longest: int = LONGEST_VALUE) -> str:
-    return text if len(text) <= longest else f"{text[: longest // 2]}…{text[-longest // 2 :]}"
+    return cut(text, LONGEST_TRACEBACK if name == "exception" else LONGEST_VALUE)
 
 
 def _clean(text: str) -> str:
-    cut = _cut(text)
-    return cut if cut.isprintable() else json.dumps(cut)[1:-1]
+    text = cut(text)
+    return text if text.isprintable() else json.dumps(text)[1:-1]
 
 
 def _key(name: str) -> str:
     return name if name.isidentifier() or name.replace(".", "_").isidentifier() else _quoted(name)
-
-
-def _value(name: str, value: object) -> str:
-    if type(value) is int:
-        return str(value)
-    text = str(value)
-    if name not in _FRESH and len(text) <= _CACHED_LENGTH:
-        return _again_quoted(text)
-    return _quoted(_cut(text))
-
-
-@lru_cache(maxsize=4096)
-def _again_quoted(text: str) -> str:
-    """Names and identities come again and again."""
-    return _quoted(text)
 
 
 def _quoted(text: str) -> str:

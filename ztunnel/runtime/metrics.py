@@ -80,6 +80,12 @@ class Series:
 
     def add(self, amount: float, *values: str) -> None:
         """Raise (a gauge may also sink). `values` are those of `labels`, in order."""
+        self.add_all(amount, 1, values)
+
+    def add_all(self, amount: float, count: int, values: tuple[str, ...]) -> None:
+        """What so many calls of `add` do that sum up to this amount. None does nothing."""
+        if not count:
+            return
         known = self._values.get(values)
         if known is not None:
             self._values[values] = known + amount
@@ -87,7 +93,7 @@ class Series:
             assert len(values) == len(self.labels), f"{self.name} has the labels {self.labels}"
             self._values[values] = amount
         else:
-            self.overflowed += 1
+            self.overflowed += count
             rest = (OVERFLOW,) * len(self.labels)
             self._values[rest] = self._values.get(rest, 0.0) + amount
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ztunnel.dataplane import channel
 from ztunnel.dataplane.channel import AddPod, Decoder, Flows, NeedSockets, PodAdded, Query, RemovePod, Sockets, Update, encode
-from ztunnel.dataplane.flow import Direction, FlowRecord
+from ztunnel.dataplane.flow import Direction, FlowPath, FlowRecord
 from ztunnel.mesh.delta import Delta
 from ztunnel.mesh.identity import SpiffeId
 from ztunnel.mesh.rules import Action, Clause, Match, Policy, Rule, Scope, StringKind, StringMatch
@@ -40,9 +40,10 @@ def test_messages_survive(message: channel.Message) -> None:
 
 
 def test_flow_records_survive() -> None:
-    record = FlowRecord("c1", Direction.INBOUND, "u1", ("10.0.0.9", 4000), ("10.0.0.1", 8080), "10.0.0.1:8080", mutual_tls=True, error="x")
-    (received,) = Decoder(to_worker=False).feed(encode(Flows((record,), 3)), [])
-    assert received.message == Flows((record,), 3)
+    path = FlowPath(Direction.INBOUND, "u1", ("10.0.0.1", 8080), "10.0.0.1:8080", mutual_tls=True)
+    flows = Flows(((path, (FlowRecord("c1", ("10.0.0.9", 4000), error="x"), FlowRecord("c2", ("10.0.0.9", 4001)))),), 3)
+    (received,) = Decoder(to_worker=False).feed(encode(flows), [])
+    assert received.message == flows
 
 
 @given(cuts=st.lists(st.integers(0, 400)), batches=st.lists(st.integers(0, 3), min_size=1, max_size=5))

@@ -9,7 +9,7 @@ import pytest
 from tests.kit.builders import identity
 from tests.kit.wire import Wire, received, tcp_pair
 from ztunnel.dataplane.buffers import Scratch
-from ztunnel.dataplane.flow import Direction, FlowRecord
+from ztunnel.dataplane.flow import Direction, FlowPath, FlowRecord
 from ztunnel.dataplane.loop import Loop
 from ztunnel.dataplane.sockets import Dial
 from ztunnel.dataplane.splice import Splice
@@ -24,9 +24,14 @@ class Book:
 
     def __init__(self, loop: Loop | None = None, limit: int = 3) -> None:
         self.records: list[FlowRecord] = []
+        self.paths: list[FlowPath] = []
         self.new = 0
         self.loop = loop or Loop()
-        self.table = ConnectionTable(self.loop, self.records.append, self._new, limit)
+        self.table = ConnectionTable(self.loop, self._report, self._new, limit)
+
+    def _report(self, path: FlowPath, record: FlowRecord) -> None:
+        self.records.append(record)
+        self.paths.append(path)
 
     def _new(self) -> None:
         self.new += 1
@@ -90,12 +95,12 @@ def test_a_short_connection_has_one_record(book: Book) -> None:
     connection.end(PolicyDenied("no", "default/p"))
     connection.end(None)
     connection.abort(LocalError("too late"))
-    (record,) = book.records
+    (record,), (path,) = book.records, book.paths
     assert record.opened
     assert record.closed
-    assert (record.flag, record.error, record.policy) == (Flag.DENY, "no", "default/p")
-    assert record.source_identity == "spiffe://cluster.local/ns/default/sa/client"
-    assert (record.source, record.destination, record.pod_uid, record.service) == (CLIENT, SERVER, POD, "web")
+    assert (record.flag, record.error, path.policy) == (Flag.DENY, "no", "default/p")
+    assert path.source_identity == "spiffe://cluster.local/ns/default/sa/client"
+    assert (record.source, path.destination, path.pod_uid, path.service) == (CLIENT, SERVER, POD, "web")
 
 
 def test_an_orderly_end_has_no_flag(book: Book) -> None:

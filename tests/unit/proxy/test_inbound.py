@@ -14,7 +14,7 @@ from tests.kit.hbone import connect_headers
 from tests.kit.pki import FakePki
 from tests.kit.proxies import SETTINGS, LoopbackNode, LoopbackPod
 from tests.kit.wire import received
-from ztunnel.dataplane.flow import FlowRecord
+from ztunnel.dataplane.flow import FlowPath, FlowRecord
 from ztunnel.dataplane.tunnel import Tunnel
 from ztunnel.hbone.events import RequestReceived
 from ztunnel.hbone.handshake import Credentials, Handshake, TlsContexts
@@ -109,6 +109,10 @@ class Gate:
     def last(self) -> FlowRecord:
         return self.node.ended()[-1]
 
+    @property
+    def path(self) -> FlowPath:
+        return self.node.paths[self.last.id]
+
     def close(self) -> None:
         for stranger in self.strangers:
             stranger.tunnel.relays.clear()
@@ -172,7 +176,7 @@ def test_a_record_says_where_the_tunnel_came_to_and_what_the_request_named(gate:
     assert (row.destination, row.target) == (f"{gate.server.ip}:{INBOUND_HBONE}", gate.target())
     stranger.tunnel.close()
     gate.node.run_until(gate.node.ended)
-    assert (gate.last.destination, gate.last.target) == ((gate.server.ip, INBOUND_HBONE), gate.target())
+    assert (gate.path.destination, gate.path.target) == ((gate.server.ip, INBOUND_HBONE), gate.target())
 
 
 def test_a_request_that_ends_at_once_is_an_end_of_file_for_the_application(gate: Gate) -> None:
@@ -215,7 +219,7 @@ def test_what_cannot_be_served(gate: Gate, authority: str, method: bytes, status
     stranger = gate.stranger()
     assert stranger.ask(authority.replace("SERVER", gate.server.ip), method) == status
     assert error in gate.last.error
-    assert gate.last.source_identity.endswith("sa/stranger")
+    assert gate.path.source_identity.endswith("sa/stranger")
     assert len(gate.node.table) == 0
     # The tunnel goes on.
     gate.node.listen(gate.server)
@@ -225,7 +229,7 @@ def test_what_cannot_be_served(gate: Gate, authority: str, method: bytes, status
 def test_a_policy_says_no(gate: Gate) -> None:
     gate.node.apply(deny("no-strangers", principals(gate.node.pki.identity("stranger"))))
     assert gate.stranger().ask(gate.target()) == 401
-    assert (gate.last.flag, gate.last.policy) == (Flag.DENY, "AuthorizationPolicy default/no-strangers")
+    assert (gate.last.flag, gate.path.policy) == (Flag.DENY, "AuthorizationPolicy default/no-strangers")
     assert gate.server.asked == [], "nothing was dialled"
 
 

@@ -67,14 +67,14 @@ def test_to_a_pod_of_the_mesh_through_a_tunnel(node: LoopbackNode, client: Loopb
     near.close()
     far.close()
     node.run_until(lambda: len(node.ended()) == 2)
-    inbound, outbound = sorted(node.ended(), key=lambda record: record.direction.value)
-    assert (outbound.up_bytes, outbound.down_bytes) == (inbound.up_bytes, inbound.down_bytes) == (7, 6)
+    (inbound, to_app), (outbound, from_app) = node.way(Direction.INBOUND), node.way(Direction.OUTBOUND)
+    assert (from_app.up_bytes, from_app.down_bytes) == (to_app.up_bytes, to_app.down_bytes) == (7, 6)
     assert outbound.mutual_tls
     assert inbound.mutual_tls
     assert outbound.destination_identity == inbound.destination_identity == str(server.workload.identity)
     assert inbound.source_identity == outbound.source_identity == str(client.workload.identity)
     assert (outbound.source_uid, outbound.destination_uid, inbound.destination_uid) == (client.uid, server.uid, server.uid)
-    assert outbound.trace == inbound.trace != ""
+    assert from_app.trace == to_app.trace != ""
 
 
 def test_to_a_service_through_one_of_its_pods(node: LoopbackNode, client: LoopbackPod) -> None:
@@ -103,8 +103,9 @@ def test_to_the_world_in_plain(node: LoopbackNode, client: LoopbackPod) -> None:
     near.close()
     far.close()
     node.run_until(node.ended)
-    (record,) = node.ended()
-    assert (record.mutual_tls, record.destination_uid, record.source_identity) == (False, "", "")
+    assert len(node.ended()) == 1
+    path, _ = node.way(Direction.OUTBOUND)
+    assert (path.mutual_tls, path.destination_uid, path.source_identity) == (False, "", "")
 
 
 def test_a_plain_dial_that_is_refused(node: LoopbackNode, client: LoopbackPod) -> None:
@@ -143,9 +144,9 @@ def test_too_many_wait_for_a_socket(node: LoopbackNode, client: LoopbackPod) -> 
 def test_a_service_without_endpoints_is_refused(node: LoopbackNode, client: LoopbackPod) -> None:
     node.apply(service("web", "10.96.0.1"))
     assert is_reset(node, node.connect(client, ("10.96.0.1", 80)))
-    record = node.ended()[0]
+    path, record = node.way(Direction.OUTBOUND)
     assert "no healthy upstream" in record.error
-    assert (record.service, record.flag) == ("web.default.svc.cluster.local", Flag.CONNECT)
+    assert (path.service, record.flag) == ("web.default.svc.cluster.local", Flag.CONNECT)
 
 
 def test_nobody_redirected_it(node: LoopbackNode, client: LoopbackPod) -> None:
@@ -201,7 +202,7 @@ class Neighbours:
     def refusal(self) -> str:
         """Why the client's side was refused."""
         assert is_reset(self.node, self.connect())
-        return next(record.error for record in reversed(self.node.ended()) if record.direction is Direction.OUTBOUND)
+        return self.node.way(Direction.OUTBOUND)[1].error
 
 
 @pytest.fixture(name="neighbours")
@@ -219,18 +220,18 @@ def test_neighbours_are_joined_without_a_tunnel_and_counted_on_both_sides(neighb
     near.close()
     far.close()
     node.run_until(lambda: len(node.ended()) == 2)
-    for record in node.ended():
-        assert (record.total_up_bytes, record.total_down_bytes, record.flag, record.mutual_tls) == (7, 6, Flag.NONE, False)
-        assert record.source_identity == str(neighbours.client.workload.identity)
-        assert record.destination_identity == str(neighbours.server.workload.identity)
-    assert {record.direction for record in node.ended()} == set(Direction)
+    for direction in Direction:
+        path, record = node.way(direction)
+        assert (record.total_up_bytes, record.total_down_bytes, record.flag, path.mutual_tls) == (7, 6, Flag.NONE, False)
+        assert path.source_identity == str(neighbours.client.workload.identity)
+        assert path.destination_identity == str(neighbours.server.workload.identity)
 
 
 def test_a_policy_denies_a_neighbour_as_it_denies_a_tunnel(neighbours: Neighbours) -> None:
     neighbours.node.apply(deny("no-client", principals(neighbours.client.workload.identity)))
     assert neighbours.refusal() == "refused by the neighbouring workload"
-    inbound = next(record for record in neighbours.node.ended() if record.direction is Direction.INBOUND)
-    assert (inbound.flag, inbound.policy) == (Flag.DENY, "AuthorizationPolicy default/no-client")
+    path, inbound = neighbours.node.way(Direction.INBOUND)
+    assert (inbound.flag, path.policy) == (Flag.DENY, "AuthorizationPolicy default/no-client")
 
 
 def test_a_neighbour_is_whom_the_mesh_says(neighbours: Neighbours) -> None:

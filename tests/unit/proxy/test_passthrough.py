@@ -11,6 +11,7 @@ import pytest
 from tests.kit.builders import ANYBODY, deny, service
 from tests.kit.proxies import SETTINGS, LoopbackNode, LoopbackPod
 from tests.kit.wire import received
+from ztunnel.dataplane.flow import Direction
 from ztunnel.mesh.delta import Delta
 from ztunnel.mesh.errors import Flag
 from ztunnel.mesh.rules import Match
@@ -48,8 +49,9 @@ def test_it_is_carried_with_the_clients_address(node: LoopbackNode, server: Loop
     near.close()
     far.close()
     node.run_until(node.ended)
-    (record,) = node.ended()
-    assert (record.mutual_tls, record.source_identity, record.up_bytes, record.flag) == (False, "", 5, Flag.NONE)
+    assert len(node.ended()) == 1
+    path, record = node.way(Direction.INBOUND)
+    assert (path.mutual_tls, path.source_identity, record.up_bytes, record.flag) == (False, "", 5, Flag.NONE)
 
 
 def test_a_pod_that_calls_itself_comes_from_where_the_kernel_says(node: LoopbackNode, server: LoopbackPod) -> None:
@@ -63,8 +65,8 @@ def test_a_policy_denies_it_before_anything_is_dialled(node: LoopbackNode, serve
     node.apply(deny("no-strangers", Match(not_principals=ANYBODY)))
     near = node.plain(server, (server.ip, 8080), "192.0.2.1")
     assert "denied by AuthorizationPolicy default/no-strangers" in reason(node, near)
-    record = node.ended()[0]
-    assert (record.flag, record.policy) == (Flag.DENY, "AuthorizationPolicy default/no-strangers")
+    path, record = node.way(Direction.INBOUND)
+    assert (record.flag, path.policy) == (Flag.DENY, "AuthorizationPolicy default/no-strangers")
     assert server.asked == []
 
 

@@ -91,64 +91,19 @@ def test_an_exception_is_a_field() -> None:
     assert "ValueError: why" in record["exception"]
 
 
-def test_flow_lines_are_in_the_order_of_istio() -> None:
-    stream = io.StringIO()
-    logs.configure("text", "info", stream)
-    given = {
-        "duration": "13ms",
-        "direction": "inbound",
-        "src.identity": "spiffe://cluster.local/ns/shop/sa/cart",
-        "src.addr": "10.0.0.1:5000",
-        "dst.addr": "10.0.0.2:15008",
-        "dst.workload": None,
-        "dst.service": "",
-        "bytes_recv": 0,
-        "bytes_sent": 12,
-    }
-    logs.log_flows([{name: given.get(name) for name in logs.FLOW_FIELDS} | {"extra": "x"}])
-    assert stream.getvalue().split("\t", 1)[1] == (
-        "info\taccess\tconnection complete\tsrc.addr=10.0.0.1:5000 src.identity=spiffe://cluster.local/ns/shop/sa/cart "
-        "dst.addr=10.0.0.2:15008 direction=inbound bytes_sent=12 bytes_recv=0 duration=13ms extra=x\n"
-    )
+def test_a_batch_is_written_in_place_of_the_message() -> None:
+    class Lines:
+        def text(self, time: str, scope: str) -> str:
+            return f"{time} {scope} one\ntwo"
 
+        def json(self, time: str, scope: str) -> str:
+            return f'"{time} {scope}"'
 
-def test_a_flow_with_an_error_is_an_error() -> None:
-    stream = io.StringIO()
-    logs.configure("text", "info", stream)
-    logs.log_flows([{"direction": "inbound", "policy": "AuthorizationPolicy shop/deny", "error": "denied"}])
-    assert (
-        '\terror\taccess\tconnection complete\tdirection=inbound policy="AuthorizationPolicy shop/deny" error=denied\n' in stream.getvalue()
-    )
-
-
-def test_flows_are_written_together_and_none_breaks_out_of_its_line() -> None:
-    for form in ("text", "json"):
+    for form, shape in (("text", r"[\dT:.-]+Z node one\ntwo\n"), ("json", r'"[\dT:.-]+Z node"\n')):
         stream = io.StringIO()
         logs.configure(form, "info", stream)
-        flows: list[dict[str, object]] = [
-            {"direction": "outbound", "dst.service": 'a"b\nc d=e\\', "bytes_sent": 1},
-            {"error": "x\ty" + "z" * 5000},
-            {"bytes_sent": 2},
-        ]
-        logs.log_flows(flows)
-        lines = stream.getvalue().splitlines()
-        assert len(lines) == 3
-        assert [("error" in line.split("access")[0]) for line in lines] == [False, True, False]
-        assert all(len(line) < 3000 for line in lines)
-        if form == "json":
-            assert json.loads(lines[0])["dst.service"] == 'a"b\nc d=e\\'
-        else:
-            assert lines[0].endswith('direction=outbound dst.service="a\\"b\\nc d=e\\\\" bytes_sent=1')
-
-
-def test_only_failed_connections_are_told_above_info() -> None:
-    stream = io.StringIO()
-    logs.configure("text", "warning", stream)
-    logs.log_flows([{"direction": "inbound"}])
-    assert stream.getvalue() == ""
-    logs.log_flows([{"direction": "inbound"}, {"direction": "inbound", "error": "refused"}])
-    (line,) = stream.getvalue().splitlines()
-    assert line.endswith("error=refused")
+        logging.getLogger("ztunnel.node").info("many", extra={logs.BATCH: Lines()})
+        assert re.fullmatch(shape, stream.getvalue())
 
 
 def test_levels() -> None:
