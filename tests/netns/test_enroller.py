@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -26,8 +27,8 @@ from ztunnel.node.find import DirectoryFinder
 from ztunnel.node.foothold import TCP_LOOSE
 from ztunnel.node.nft import Ownership, probe_ownership
 from ztunnel.node.pods import Enroller, NotEnrolledError
-from ztunnel.node.redirect import Stage
-from ztunnel.node.sockets import Listeners, make_listeners
+from ztunnel.node.redirect import PROXY_MARK, Stage
+from ztunnel.node.sockets import IPV6_TRANSPARENT, KEEPALIVE_SECONDS, Listeners, make_listeners
 
 APP = 8080
 FAST = EnrolmentSettings(grace_seconds=0.2, drain_seconds=30, drain_poll_seconds=0.02, drift_seconds=0.1, retry_seconds=0.05)
@@ -216,6 +217,13 @@ async def test_sockets_are_made_for_a_captured_pod(directory: Path, plane: Plane
         await enroller.reconcile([spec(client, fresh=True)])
         with ExitStack() as stack:
             made = [stack.enter_context(each) for each in enroller.make_sockets(client.uid, socket.AF_INET6, 3)]
+            for each in made:
+                assert not each.getblocking()
+                assert each.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == PROXY_MARK
+                assert each.getsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT) == 1
+                assert each.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+                assert each.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == KEEPALIVE_SECONDS
+                assert struct.unpack("ii", each.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)) == (1, 0)
             app = stack.enter_context(server.listener(APP))
             made[0].settimeout(5)
             made[0].connect((server.v6, APP))

@@ -28,6 +28,25 @@ IP_TRANSPARENT = 19
 IP_BIND_ADDRESS_NO_PORT = 24
 IPV6_TRANSPARENT = 75
 
+_KEEP_ALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_SECONDS),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES),
+)
+_ALL_DIALLING = (
+    (socket.SOL_SOCKET, socket.SO_MARK, PROXY_MARK),
+    # The port is chosen at connect, when the destination is known: bind alone would use up the 28k ports of one client address.
+    (socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1),
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    *_KEEP_ALIVE,
+)
+_DIALLING: dict[int, tuple[tuple[int, int, int], ...]] = {
+    socket.AF_INET: ((socket.IPPROTO_IP, IP_TRANSPARENT, 1), *_ALL_DIALLING),
+    socket.AF_INET6: ((socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1), *_ALL_DIALLING),
+}
+"""A socket's options by its family, which it takes longer to ask a socket for than to set one."""
+
 
 class PortTaken(LocalError):
     """Something in the pod already listens on a port that the mesh needs there."""
@@ -106,8 +125,12 @@ def make_sockets(netns_fd: int, family: int, count: int) -> list[socket.socket]:
     try:
         with netns.inside(netns_fd):
             made.extend(socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) for _ in range(count))
+        options = _DIALLING[family]
         for each in made:
-            _prepare(each)
+            for option in options:
+                each.setsockopt(*option)
+            # As for those that are accepted: an application must not take half of an upload for all because the proxy was killed.
+            reset_on_close(each)
     except OSError as error:
         _close_all(made)
         raise LocalError(f"cannot make a proxy socket: {error.strerror}") from error
@@ -165,25 +188,9 @@ def _set_inherited(listener: socket.socket, port: int) -> None:
         _keep_alive(listener)
 
 
-def _prepare(each: socket.socket) -> None:
-    each.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, PROXY_MARK)
-    if each.family == socket.AF_INET6:
-        each.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
-    else:
-        each.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
-    # The port is chosen at connect, when the destination is known: bind alone would use up the 28k ports of one client address.
-    each.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
-    each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # As for those that are accepted: an application must not take half of an upload for all because the proxy was killed.
-    reset_on_close(each)
-    _keep_alive(each)
-
-
 def _keep_alive(each: socket.socket) -> None:
-    each.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    each.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS)
-    each.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_SECONDS)
-    each.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+    for option in _KEEP_ALIVE:
+        each.setsockopt(*option)
 
 
 def _close_all(sockets: list[socket.socket]) -> None:
