@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 from collections import deque
+from collections.abc import Iterator
 
 from ztunnel.dataplane.addresses import text
 from ztunnel.dataplane.buffers import Scratch
@@ -159,8 +160,9 @@ class Worker:
             case _:
                 raise ChannelError(f"unexpected {type(message).__name__}")
 
-    def _send(self, message: Message) -> None:
-        frame = encode(message)
+    def _send(self, *messages: Message) -> None:
+        """Says something; several things that are said at once wake the supervisor once."""
+        frame = b"".join([encode(message) for message in messages])
         self._unsent.append(memoryview(frame))
         self._unsent_bytes += len(frame)
         if len(self._unsent) == 1:
@@ -196,7 +198,7 @@ class Worker:
             alike.append(record)
         self._flows_count += 1
         if self._flows_count >= _FLOWS_PER_MESSAGE:
-            self._tell_flows()
+            self._send(*self._flows_to_tell())
         self._tell_soon()
 
     def _tell_soon(self) -> None:
@@ -206,15 +208,16 @@ class Worker:
 
     def _tell(self) -> None:
         self._telling = False
-        self._tell_flows()
-        self._tell_activity()
+        news = [*self._flows_to_tell(), *self._activity_to_tell()]
+        if news:
+            self._send(*news)
 
-    def _tell_flows(self) -> None:
+    def _flows_to_tell(self) -> Iterator[Flows]:
         if self._flows or self._lost:
-            self._send(Flows(tuple((path, tuple(records)) for path, records in self._flows.items()), self._lost))
+            yield Flows(tuple((path, tuple(records)) for path, records in self._flows.items()), self._lost)
             self._flows, self._flows_count, self._lost = {}, 0, 0
 
-    def _tell_activity(self) -> None:
+    def _activity_to_tell(self) -> Iterator[Activity]:
         node = self._node
         if node is None:
             return
@@ -223,7 +226,7 @@ class Worker:
             node.limits["waiting_bytes"] += refused
         changed = {uid: active.get(uid, 0) for uid in {*active, *self._told_active} if active.get(uid, 0) != self._told_active.get(uid, 0)}
         if changed or node.limits or self._loop.bugs != self._told_bugs:
-            self._send(Activity(changed, dict(node.limits), self._loop.bugs - self._told_bugs))
+            yield Activity(changed, dict(node.limits), self._loop.bugs - self._told_bugs)
             self._told_active = dict(active)
             self._told_bugs = self._loop.bugs
             node.limits.clear()
@@ -325,7 +328,7 @@ class Worker:
         def need(count: int) -> None:
             self._send(NeedSockets(uid, ipv6, count))
 
-        return SocketStock(need, _MAX_WAITING_FOR_SOCKETS)
+        return SocketStock(need, _MAX_WAITING_FOR_SOCKETS, lambda: self._loop.now)
 
     def _sockets(self, message: Sockets, descriptors: tuple[int, ...]) -> None:
         # Said, not asked of the kernel: three system calls for each.
@@ -349,8 +352,7 @@ class Worker:
             del node.pods[message.uid]
             self._close_pod(pod)
         # First: whether the pod still has connections decides when its rules may go.
-        self._tell_activity()
-        self._send(PodRemoved(message.uid))
+        self._send(*self._activity_to_tell(), PodRemoved(message.uid))
 
     def _close_pod(self, pod: Pod, reason: str = "the pod left the mesh") -> None:
         node = self._require_node()

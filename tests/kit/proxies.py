@@ -120,6 +120,9 @@ class LoopbackNode:
         # Tests of several people on one machine do not meet: the pods of each node have a network of their own in 127.0.0.0/8.
         self._network = f"127.{os.getpid() % 200 + 20}.{next(_numbers) % 250 + 1}"
 
+    def _now(self) -> float:
+        return self.loop.now
+
     def _new(self) -> None:
         self.news += 1
 
@@ -139,7 +142,12 @@ class LoopbackNode:
         if certified:
             self.certify(identity, self.pki.credentials(identity))
         asked: list[int] = []
-        pod = Pod(workload.uid, identity, SocketStock(lambda count: self._need(made, count), 4), SocketStock(asked.append, 4))
+        pod = Pod(
+            workload.uid,
+            identity,
+            SocketStock(lambda count: self._need(made, count), 4, self._now),
+            SocketStock(asked.append, 4, self._now),
+        )
         listener = socket.create_server((ip, INBOUND_HBONE), backlog=64)
         pod.acceptors.append(Acceptor(self.loop, listener, lambda sock, peer: self.inbound.accept(pod, sock, peer), lambda: None))
         self.node.pods[pod.uid] = pod

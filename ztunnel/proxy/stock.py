@@ -1,12 +1,14 @@
 """Ready-made sockets of pods' network namespaces: marked, transparent, waiting to be connected.
 
 The supervisor makes them in batches, because entering a namespace and setting a mark need privileges that a worker does not have.
-The stock asks for more before it is empty, doubling the batch while demand outruns it; a connection that finds nothing waits for
-the next batch, within its own deadline.
+The stock asks for more before it is empty, doubling the batch while demand outruns it or one lasts for a moment only: the supervisor
+wakes up for each, and takes its time on the processor from the connections that are served. One that finds nothing waits for the next
+batch, within its own deadline.
 """
 
 from __future__ import annotations
 
+import math
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -16,14 +18,18 @@ Taker = Callable[[socket.socket | None], None]
 
 _FIRST_BATCH = 16
 _MAX_BATCH = 128
+_MOMENT_SECONDS = 0.05
+"""As long as news wait to travel together (`ztunnel.worker`): the supervisor is woken this often as it is."""
 
 
 class SocketStock:
     """The sockets of one pod and one address family. `need(count)` asks the supervisor; `receive` brings what it made."""
 
-    def __init__(self, need: Callable[[int], None], max_waiting: int) -> None:
+    def __init__(self, need: Callable[[int], None], max_waiting: int, clock: Callable[[], float]) -> None:
         self._need = need
         self._max_waiting = max_waiting
+        self._clock = clock
+        self._asked_at = -math.inf
         self._sockets: deque[socket.socket] = deque()
         self._waiting: deque[Taker] = deque()
         self._batch = _FIRST_BATCH
@@ -93,5 +99,8 @@ class SocketStock:
 
     def _ask(self) -> None:
         if not self._asked:
-            self._asked = True
+            now = self._clock()
+            if now - self._asked_at < _MOMENT_SECONDS:
+                self._batch = min(self._batch * 2, _MAX_BATCH)
+            self._asked, self._asked_at = True, now
             self._need(self._batch)

@@ -13,7 +13,14 @@ class Shelf:
     def __init__(self, max_waiting: int = 10) -> None:
         self.asked: list[int] = []
         self.taken: list[socket.socket | None] = []
-        self.stock = SocketStock(self.asked.append, max_waiting)
+        self.now = 0.0
+        """Each look at it is a second later, unless a test makes it less."""
+        self.step = 1.0
+        self.stock = SocketStock(self.asked.append, max_waiting, self._clock)
+
+    def _clock(self) -> float:
+        self.now += self.step
+        return self.now
 
     def take(self) -> bool:
         return self.stock.take(self.taken.append)
@@ -47,6 +54,20 @@ def test_demand_that_outruns_it_doubles_the_batch() -> None:
         shelf.take()
     shelf.deliver(1)
     assert shelf.asked == [16, 64]
+    shelf.close()
+
+
+def test_batches_that_last_for_a_moment_double_up_to_a_bound() -> None:
+    shelf = Shelf()
+    shelf.step = 0.01
+    shelf.take()
+    for _ in range(6):
+        shelf.deliver(shelf.asked[-1])
+        asked = len(shelf.asked)
+        while len(shelf.asked) == asked:
+            shelf.take()
+    assert None not in shelf.taken
+    assert shelf.asked == [16, 32, 64, 128, 128, 128, 128]
     shelf.close()
 
 
