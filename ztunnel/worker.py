@@ -72,6 +72,8 @@ _TELL_SECONDS = 0.05
 _MAX_UNSENT = 1 << 24
 """Bytes that wait for a supervisor that does not read; beyond, flow records are dropped and counted."""
 _MAX_WAITING_FOR_SOCKETS = 4096
+_YOUNG_OBJECTS = 20_000
+"""New objects before the collector looks at them: connections are counted out by themselves, and each look is a pause for all of them."""
 
 
 class Worker:
@@ -450,8 +452,19 @@ def main() -> None:
     # Behind it: a change of user clears the parent-death signal.
     _die_with(arguments.parent)
     log.info("worker confined", extra=logs.fields(user=confinement.user, missing=", ".join(confinement.missing) or None))
-    gc.freeze()
+    _settle_memory()
     serve(socket.socket(fileno=arguments.channel_fd))
+
+
+def _settle_memory() -> None:
+    """What is there now stays: the collector need not look at it again, and what starting has left over goes back to the kernel."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_YOUNG_OBJECTS, 20, 100)
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except AttributeError:
+        pass  # not glibc
 
 
 def _die_with(parent: int) -> None:

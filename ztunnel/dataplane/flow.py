@@ -17,6 +17,8 @@ from ztunnel.mesh.errors import Flag
 class Direction(Enum):
     """From the pod's view."""
 
+    __hash__ = object.__hash__  # Enum's own is Python code, and this one is a key for every connection
+
     OUTBOUND = "outbound"
     INBOUND = "inbound"
 

@@ -9,9 +9,7 @@ mux) is still added. Where the kernel seals, the same frames go out as they are,
 from __future__ import annotations
 
 import socket
-from collections import deque
 from collections.abc import Callable
-from itertools import islice
 from typing import Protocol
 
 from ztunnel.dataplane.buffers import CHUNK_FRAMED, Scratch
@@ -42,7 +40,7 @@ class Outlet:
         self._on_lost = on_lost
         self._sock: Sender | None = None
         self._kernel: KernelTls | None = None
-        self._backlog: deque[memoryview] = deque()
+        self._backlog: list[memoryview] = []
         self.records: Records | None = None
         """Set once the handshake is done; frames can be sealed from then on. None again when the kernel seals them."""
         self.is_blocked = False
@@ -111,7 +109,7 @@ class Outlet:
         backlog = self._backlog
         while backlog and self._sock is not None:
             try:
-                sent = self._sock.sendmsg(list(islice(backlog, _VECTORS)), (), _FLAGS)
+                sent = self._sock.sendmsg(backlog[:_VECTORS], (), _FLAGS)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -124,7 +122,7 @@ class Outlet:
                     backlog[0] = first[sent:]
                     break
                 sent -= len(first)
-                backlog.popleft()
+                del backlog[0]
         self.is_blocked = False
 
     def _end_in_kernel(self, kernel: KernelTls, error: RecordError | None) -> None:

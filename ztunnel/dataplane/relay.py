@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections import deque
 from collections.abc import Callable
-from itertools import islice
 from typing import Protocol
 
 from ztunnel.dataplane.buffers import SMALL, Scratch
@@ -113,7 +111,7 @@ class StreamRelay:
         self._sock: socket.socket | None = None
         self._answered = answered
         self._optimistic = optimistic
-        self._backlog: deque[bytearray] = deque()
+        self._backlog: list[bytearray] = []
         self._waiting = 0
         """Bytes in it."""
         self._app_ended = False
@@ -317,7 +315,7 @@ class StreamRelay:
         backlog = self._backlog
         while backlog:
             try:
-                sent = self._sock.sendmsg(list(islice(backlog, _VECTORS)), (), _FLAGS)
+                sent = self._sock.sendmsg(backlog[:_VECTORS], (), _FLAGS)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -332,7 +330,7 @@ class StreamRelay:
                     del first[:sent]
                     break
                 sent -= len(first)
-                backlog.popleft()
+                del backlog[0]
         self._tunnel.mark_dirty()
         if self._remote_ended:
             self._shut_app()

@@ -8,10 +8,10 @@ Source: RFC 9113 §5.1.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, IntEnum
 
 
-class State(Enum):
+class State(IntEnum):
     """`RESET` is closed by our RST_STREAM and still remembered: the peer's frames may have been on their way."""
 
     IDLE = 0
@@ -22,7 +22,7 @@ class State(Enum):
     CLOSED = 5
 
 
-class Input(Enum):
+class Input(IntEnum):
     """Frames, and END_STREAM as an input of its own that follows the frame which carries it."""
 
     HEADERS = 0

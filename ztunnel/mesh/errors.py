@@ -17,6 +17,8 @@ _Error = TypeVar("_Error", bound=BaseException)
 class Flag(Enum):
     """Closed set of `response_flags` values in metrics and logs. Source: Istio ztunnel's ResponseFlags."""
 
+    __hash__ = object.__hash__  # Enum's own is Python code, and this one is a key for every connection
+
     NONE = "-"
     DENY = "DENY"
     CONNECT = "CONNECT"
