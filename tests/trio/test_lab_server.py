@@ -44,6 +44,9 @@ class Api:
     async def answer(self, _request: object) -> str:
         return "well"
 
+    def node_of(self, _namespace: str, _name: str) -> str:
+        return ""
+
 
 @asynccontextmanager
 async def serving(path: Path) -> AsyncIterator[Callable[[], socket.socket]]:
