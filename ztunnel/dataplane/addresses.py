@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import socket
 import struct
+from typing import Final
 
-SO_ORIGINAL_DST = 80
+SO_ORIGINAL_DST: Final = 80
 """The same number for IPv4 (SOL_IP) and IPv6 (IPPROTO_IPV6); the socket module has no name for it."""
 
-_IPV4_ENTRY = struct.Struct("!HH4s8x")
-_IPV6_PORT = struct.Struct("!H")
-_MAPPED = "::ffff:"
+_IPV4_ENTRY: Final = struct.Struct("!HH4s8x")
+_IPV6_PORT: Final = struct.Struct("!H")
+_MAPPED: Final = "::ffff:"
 
 Address = tuple[str, int]
 

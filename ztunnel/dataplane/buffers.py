@@ -6,26 +6,28 @@ Source: 512 KiB against 64 KiB was worth a third of the bulk throughput (buffer 
 
 from __future__ import annotations
 
+from typing import Final
+
 from ztunnel.hbone.records import MAX_RECORD, sealed_size
 
-FRAME_HEADER = 9
-RECORD_PLAIN = 16384
-CHUNK_FRAMED = 32 * RECORD_PLAIN
+FRAME_HEADER: Final = 9
+RECORD_PLAIN: Final = 16384
+CHUNK_FRAMED: Final = 32 * RECORD_PLAIN
 """One read from the application and its frame header: a whole number of full records."""
-CHUNK = CHUNK_FRAMED - FRAME_HEADER
-SHORT_FRAMED = 8 * RECORD_PLAIN
+CHUNK: Final = CHUNK_FRAMED - FRAME_HEADER
+SHORT_FRAMED: Final = 8 * RECORD_PLAIN
 """The same while somebody who waits for answers shares the worker: a fifth of a millisecond instead of almost one."""
-SMALL = 4096
+SMALL: Final = 4096
 """Reads below this are collected and leave together at the end of the loop's round; larger ones are sealed where they lie."""
-SMALLEST_MAX_FRAME = 16384
+SMALLEST_MAX_FRAME: Final = 16384
 """Every HTTP/2 peer takes frames of this size (RFC 9113 §4.2); most take no larger ones."""
 
-_SLOT = SMALLEST_MAX_FRAME + FRAME_HEADER
-_SLOTS = CHUNK_FRAMED // _SLOT
+_SLOT: Final = SMALLEST_MAX_FRAME + FRAME_HEADER
+_SLOTS: Final = CHUNK_FRAMED // _SLOT
 
-MAX_WAITING = 512 << 20
+MAX_WAITING: Final = 512 << 20
 """Bytes that may wait in a worker for applications that do not take them. Each tunnel may leave 16 MiB, and tunnels may be many."""
-SPARED = 64 << 10
+SPARED: Final = 64 << 10
 """A connection with no more than this waiting is not ended for the sake of all."""
 
 

@@ -17,25 +17,25 @@ import math
 import select
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
-READABLE = select.EPOLLIN
-WRITABLE = select.EPOLLOUT
-HANGUP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-_BOTH = READABLE | WRITABLE | select.EPOLLRDHUP | select.EPOLLET
-_ACCEPT = READABLE | select.EPOLLEXCLUSIVE
+READABLE: Final = select.EPOLLIN
+WRITABLE: Final = select.EPOLLOUT
+HANGUP: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+_BOTH: Final = READABLE | WRITABLE | select.EPOLLRDHUP | select.EPOLLET
+_ACCEPT: Final = READABLE | select.EPOLLEXCLUSIVE
 """Several workers share a listener: one of them is woken for a connection, not all. Not edge-triggered: whoever takes one connection
 only need not find out at the price of a system call that there is no other."""
 
-MAX_EVENTS = 256
+MAX_EVENTS: Final = 256
 """Events taken from the kernel per round: enough to batch, few enough that timers stay punctual."""
 
-_TURNS_SECONDS = 0.0001
+_TURNS_SECONDS: Final = 0.0001
 """After this the kernel is asked again before the next turn: longer than many small turns together, shorter than one of a bulk transfer."""
-_SHARED_SECONDS = 0.02
+_SHARED_SECONDS: Final = 0.02
 """So long after a small message a worker counts as shared: bulk transfers take shorter turns meanwhile."""
 
-_CROWDED = 1024
+_CROWDED: Final = 1024
 """Most timers are deadlines that are met, and cancelled long before they are due: they must not pile up until then."""
 
 log = logging.getLogger(__name__)

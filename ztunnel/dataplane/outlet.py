@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from ztunnel.dataplane.buffers import CHUNK_FRAMED, Scratch
 from ztunnel.dataplane.kernel_tls import KernelTls
 from ztunnel.hbone.records import RecordError, Records
 
-_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-_VECTORS = 64
+_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+_VECTORS: Final = 64
 
 
 class Sender(Protocol):

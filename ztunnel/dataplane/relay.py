@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from ztunnel.dataplane.buffers import SMALL, Scratch
 from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop
@@ -19,13 +19,13 @@ from ztunnel.dataplane.sockets import Farewell, finish, reset
 from ztunnel.hbone.mux import Mux
 from ztunnel.mesh.errors import LocalError, MeshError, UpstreamError, UpstreamRefused
 
-_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-_VECTORS = 64
-_BLOCK = 65536
+_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+_VECTORS: Final = 64
+_BLOCK: Final = 65536
 """Bytes that wait are collected in blocks of this size: kept as they came, a peer's one-byte frames would cost hundreds each."""
-CONNECT_ERROR = 0xA
+CONNECT_ERROR: Final = 0xA
 """HTTP/2 error code for a TCP connection that failed (RFC 9113 §8.5)."""
-_CANCEL = 0x8
+_CANCEL: Final = 0x8
 
 
 class TooMuchWaiting(LocalError):

@@ -8,24 +8,25 @@ import os
 import socket
 import struct
 from collections.abc import Callable
+from typing import Final
 
 from ztunnel.dataplane.addresses import Address, canonical
 from ztunnel.dataplane.kernel_tls import CONTROL_SPACE, REFUSALS
 from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop, Timer
 
-ACCEPTS_PER_ROUND = 64
+ACCEPTS_PER_ROUND: Final = 64
 """A burst of new connections takes turns with the live ones."""
-_BURST_SECONDS = 0.0003
-_PAUSE_SECONDS = 0.1
+_BURST_SECONDS: Final = 0.0003
+_PAUSE_SECONDS: Final = 0.1
 """How long accepting rests when descriptors or memory are short: the backlog holds, and nothing spins."""
-_SHORTAGE = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EINVAL}
+_SHORTAGE: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EINVAL}
 """EINVAL: somebody has shut the listener down, and it stays readable until the supervisor lets it listen again."""
-_FAREWELL_SECONDS = 2.0
-_DISCARD = 65536
-_ENDINGS = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT, *REFUSALS})
+_FAREWELL_SECONDS: Final = 2.0
+_DISCARD: Final = 65536
+_ENDINGS: Final = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT, *REFUSALS})
 """How a read ends on a connection that is over."""
-_LINGER_RESET = struct.pack("ii", 1, 0)
-_LINGER_OFF = struct.pack("ii", 0, 0)
+_LINGER_RESET: Final = struct.pack("ii", 1, 0)
+_LINGER_OFF: Final = struct.pack("ii", 0, 0)
 
 
 def reset(sock: socket.socket) -> None:

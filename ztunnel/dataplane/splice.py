@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from typing import Final
 
 from ztunnel.dataplane.buffers import Scratch
 from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop
@@ -15,7 +16,7 @@ from ztunnel.dataplane.relay import AppReset, RelayOwner, TooMuchWaiting
 from ztunnel.dataplane.sockets import finish, reset
 from ztunnel.mesh.errors import MeshError, UpstreamError
 
-_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 
 class _SpliceEnd:

@@ -22,7 +22,7 @@ import logging
 import socket
 import time
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Final, Protocol
 
 from ztunnel.dataplane.addresses import Address
 from ztunnel.dataplane.buffers import CHUNK, CHUNK_FRAMED, FRAME_HEADER, SHORT_FRAMED, SMALL, SMALLEST_MAX_FRAME, Scratch, slot_offset
@@ -53,13 +53,13 @@ from ztunnel.mesh.identity import SpiffeId
 
 log = logging.getLogger(__name__)
 
-_NO_ERROR = 0
-_PARTING = b"parting\0"
+_NO_ERROR: Final = 0
+_PARTING: Final = b"parting\0"
 """What the PING says that follows the first GOAWAY."""
-_PARTING_SECONDS = 1.0
+_PARTING_SECONDS: Final = 1.0
 """How long its answer may take."""
-_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-_SHORT = SHORT_FRAMED - FRAME_HEADER
+_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+_SHORT: Final = SHORT_FRAMED - FRAME_HEADER
 
 
 class TunnelLost(UpstreamError):

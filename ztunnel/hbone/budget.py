@@ -8,15 +8,16 @@ Source: CVE-2019-9511…9518, CVE-2023-44487 (rapid reset), CVE-2025-8671 (reset
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Final
 
 from ztunnel.hbone.frames import Code, MuxError
 
 BudgetState = tuple[tuple[int, ...], float, int]
 """The counters, the end of their second, and what our DATA has earned."""
-_UPDATE_PRICE = 4096
+_UPDATE_PRICE: Final = 4096
 """What a WINDOW_UPDATE takes from what our DATA has earned: two per frame and one per 4 KiB are free."""
-FRAME_EARNS = 2 * _UPDATE_PRICE
-_MOST_EARNED = 64 << 20
+FRAME_EARNS: Final = 2 * _UPDATE_PRICE
+_MOST_EARNED: Final = 64 << 20
 
 
 class Cost(IntEnum):

@@ -13,31 +13,34 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Final
 
 from ztunnel.hbone.events import Headers
 from ztunnel.mesh.addresses import canonical
 from ztunnel.mesh.errors import BadConnect
 
-_LONGEST_AUTHORITY = 255
-_LONGEST_HOST = 253
-_LONGEST_VALUE = 256
+_LONGEST_AUTHORITY: Final = 255
+_LONGEST_HOST: Final = 253
+_LONGEST_VALUE: Final = 256
 """Bytes of one baggage value: longer than every Kubernetes name (253). Longer ones are left out."""
-_LONGEST_HEADER = 8192
+_LONGEST_HEADER: Final = 8192
 """Bytes of baggage or forwarded that are read at all, all instances together."""
-_REMEMBERED = 256
+_REMEMBERED: Final = 256
 """Baggage texts that are remembered, both ways: one per workload that talks much, its connections differ only in their trace."""
-_REMEMBERED_BYTES = 512
-_PORT = re.compile(r"[1-9][0-9]{0,4}")
-_IPV4 = re.compile(r"(?:(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])(?:\.(?!$)|$)){4}")
+_REMEMBERED_BYTES: Final = 512
+_PORT: Final = re.compile(r"[1-9][0-9]{0,4}")
+_IPV4: Final = re.compile(r"(?:(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])(?:\.(?!$)|$)){4}")
 """An address in its only spelling, so that it needs no parsing."""
-_HOSTNAME = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*(?=[a-z0-9_-]*[a-z_-])[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
+_HOSTNAME: Final = re.compile(
+    r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*(?=[a-z0-9_-]*[a-z_-])[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+)
 """Labels of letters, digits, hyphens and underscores. The last is not a number, or a broken IPv4 address would be a host name."""
-_TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
-_CARRIED = re.compile(r"[\x20-\x2b\x2d-\x3c\x3e-\x7e]+")
+_TRACEPARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
+_CARRIED: Final = re.compile(r"[\x20-\x2b\x2d-\x3c\x3e-\x7e]+")
 """What a baggage value may consist of: visible ASCII and space, without the comma and the equals sign that end it."""
-_VISIBLE = re.compile(rb"[\t\x20-\x7e]*")
-_FOR = re.compile(r'for="?([^"]*)"?')
-_WORKLOAD_TYPES = ("deployment", "cronjob", "pod", "job")
+_VISIBLE: Final = re.compile(rb"[\t\x20-\x7e]*")
+_FOR: Final = re.compile(r'for="?([^"]*)"?')
+_WORKLOAD_TYPES: Final = ("deployment", "cronjob", "pod", "job")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,7 @@ _FIELD_OF_KEY = {
     "cloud.region": "region",
     "cloud.availability_zone": "zone",
 }
-_TYPE_OF_KEY = {f"k8s.{kind}.name": kind for kind in _WORKLOAD_TYPES}
+_TYPE_OF_KEY: Final = {f"k8s.{kind}.name": kind for kind in _WORKLOAD_TYPES}
 
 
 @lru_cache(maxsize=4096)

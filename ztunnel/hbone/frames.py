@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from enum import IntEnum
 from struct import Struct
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from ztunnel.mesh.errors import Flag, PeerError
 
-HEADER = Struct(">IBI")
+HEADER: Final = Struct(">IBI")
 """A frame's first nine bytes as (length << 8 | type, flags, stream)."""
-HEADER_BYTES = 9
-STREAM_MASK = 0x7FFFFFFF
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-MAX_WINDOW = 2**31 - 1
-DEFAULT_WINDOW = 65_535
-DEFAULT_MAX_FRAME = 16_384
-LARGEST_MAX_FRAME = 2**24 - 1
-CONTROL_BYTES = 16_384
+HEADER_BYTES: Final = 9
+STREAM_MASK: Final = 0x7FFFFFFF
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+MAX_WINDOW: Final = 2**31 - 1
+DEFAULT_WINDOW: Final = 65_535
+DEFAULT_MAX_FRAME: Final = 16_384
+LARGEST_MAX_FRAME: Final = 2**24 - 1
+CONTROL_BYTES: Final = 16_384
 """Longest payload of SETTINGS or GOAWAY that is accepted. Other frames have a fixed size, the header block bound, or are not kept."""
 
 
@@ -40,11 +40,11 @@ class Kind(IntEnum):
     CONTINUATION = 9
 
 
-END_STREAM = 0x1
-ACK = 0x1
-END_HEADERS = 0x4
-PADDED = 0x8
-PRIORITY_FLAG = 0x20
+END_STREAM: Final = 0x1
+ACK: Final = 0x1
+END_HEADERS: Final = 0x4
+PADDED: Final = 0x8
+PRIORITY_FLAG: Final = 0x20
 
 
 class Code(IntEnum):
@@ -90,8 +90,8 @@ class MuxError(PeerError):
 
 
 _FIXED: dict[int, int] = {Kind.PRIORITY: 5, Kind.RST_STREAM: 4, Kind.PING: 8, Kind.WINDOW_UPDATE: 4}
-_ON_A_STREAM = frozenset({Kind.DATA, Kind.HEADERS, Kind.PRIORITY, Kind.RST_STREAM, Kind.CONTINUATION})
-_ON_THE_CONNECTION = frozenset({Kind.SETTINGS, Kind.PING, Kind.GOAWAY})
+_ON_A_STREAM: Final = frozenset({Kind.DATA, Kind.HEADERS, Kind.PRIORITY, Kind.RST_STREAM, Kind.CONTINUATION})
+_ON_THE_CONNECTION: Final = frozenset({Kind.SETTINGS, Kind.PING, Kind.GOAWAY})
 
 
 def needed(kind: int, flags: int, length: int, stream: int, limits: tuple[int, int]) -> int:
@@ -194,4 +194,4 @@ def parse_settings(payload: bytes, from_server: bool) -> dict[int, int]:
     return values
 
 
-_KNOWN_SETTINGS = frozenset(int(setting) for setting in Setting)
+_KNOWN_SETTINGS: Final = frozenset(int(setting) for setting in Setting)

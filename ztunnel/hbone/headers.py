@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Final
 
 from hpack import Decoder, HPACKDecodingError, OversizedHeaderListError
 from hpack.hpack import encode_integer
@@ -20,20 +21,20 @@ from ztunnel.hbone import frames
 from ztunnel.hbone.events import Headers
 from ztunnel.hbone.frames import Code, MuxError
 
-_REMEMBERED_BLOCKS = 64
-_REMEMBERED_BYTES = 512
+_REMEMBERED_BLOCKS: Final = 64
+_REMEMBERED_BYTES: Final = 512
 """Longest block worth remembering: a response's. Requests never repeat, each has its own trace id."""
-_VARYING = 2
+_VARYING: Final = 2
 """Fields at the end of a CONNECT that differ from one to the next: `forwarded` and `traceparent`."""
-_REPEATED = frozenset({b":authority", b"baggage"})
+_REPEATED: Final = frozenset({b":authority", b"baggage"})
 """Fields whose encoding is remembered: the same few values in thousands of requests."""
-_TABLE_SIZE_ZERO = b"\x20"
+_TABLE_SIZE_ZERO: Final = b"\x20"
 """Dynamic table size update to 0: allowed before any block, required after a peer has shrunk its table. RFC 7541 §4.2."""
-_FIELD_OVERHEAD = 32
+_FIELD_OVERHEAD: Final = 32
 """What a field counts for beyond its bytes. RFC 9113 §6.5.2."""
-_STATIC = HeaderTable.STATIC_TABLE
-_PREFIX = {name: bytes(encode_integer(index, 4)) for name, (index, _) in HeaderTable.STATIC_TABLE_MAPPING.items()}
-_EXACT = {(name, value): bytes((0x80 | index,)) for index, (name, value) in enumerate(_STATIC, 1)}
+_STATIC: Final = HeaderTable.STATIC_TABLE
+_PREFIX: Final = {name: bytes(encode_integer(index, 4)) for name, (index, _) in HeaderTable.STATIC_TABLE_MAPPING.items()}
+_EXACT: Final = {(name, value): bytes((0x80 | index,)) for index, (name, value) in enumerate(_STATIC, 1)}
 
 CodecState = tuple[bool, bool, int, tuple[tuple[bytes, bytes], ...]]
 """Our table update sent; our SETTINGS acknowledged; the peer's table size; its entries, oldest first."""

@@ -7,17 +7,18 @@ Source: RFC 9113 §8.1 to §8.5; RFC 9110 §5.6.2 (token).
 from __future__ import annotations
 
 import re
+from typing import Final
 
 from ztunnel.hbone.events import Headers
 
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
-_USUAL = frozenset({b"baggage", b"forwarded", b"traceparent"})
+_TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
+_USUAL: Final = frozenset({b"baggage", b"forwarded", b"traceparent"})
 """Names that need no looking at: every CONNECT has them."""
-_STATUS = re.compile(rb"[1-9][0-9][0-9]")
-_OF_REQUESTS = frozenset({b":method", b":scheme", b":authority", b":path"})
-_OF_RESPONSES = frozenset({b":status"})
+_STATUS: Final = re.compile(rb"[1-9][0-9][0-9]")
+_OF_REQUESTS: Final = frozenset({b":method", b":scheme", b":authority", b":path"})
+_OF_RESPONSES: Final = frozenset({b":status"})
 _OF_TRAILERS: frozenset[bytes] = frozenset()
-_CONNECTION_SPECIFIC = frozenset({b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"})
+_CONNECTION_SPECIFIC: Final = frozenset({b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"})
 
 
 class MalformedError(ValueError):

@@ -10,6 +10,7 @@ Source: RFC 9113; Istio ztunnel `proxy/h2` for the parameters.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from ztunnel.hbone import frames
 from ztunnel.hbone.budget import FRAME_EARNS, Budget, Cost
@@ -34,8 +35,8 @@ from ztunnel.hbone.receiver import Receiver
 from ztunnel.hbone.streams import RECEIVED, SENT, Input, State, Stream, StreamTable
 
 _pack = frames.HEADER.pack_into
-_GRACEFUL = frozenset({Code.NO_ERROR, Code.CANCEL})
-_DEBUG_BYTES = 256
+_GRACEFUL: Final = frozenset({Code.NO_ERROR, Code.CANCEL})
+_DEBUG_BYTES: Final = 256
 
 
 class Mux:

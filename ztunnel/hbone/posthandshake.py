@@ -9,15 +9,17 @@ Source: RFC 8446 §4.6, §5.1, §6.
 
 from __future__ import annotations
 
+from typing import Final
+
 from ztunnel.hbone.records import Alert, AlertReceived, ContentType, RecordError
 
-MAX_MESSAGE = 1 << 16
+MAX_MESSAGE: Final = 1 << 16
 """Bytes of one post-handshake message. Tickets that hold a client certificate take one to three KiB."""
-IDLE_COST = 1024
+IDLE_COST: Final = 1024
 """Bytes of application data that pay for one record that brings none (empty, KeyUpdate, ticket, user_canceled)."""
-IDLE_ALLOWANCE = 128 * IDLE_COST
+IDLE_ALLOWANCE: Final = 128 * IDLE_COST
 """What a peer may have saved up: 128 such records in a row, far above the few tickets and KeyUpdates that real peers send."""
-KEY_UPDATE = bytes((24, 0, 0, 1, 0))
+KEY_UPDATE: Final = bytes((24, 0, 0, 1, 0))
 """Ours says update_not_requested: the peer's own limits are its own business, and two sides that ask each other never stop."""
 
 _NEW_SESSION_TICKET, _KEY_UPDATE = 4, 24

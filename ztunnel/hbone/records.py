@@ -12,20 +12,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import ClassVar, Protocol
+from typing import ClassVar, Final, Protocol
 
 from ztunnel.mesh.errors import Flag, LocalError, PeerError
 
-MAX_FRAGMENT = 16384
+MAX_FRAGMENT: Final = 16384
 """Bytes of plaintext in one record (2^14)."""
-HEADER_SIZE = 5
-TAG_SIZE = 16
-OVERHEAD = HEADER_SIZE + 1 + TAG_SIZE
+HEADER_SIZE: Final = 5
+TAG_SIZE: Final = 16
+OVERHEAD: Final = HEADER_SIZE + 1 + TAG_SIZE
 """What one record of ours adds to its plaintext: header, content type, tag. We do not pad."""
-KEY_UPDATE_SIZE = OVERHEAD + 5
-MAX_RECORD = MAX_FRAGMENT + 256 + HEADER_SIZE
+KEY_UPDATE_SIZE: Final = OVERHEAD + 5
+MAX_RECORD: Final = MAX_FRAGMENT + 256 + HEADER_SIZE
 """The longest record that a peer may send, header included; a receive buffer holds at least this."""
-MAX_OPENED = MAX_FRAGMENT + 1
+MAX_OPENED: Final = MAX_FRAGMENT + 1
 """Room in `out` with which `Records.open` always gets on by at least one record."""
 
 

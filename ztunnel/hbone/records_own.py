@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hmac
 from struct import Struct
+from typing import Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -33,20 +34,20 @@ from ztunnel.hbone.records import (
     sealed_size,
 )
 
-REKEY_RECORDS = 1 << 24
+REKEY_RECORDS: Final = 1 << 24
 """Records under one key of ours. AES-GCM is safe for 2^24.5 (RFC 8446 §5.5); the rest is room for the call that crosses the limit."""
 
 _CCS, _ALERT, _HANDSHAKE, _DATA = 20, 21, 22, 23
 """Plain numbers: an IntEnum's members are slower to compare, and these are compared for each record."""
-_VERSION = 0x0303
-_MAX_CIPHERTEXT = MAX_FRAGMENT + 1 + TAG_SIZE
+_VERSION: Final = 0x0303
+_MAX_CIPHERTEXT: Final = MAX_FRAGMENT + 1 + TAG_SIZE
 """RFC 8446 §5.2 lets a record be 2^14 + 256 bytes, §5.4 the plaintext with type and padding 2^14 + 1: with a 16-byte tag the second is
 the stricter, and nothing longer can be honest."""
-_HEADER = Struct(">BHH")
-_FULL_FRAGMENT = _HEADER.pack(_DATA, _VERSION, _MAX_CIPHERTEXT)
-_MAX_SEQUENCE = 1 << 62
+_HEADER: Final = Struct(">BHH")
+_FULL_FRAGMENT: Final = _HEADER.pack(_DATA, _VERSION, _MAX_CIPHERTEXT)
+_MAX_SEQUENCE: Final = 1 << 62
 
-CIPHERS = {"TLS_AES_128_GCM_SHA256": ("sha256", 16, 32), "TLS_AES_256_GCM_SHA384": ("sha384", 32, 48)}
+CIPHERS: Final = {"TLS_AES_128_GCM_SHA256": ("sha256", 16, 32), "TLS_AES_256_GCM_SHA384": ("sha384", 32, 48)}
 """Hash, key size and secret size in bytes."""
 
 

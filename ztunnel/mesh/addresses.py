@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Final
 
 from ztunnel.mesh.rules import Cidr
 
-_LONGEST_TEXT = 64  # "ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255/128" is 49; more is not worth parsing
+_LONGEST_TEXT: Final = 64  # "ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255/128" is 49; more is not worth parsing
 
 
 def _mapped(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:

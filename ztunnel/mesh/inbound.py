@@ -6,7 +6,7 @@ Source: Istio ztunnel `proxy/inbound.rs` (`validate_destination`, `find_inbound_
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from ztunnel.mesh.addresses import canonical
 from ztunnel.mesh.errors import BadConnect
@@ -14,8 +14,8 @@ from ztunnel.mesh.index import Index
 from ztunnel.mesh.ports import ILLEGAL_TARGETS
 from ztunnel.mesh.workloads import Service, Workload
 
-_BAD_REQUEST = 400
-_UNAVAILABLE = 503
+_BAD_REQUEST: Final = 400
+_UNAVAILABLE: Final = 503
 
 
 class HostPort(Protocol):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from ztunnel.mesh.balance import Candidate
 from ztunnel.mesh.delta import Delta
@@ -18,7 +18,7 @@ from ztunnel.mesh.refused import unknown_policy
 from ztunnel.mesh.rules import Policy, Scope
 from ztunnel.mesh.workloads import Protocol, Service, Workload
 
-MAX_MEMOS = 4096
+MAX_MEMOS: Final = 4096
 """Entries in each of the tables of derived answers; a table is emptied when it would exceed this, and fills again on demand."""
 
 _Key = TypeVar("_Key")

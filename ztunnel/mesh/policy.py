@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from ztunnel.mesh.addresses import block_bounds, number
 from ztunnel.mesh.identity import SpiffeId
 from ztunnel.mesh.rules import Action, Cidr, Match, Policy, Rule, ServiceAccountMatch, StringKind, StringMatch
 
-NAMED_POLICIES = 8
+NAMED_POLICIES: Final = 8
 """So many policies that did not match are named in a denial's text; it is written for each connection."""
 
 
@@ -188,7 +188,7 @@ class PolicySet:
         return self._otherwise
 
 
-_OPEN = Verdict(True, None, VerdictReason.NO_ALLOW_POLICY, "no policy denies it and no ALLOW policy applies")
+_OPEN: Final = Verdict(True, None, VerdictReason.NO_ALLOW_POLICY, "no policy denies it and no ALLOW policy applies")
 
 
 def decide(policies: Iterable[Policy], connection: Connection) -> Verdict:

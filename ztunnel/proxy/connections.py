@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Final
 
 from ztunnel.dataplane.addresses import Address, text
 from ztunnel.dataplane.flow import ConnectionState, Direction, FlowPath, FlowRecord
@@ -20,10 +21,10 @@ from ztunnel.dataplane.splice import Splice
 from ztunnel.mesh.errors import Flag, MeshError
 from ztunnel.mesh.identity import SpiffeId
 
-_TIMES_WHAT_IS_LEFT = 2
-_TOLD_AT_ONCE = 64
+_TIMES_WHAT_IS_LEFT: Final = 2
+_TOLD_AT_ONCE: Final = 64
 """Connections whose progress is told in one go, about a millisecond's work: of ten thousand, nobody's bytes wait for all."""
-_PAUSE_SECONDS = 0.001
+_PAUSE_SECONDS: Final = 0.001
 
 
 @dataclass(slots=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 from collections import Counter
 from dataclasses import replace
+from typing import Final
 
 from ztunnel.dataplane.addresses import Address
 from ztunnel.dataplane.addresses import canonical as canonical_address
@@ -32,8 +33,8 @@ from ztunnel.proxy.connections import Connection, Facts
 from ztunnel.proxy.labels import baggage_of
 from ztunnel.proxy.pods import Node, NoIdentity, Pod, dial
 
-_UNAUTHORIZED = 401
-_UNAVAILABLE = 503
+_UNAUTHORIZED: Final = 401
+_UNAVAILABLE: Final = 503
 
 
 class Inbound:

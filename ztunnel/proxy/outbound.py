@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import socket
+from typing import Final
 
 from ztunnel.dataplane.addresses import Address, text
 from ztunnel.dataplane.flow import Direction
@@ -22,8 +23,8 @@ from ztunnel.proxy.labels import baggage_of
 from ztunnel.proxy.pods import Node, Pod, dial, redirected
 from ztunnel.proxy.pool import Key, Pool
 
-_TRACE_BYTES = 24
-_TRACES_AT_ONCE = 64
+_TRACE_BYTES: Final = 24
+_TRACES_AT_ONCE: Final = 64
 """Randomness is asked of the kernel for so many connections at once."""
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from ztunnel.dataplane.addresses import Address
 from ztunnel.dataplane.loop import Timer
@@ -22,7 +22,7 @@ from ztunnel.mesh.errors import Flag, LocalError, MeshError, UpstreamRefused, Up
 from ztunnel.mesh.identity import SpiffeId
 from ztunnel.proxy.pods import Node, Pod
 
-_SLACK_SECONDS = 0.5
+_SLACK_SECONDS: Final = 0.5
 
 
 class PolicySuspected(UpstreamTimeout):

@@ -12,13 +12,14 @@ import math
 import socket
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 Taker = Callable[[socket.socket | None], None]
 """Gets a socket, or None when there is none to be had: the pod is gone, or the node is short of descriptors."""
 
-_FIRST_BATCH = 16
-_MAX_BATCH = 128
-_MOMENT_SECONDS = 0.05
+_FIRST_BATCH: Final = 16
+_MAX_BATCH: Final = 128
+_MOMENT_SECONDS: Final = 0.05
 """As long as news wait to travel together (`ztunnel.worker`): the supervisor is woken this often as it is."""
 
 
