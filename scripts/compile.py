@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 DEFAULT = ROOT / "build" / "compiled"
 COMPILED = (
     "hbone/budget", "hbone/connect", "hbone/events", "hbone/exchange", "hbone/frames", "hbone/headers", "hbone/messages", "hbone/mux",
-    "hbone/posthandshake", "hbone/receiver", "hbone/records", "hbone/records_own", "hbone/streams",
+    "hbone/posthandshake", "hbone/receiver", "hbone/records_own", "hbone/streams",
     "dataplane/addresses", "dataplane/buffers", "dataplane/loop", "dataplane/outlet", "dataplane/relay", "dataplane/sockets",
     "dataplane/splice", "dataplane/tunnel",
     "mesh/addresses", "mesh/balance", "mesh/inbound", "mesh/index", "mesh/policy", "mesh/routing",
@@ -58,9 +58,7 @@ def compiled(target: Path = DEFAULT) -> Path:
     shutil.copyfile(ROOT / "pyproject.toml", target / "pyproject.toml")
     (target / "build_modules.py").write_text(_BUILD)
     sources = [f"ztunnel/{module}.py" for module in COMPILED]
-    done = subprocess.run(
-        [sys.executable, "build_modules.py", "--", *sources], cwd=target, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "build_modules.py", "--", *sources], cwd=target, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise CompileError(f"mypyc: {(done.stdout + done.stderr)[-4000:]}")
     shutil.rmtree(target / "build")

@@ -9,7 +9,6 @@ Source: RFC 9113 §4.1, §5.2, §6.1, §6.9.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ztunnel.hbone import frames
 from ztunnel.hbone.budget import Cost
@@ -17,29 +16,13 @@ from ztunnel.hbone.events import DataReceived
 from ztunnel.hbone.exchange import Exchange
 from ztunnel.hbone.frames import HEADER_BYTES, PREFACE, STREAM_MASK, Code, Kind, MuxError
 from ztunnel.hbone.headers import HeaderBlock
+from ztunnel.hbone.muxstate import ReceiverState
 from ztunnel.hbone.streams import Input, Stream
 
 _unpack = frames.HEADER.unpack_from
 
 Control = Callable[[int, int, int, bytes], None]
 """What takes a whole frame that is not DATA: type (one that RFC 9113 defines), flags, stream, payload."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReceiverState:
-    """Where reading stopped, and the receive windows of the connection; those of streams are with the streams."""
-
-    greeted: bool
-    acknowledged: bool
-    window: int
-    credit: int
-    preface: int
-    kept: bytes
-    left: int
-    skip: int
-    ends: bool
-    current: int
-    """The stream of the current DATA frame; 0 when its bytes are dropped."""
 
 
 class Receiver:

@@ -7,8 +7,9 @@ Source: RFC 9113 §5.1.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum, IntEnum
+
+from ztunnel.hbone.muxstate import StreamState, TableState
 
 
 class State(IntEnum):
@@ -141,30 +142,6 @@ class Stream:
         self.state = state
         self.reading = state in (State.OPEN, State.LOCAL_ENDED) and (self.answered or not client)
         self.writing = state in (State.OPEN, State.REMOTE_ENDED) and (self.answered or client)
-
-
-@dataclass(frozen=True, slots=True)
-class StreamState:
-    """One live stream as data; the fields are those of `Stream`, `state` is the number of its `State`."""
-
-    number: int
-    state: int
-    answered: bool
-    receive_window: int
-    send_window: int
-    credit: int
-    starved: bool
-
-
-@dataclass(frozen=True, slots=True)
-class TableState:
-    """All streams of a connection as data."""
-
-    live: tuple[StreamState, ...]
-    resets: tuple[int, ...]
-    """Streams that we have reset, oldest first."""
-    next: int
-    last: int
 
 
 class StreamTable:
