@@ -86,7 +86,7 @@ class Side:
         near, far = tcp_pair()
         self.apps.append(far)
         tunnel.mux.respond(request.stream, 200)
-        tunnel.mark_dirty()
+        tunnel.answer(request.stream)
         relay.attach(near)
 
     def tunnel_idle(self, tunnel: Tunnel) -> None:

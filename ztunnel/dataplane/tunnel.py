@@ -56,6 +56,8 @@ log = logging.getLogger(__name__)
 _NO_ERROR: Final = 0
 _PARTING: Final = b"parting\0"
 """What the PING says that follows the first GOAWAY."""
+_ANSWER_SECONDS: Final = 0.005
+"""How long an answer that nobody waits for may wait for company."""
 _PARTING_SECONDS: Final = 1.0
 """How long its answer may take."""
 _FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
@@ -148,6 +150,9 @@ class Tunnel:
         self._timer: Timer | None = None
         self._parting: Timer | None = None
         self._parted = False
+        self._taking = False
+        self._answers: list[int] = []
+        self._answer_due: Timer | None = None
 
     # Life
 
@@ -262,6 +267,30 @@ class Tunnel:
         if not self._dirty:
             self._dirty = True
             self.loop.flush_later(self)
+
+    def answer(self, stream: int) -> None:
+        """A request has been answered with 200. Whoever sent data behind it does not wait for that: it may travel with what comes next.
+
+        Called while what came is dealt with (then the data may be behind the request still), or later.
+        """
+        self._answers.append(stream)
+        if not self._taking:
+            self._send_answers()
+
+    def _send_answers(self) -> None:
+        answers, self._answers = self._answers, []
+        for stream in answers:
+            relay = self.relays.get(stream)
+            if relay is None or not relay.from_stream:
+                self.mark_dirty()
+                return
+        if self._answer_due is None:
+            self._answer_due = self.loop.call_later(_ANSWER_SECONDS, self._answers_waited)
+
+    def _answers_waited(self) -> None:
+        self._answer_due = None
+        if not self.is_dead and self.mux.has_output:
+            self.mark_dirty()
 
     def park(self, relay: StreamRelay) -> None:
         """The relay cannot send now (window or socket full): call it again when that has changed."""
@@ -412,6 +441,7 @@ class Tunnel:
             end = len(rest)
             raw[:end] = rest
         plain = self.scratch.plain
+        self._taking = True
         while start < end and not self.is_dead:
             consumed, produced = records.open(raw, start, end, plain, 0)
             if produced:
@@ -419,10 +449,13 @@ class Tunnel:
             if consumed == start:
                 break
             start = consumed
+        self._taking = False
         if self.is_dead:
             return
         self._partial = bytes(raw[start:end]) if start < end else b""
-        if self.mux.has_output:
+        if self._answers:
+            self._send_answers()
+        elif self.mux.has_output:
             self.mark_dirty()
         if records.peer_closed:
             self._peer_ended()
@@ -462,12 +495,16 @@ class Tunnel:
         self._asked_at = None
         self.bytes_received += count
         if count:
+            self._taking = True
             try:
                 self._dispatch(self.mux.receive(scratch.plain, 0, count, self.loop.now))
             except MeshError as error:
                 self._refuse(error)
                 return
-            if self.mux.has_output and not self.is_dead:
+            self._taking = False
+            if self._answers and not self.is_dead:
+                self._send_answers()
+            elif self.mux.has_output and not self.is_dead:
                 self.mark_dirty()
         if kernel.ended and not self.is_dead:
             self._peer_ended()
@@ -636,7 +673,7 @@ class Tunnel:
             if self.is_dead:
                 return
         self.is_dead = True
-        for timer in (self._timer, self._parting):
+        for timer in (self._timer, self._parting, self._answer_due):
             if timer is not None:
                 timer.cancel()
         self._parting = None

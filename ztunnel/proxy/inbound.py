@@ -136,7 +136,7 @@ class Inbound:
 
         def opened(sock: socket.socket) -> None:
             tunnel.mux.respond(stream, 200, connect.response_headers(baggage_of(workload)))
-            tunnel.mark_dirty()
+            tunnel.answer(stream)
             relay.attach(sock)
 
         def refuse(error: MeshError) -> None:

@@ -58,6 +58,34 @@ def test_bytes_both_ways(make: Callable[..., Wire], own: tuple[bool, bool]) -> N
     assert wire.server.relays[0].to_stream == 3_000_000
 
 
+def test_an_answer_that_nobody_waits_for_travels_with_the_first_bytes(wire: Wire) -> None:
+    near, ends = wire.open()
+    near.send(b"settle who takes early data")
+    wire.run_until(lambda: ends.answered)
+    sent_before = wire.server.tunnel.bytes_sent
+    near, ends = wire.open()
+    near.send(b"question")
+    wire.run_until(lambda: len(wire.server.apps) == 2 and received(wire.server.apps[1]) == b"question")
+    assert (ends.answered, wire.server.tunnel.bytes_sent) == (0, sent_before)
+    wire.server.apps[1].send(b"answer")
+    wire.run_until(lambda: received(near) == b"answer")
+    assert ends.answered == 1
+
+
+def test_an_answer_without_company_is_not_kept_for_long(wire: Wire) -> None:
+    for _ in range(2):
+        near, ends = wire.open()
+        near.send(b"an upload that nobody says anything to")
+        wire.run_until(lambda ends=ends: ends.answered)  # type: ignore[misc]  # mypy does not infer a lambda's default
+    assert wire.server.tunnel._answer_due is None
+
+
+def test_an_answer_that_is_waited_for_goes_at_once(wire: Wire) -> None:
+    _, ends = wire.open(optimistic=False)
+    wire.run_until(lambda: ends.answered)
+    assert wire.server.tunnel._answer_due is None
+
+
 def test_half_close_passes_in_each_direction(wire: Wire) -> None:
     near, ends = wire.open()
     near.send(b"request")
