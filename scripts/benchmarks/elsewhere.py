@@ -8,6 +8,8 @@ from collections.abc import Iterable
 LABEL = "elsewhere"
 """Their `app`."""
 Json = dict[str, object]
+CHANGES_PER_SECOND, OBJECTS_PER_CHANGE, CHANGING_FILES = 20, 50, 5
+"""A thousand changed objects a second."""
 
 
 def listing(items: Iterable[Json]) -> str:
@@ -31,6 +33,17 @@ def pod(number: int, ready: bool = True) -> Json:
             "conditions": [{"type": "Ready", "status": str(ready)}],
         },
     }
+
+
+def change(turn: int) -> tuple[str, str]:
+    """The `turn`-th of many changes: the name of a file of pods and what it says from now on, other than before of each of them.
+
+    The files take turns, because an agent reads a file once two of its looks have found the same: one that is different at each look is
+    never read, and changes nothing.
+    """
+    at, ready = turn % CHANGING_FILES, turn // CHANGING_FILES % 2 == 0
+    pods = range(at * OBJECTS_PER_CHANGE, (at + 1) * OBJECTS_PER_CHANGE)
+    return f"changing-{at}.json", listing(pod(each, ready) for each in pods)
 
 
 def policy(number: int, action: str, app: str) -> Json:

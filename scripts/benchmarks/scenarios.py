@@ -22,11 +22,11 @@ from scripts.benchmarks.ways import APP, AT_ONCE, GIVE_WAY, WEB, YIELDING, Way
 from tests.kit.netns import Pod
 
 IDLE_CONNECTIONS = 1000
-CONFIG_OBJECTS, CONFIG_TURNS_PER_SECOND = 50, 20
-"""A thousand changed objects a second."""
 _GRACE_SECONDS = 40.0
 _HEAD_START_SECONDS = 0.2
 _WARM_UP_SECONDS = 0.3
+_MOST_OF = 0.9
+"""Of the changes that should be made in a time; the rest may be late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,34 +136,49 @@ def _beside_bulk(bench: Bench, way: Way) -> Values:
 
 
 def _beside_config(bench: Bench, way: Way) -> Values:
-    if way.configure is None:
+    """A ping while the manifests change. Changes that were not made, or that the agents have not taken over, are errors: a daemon that
+    had nothing to do says nothing."""
+    if way.configure is None or way.holds is None:
         return {}
-    with _changing(way.configure) as turns:
+    with _changing(way.configure) as made:
         time.sleep(_HEAD_START_SECONDS)
+        while made[0] < elsewhere.CHANGING_FILES:
+            time.sleep(1 / elsewhere.CHANGES_PER_SECOND)
+        began, at = time.monotonic(), made[0]
         values = _ping_at_once(bench, way)
-    return {**values, "config_events": turns[0] * CONFIG_OBJECTS}
+        changes, seconds = made[0] - at, time.monotonic() - began
+        held = way.holds("workloads")
+    wanted = round(_MOST_OF * elsewhere.CHANGES_PER_SECOND * seconds)
+    missed = max(0, wanted - changes) + max(0, elsewhere.CHANGING_FILES * elsewhere.OBJECTS_PER_CHANGE - held)
+    return {
+        **values,
+        "errors": values["errors"] + missed,
+        "config_events": changes * elsewhere.OBJECTS_PER_CHANGE,
+        "config_seconds": seconds,
+    }
 
 
 @contextmanager
 def _changing(configure: Callable[[str, str], None]) -> Iterator[list[int]]:
-    """Rewrites a file of pods on some other node, all of them changed, until the block ends; the list holds the number of times."""
-    name = "churn.json"
-    texts = [elsewhere.listing(elsewhere.pod(each, ready) for each in range(CONFIG_OBJECTS)) for ready in (True, False)]
-    turns, stop = [0], threading.Event()
+    """Changes pods on some other node until the block ends; the list holds the number of changes that were made."""
+    made, stop = [0], threading.Event()
 
-    def change() -> None:
-        while not stop.wait(1 / CONFIG_TURNS_PER_SECOND):
-            configure(name, texts[turns[0] % 2])
-            turns[0] += 1
+    def run() -> None:
+        due = time.monotonic()
+        while not stop.wait(max(0.0, due - time.monotonic())):
+            configure(*elsewhere.change(made[0]))
+            made[0] += 1
+            due += 1 / elsewhere.CHANGES_PER_SECOND
 
-    thread = threading.Thread(target=change)
+    thread = threading.Thread(target=run)
     thread.start()
     try:
-        yield turns
+        yield made
     finally:
         stop.set()
         thread.join()
-        configure(name, "")
+        for each in range(elsewhere.CHANGING_FILES):
+            configure(elsewhere.change(each)[0], "")
 
 
 class Held:

@@ -92,9 +92,9 @@ def test_a_farewell_to_a_peer_that_floods_leaves_the_loop_to_others(turning: Tur
 
         reads = 0
 
-        def recv(self, size: int, flags: int = 0) -> bytes:
+        def recvmsg(self, size: int, space: int = 0, flags: int = 0) -> tuple[bytes, list[tuple[int, int, bytes]], int, None]:
             self.reads += 1
-            return bytes(size) if self.reads < 1000 else b""
+            return bytes(size) if self.reads < 1000 else b"", [], 0, None
 
     near, far = tcp_pair()
     flooded = Endless(fileno=near.detach())
@@ -103,6 +103,7 @@ def test_a_farewell_to_a_peer_that_floods_leaves_the_loop_to_others(turning: Tur
         before = flooded.reads
         turning.loop.run_once(0)
         assert flooded.reads <= before + 2
+    assert flooded.reads >= 10
     turning.until(lambda: flooded.fileno() == -1)
     far.close()
 
