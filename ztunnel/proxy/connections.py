@@ -131,6 +131,8 @@ class Connection:
             self.on_end()
             self.on_end = None
         self._table.ended(self, error)
+        # It knows us, we know it: nobody but the garbage collector would ever free the two.
+        self.relay = None
 
     def path(self) -> FlowPath:
         """What it has in common with others."""

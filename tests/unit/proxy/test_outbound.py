@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 from collections.abc import Callable, Iterator
 
@@ -12,8 +13,10 @@ from tests.kit.builders import deny, principals, service
 from tests.kit.proxies import SETTINGS, LoopbackNode, LoopbackPod
 from tests.kit.wire import received
 from ztunnel.dataplane.flow import Direction
+from ztunnel.dataplane.relay import StreamRelay
 from ztunnel.mesh.delta import Delta
 from ztunnel.mesh.errors import Flag
+from ztunnel.proxy.connections import Connection
 
 
 @pytest.fixture(name="make")
@@ -75,6 +78,28 @@ def test_to_a_pod_of_the_mesh_through_a_tunnel(node: LoopbackNode, client: Loopb
     assert inbound.source_identity == outbound.source_identity == str(client.workload.identity)
     assert (outbound.source_uid, outbound.destination_uid, inbound.destination_uid) == (client.uid, server.uid, server.uid)
     assert from_app.trace == to_app.trace != ""
+
+
+def test_a_connection_that_is_over_needs_no_garbage_collector(node: LoopbackNode, client: LoopbackPod) -> None:
+    server = node.pod("server")
+    listener = node.listen(server)
+
+    def kept() -> list[object]:
+        return [each for each in gc.get_objects() if type(each) in (Connection, StreamRelay)]
+
+    gc.collect()
+    gc.disable()
+    try:
+        near = node.connect(client, (server.ip, 8080))
+        far = exchange(node, near, listener)
+        assert len(kept()) == 4, "a connection and a relay on each side"
+        near.close()
+        far.close()
+        node.run_until(lambda: len(node.ended()) == 2)
+        node.run_for(0.01)
+        assert kept() == []
+    finally:
+        gc.enable()
 
 
 def test_to_a_service_through_one_of_its_pods(node: LoopbackNode, client: LoopbackPod) -> None:
