@@ -97,6 +97,8 @@ class Loop:
         self._small_at = -math.inf
         self.now = clock()
         """Seconds, monotonic, as of the start of this round: the clock of everything in the worker."""
+        self.before = self.now
+        """The same of the round before."""
         self.bugs = 0
         """Callbacks that raised what they should not have; a metric, and zero in a healthy worker."""
 
@@ -179,6 +181,7 @@ class Loop:
     def run_once(self, limit: float | None) -> None:
         """One round, waiting at most `limit` seconds for an event (None: until something happens)."""
         events = self._epoll.poll(self._patience(limit), MAX_EVENTS)
+        self.before = self.now
         self.now = self._clock()
         handlers, forgotten, again = self._handlers, self._forgotten, self._again
         forgotten.clear()

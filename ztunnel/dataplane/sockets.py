@@ -140,8 +140,10 @@ class Acceptor:
     def on_event(self, events: int) -> None:
         if self._closed or self._pause is not None:
             return
-        # A connection alone costs one accept. One that follows at once is a burst, which is taken in one go.
-        for _ in range(ACCEPTS_PER_ROUND if self._loop.now - self._accepted_at < _BURST_SECONDS else 1):
+        # A connection alone costs one accept. One that follows at once is a burst, which is taken in one go. So is one that follows in the
+        # next round, however long rounds are: beside bulk transfers one in each would be few.
+        loop, last = self._loop, self._accepted_at
+        for _ in range(ACCEPTS_PER_ROUND if last == loop.before or loop.now - last < _BURST_SECONDS else 1):
             try:
                 # What `accept` adds in Python (asking each time for the family, the type and the timeout) costs as much as the call.
                 descriptor, peer = self._listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001 - typeshed leaves it out
