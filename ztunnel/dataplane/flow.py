@@ -107,6 +107,6 @@ class TunnelState:
     bytes_received: int
     age_seconds: float
     records: str
-    """own or openssl."""
+    """own, openssl or kernel."""
     state: str
     """connecting, handshake, open, draining."""

@@ -10,7 +10,7 @@ import errno
 import socket
 from typing import Final
 
-from ztunnel.dataplane.buffers import Scratch
+from ztunnel.dataplane.buffers import SMALL, Scratch
 from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop
 from ztunnel.dataplane.relay import AppReset, RelayOwner, TooMuchWaiting
 from ztunnel.dataplane.sockets import finish, reset
@@ -102,6 +102,8 @@ class Splice:
             self.up += count
         else:
             self.down += count
+        if count < SMALL:
+            self._loop.small()
         self._send(sink, scratch.splice_view[:count])
         if not sink.pending and not self._done and (count == len(scratch.splice) or source.hung):
             self._loop.again(source, READABLE)

@@ -146,6 +146,12 @@ def test_a_reset_behind_a_half_close_is_noticed(open_joint: Joint, first: str) -
     assert str(joint.ends.results[0]) == f"{first} side was reset"
 
 
+def test_small_messages_make_a_worker_a_shared_one(open_joint: Joint) -> None:
+    open_joint.near.send(b"a question")
+    open_joint.run_until(lambda: received(open_joint.far) == b"a question")
+    assert open_joint.loop.is_shared
+
+
 @pytest.mark.parametrize("first", ["client", "server"])
 def test_a_slow_reader_stops_its_sender(open_joint: Joint, first: str) -> None:
     joint = open_joint
