@@ -12,7 +12,9 @@ import pytest
 
 from scripts.benchmarks import processes
 
-BUSY = "import time\nwhile time.process_time() < 0.05: pass\nprint('done', flush=True)\nimport sys; sys.stdin.read()"
+DONE = "print('done', flush=True)\nimport sys; sys.stdin.read()"
+BUSY = f"import time\nwhile time.process_time() < 0.05: pass\n{DONE}"
+BURN = "import time\nwhile time.thread_time() < 0.2: pass"
 PARENT = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {BUSY!r}])"
 
 
@@ -26,6 +28,15 @@ def test_a_tree_is_counted_with_its_children() -> None:
         assert processes.resident_bytes(process.pid) > 1 << 20
         process.communicate()
     assert processes.cpu_seconds([process.pid]) == 0
+
+
+def test_the_time_of_threads_that_have_ended_counts() -> None:
+    program = f"import threading\nthread = threading.Thread(target=exec, args=({BURN!r},))\nthread.start()\nthread.join()\n{DONE}"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "done\n"
+        assert processes.cpu_seconds([process.pid]) >= 0.2
+        process.communicate()
 
 
 def test_a_process_is_bound_to_a_cpu() -> None:
