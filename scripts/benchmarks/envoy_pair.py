@@ -72,7 +72,6 @@ def outbound(credentials: Credentials, server: SpiffeId, tuning: Tuning) -> Json
     listener: Json = {
         "name": "outbound",
         "address": _address("127.0.0.1", OUTBOUND),
-        "use_original_dst": True,
         "listener_filters": [_listener_filter("original_dst", "OriginalDst")],
         "filter_chains": [{"filters": [{"name": "envoy.filters.network.tcp_proxy", "typed_config": proxy}]}],
         **_buffers(tuning),
