@@ -193,7 +193,7 @@ class LimitsSettings:
     manifest_documents: int = field(default=100_000, metadata=_range(1, 10_000_000))
     """Objects in one file; bounds memory that small documents can take."""
     connections: int = field(default=50_000, metadata=_range(1, 10_000_000))
-    """Live connections of the node; each takes two descriptors and under a kilobyte. Further ones are reset."""
+    """Live connections of the node; each takes one descriptor (two without a tunnel) and under two kilobytes. Further ones are reset."""
     tunnels_per_peer: int = field(default=64, metadata=_range(1, 10_000))
     """Outbound tunnels from one pod to one peer pod: 64 times tunnel.max_streams connections."""
     handshakes_per_pod: int = field(default=512, metadata=_range(1, 100_000))
