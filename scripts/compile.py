@@ -8,6 +8,7 @@ See ztunnel/decisions/0010-compiled-data-plane.md.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import shutil
 import subprocess
@@ -48,10 +49,18 @@ def compiled(target: Path = DEFAULT) -> Path:
     Raises:
         CompileError: there is no C compiler, or it refuses.
     """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (target.parent / f".{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two may start at once
+        _compile(target)
+    return target
+
+
+def _compile(target: Path) -> None:
     stamp = target / "stamp"
     made_from = _made_from()
     if stamp.exists() and stamp.read_text() == made_from:
-        return target
+        return
     print("compiling our hot modules with mypyc: a minute or two, once for these sources", file=sys.stderr, flush=True)
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(ROOT / "ztunnel", target / "ztunnel", ignore=shutil.ignore_patterns("__pycache__", "*.md"))
@@ -63,7 +72,6 @@ def compiled(target: Path = DEFAULT) -> Path:
         raise CompileError(f"mypyc: {(done.stdout + done.stderr)[-4000:]}")
     shutil.rmtree(target / "build")
     stamp.write_text(made_from)
-    return target
 
 
 def _made_from() -> str:

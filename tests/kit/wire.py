@@ -85,7 +85,6 @@ class Side:
             return
         near, far = tcp_pair()
         self.apps.append(far)
-        tunnel.mux.respond(request.stream, 200)
         tunnel.answer(request.stream)
         relay.attach(near)
 

@@ -34,6 +34,7 @@ from ztunnel.dataplane.sockets import Farewell, reset_on_close
 from ztunnel.hbone.events import (
     DataReceived,
     Event,
+    Headers,
     PeerGoingAway,
     PongReceived,
     RequestReceived,
@@ -152,6 +153,8 @@ class Tunnel:
         self._parted = False
         self._taking = False
         self._answers: list[int] = []
+        self._may_wait = 0
+        """Bytes of the mux's output that are answers which nobody may be waiting for."""
         self._answer_due: Timer | None = None
 
     # Life
@@ -268,24 +271,29 @@ class Tunnel:
             self._dirty = True
             self.loop.flush_later(self)
 
-    def answer(self, stream: int) -> None:
-        """A request has been answered with 200. Whoever sent data behind it does not wait for that: it may travel with what comes next.
+    def answer(self, stream: int, headers: Headers = ()) -> None:
+        """Answers a request with 200. Whoever has sent data behind it does not wait for that: it may travel with what comes next.
 
-        Called while what came is dealt with (then the data may be behind the request still), or later.
+        Called while what came is dealt with (the data may be behind the request still), or later.
         """
+        before = self.mux.output_size
+        self.mux.respond(stream, 200, headers)
+        self._may_wait += self.mux.output_size - before
         self._answers.append(stream)
         if not self._taking:
-            self._send_answers()
+            self._send_controls()
 
-    def _send_answers(self) -> None:
+    def _send_controls(self) -> None:
+        """What the mux has to say leaves with this round, unless it is answers only that nobody waits for."""
         answers, self._answers = self._answers, []
-        for stream in answers:
-            relay = self.relays.get(stream)
-            if relay is None or not relay.from_stream:
-                self.mark_dirty()
-                return
-        if self._answer_due is None:
+        if self.mux.output_size > self._may_wait or not all(self._has_sent(stream) for stream in answers):
+            self.mark_dirty()
+        elif answers and self._answer_due is None:
             self._answer_due = self.loop.call_later(_ANSWER_SECONDS, self._answers_waited)
+
+    def _has_sent(self, stream: int) -> bool:
+        relay = self.relays.get(stream)
+        return relay is not None and relay.from_stream > 0
 
     def _answers_waited(self) -> None:
         self._answer_due = None
@@ -355,6 +363,7 @@ class Tunnel:
     def _collect(self) -> None:
         if self.mux.has_output:
             self._plain += self.mux.take()
+            self._may_wait = 0
 
     def _send_plain(self) -> None:
         self._collect()
@@ -453,10 +462,8 @@ class Tunnel:
         if self.is_dead:
             return
         self._partial = bytes(raw[start:end]) if start < end else b""
-        if self._answers:
-            self._send_answers()
-        elif self.mux.has_output:
-            self.mark_dirty()
+        if self.mux.has_output:
+            self._send_controls()
         if records.peer_closed:
             self._peer_ended()
 
@@ -502,10 +509,8 @@ class Tunnel:
                 self._refuse(error)
                 return
             self._taking = False
-            if self._answers and not self.is_dead:
-                self._send_answers()
-            elif self.mux.has_output and not self.is_dead:
-                self.mark_dirty()
+            if self.mux.has_output and not self.is_dead:
+                self._send_controls()
         if kernel.ended and not self.is_dead:
             self._peer_ended()
         # Behind a record that is no data there may be more. For one that hides behind data the kernel raises an event of its own.

@@ -302,6 +302,11 @@ class Mux:
         """Whether `take` would give anything."""
         return bool(self._exchange.out)
 
+    @property
+    def output_size(self) -> int:
+        """Bytes that `take` would give."""
+        return len(self._exchange.out)
+
     def take(self) -> bytearray:
         """The control bytes that wait to be sent, in order; they are the caller's from now on."""
         out = self._exchange.out

@@ -135,8 +135,7 @@ class Inbound:
             relay.remote_ended()
 
         def opened(sock: socket.socket) -> None:
-            tunnel.mux.respond(stream, 200, connect.response_headers(baggage_of(workload)))
-            tunnel.answer(stream)
+            tunnel.answer(stream, connect.response_headers(baggage_of(workload)))
             relay.attach(sock)
 
         def refuse(error: MeshError) -> None:

@@ -114,8 +114,9 @@ class Outbound:
         )
         connection.on_answer = connection.on_end = deadline.cancel
         relay.attach(sock)
-        # What the application has to say first is mostly there already: it leaves together with the request.
-        node.loop.hold()
+        if node.settings.optimistic_data and tunnel.mux.peer_takes_early_data:
+            # What the application has to say first is mostly there already: it leaves together with the request.
+            node.loop.hold()
 
     def _new_trace(self) -> str:
         if not self._random:

@@ -80,6 +80,18 @@ def test_an_answer_without_company_is_not_kept_for_long(wire: Wire) -> None:
     assert wire.server.tunnel._answer_due is None
 
 
+def test_an_answer_keeps_nothing_else_waiting(wire: Wire) -> None:
+    near, ends = wire.open()
+    near.send(b"first")
+    wire.run_until(lambda: ends.answered)
+    near, ends = wire.open()
+    near.send(b"question")
+    wire.client.tunnel.mux.ping(b"presence")
+    wire.client.tunnel.mark_dirty()
+    wire.run_until(lambda: len(wire.server.apps) == 2)
+    assert wire.server.tunnel._answer_due is None, "the answer goes with the PING's"
+
+
 def test_an_answer_that_is_waited_for_goes_at_once(wire: Wire) -> None:
     _, ends = wire.open(optimistic=False)
     wire.run_until(lambda: ends.answered)
