@@ -65,12 +65,15 @@ class Figure:
         return Verdict.OK if self.row.reaches(self.ratio, self.row.floor) else Verdict.SHORT
 
 
-def judge(row: Row, measurements: Sequence[Measurement], rivals: Iterable[str], baseline: str | None = None) -> Figure:
+def judge(
+    row: Row, measurements: Sequence[Measurement], rivals: Iterable[str], baseline: str | None = None, *, judged: str = OURS
+) -> Figure:
     """The row's figure out of all measurements of a run.
 
     Args:
         rivals: names of the ways that ours is compared with.
         baseline: name of the way that `gain` is to.
+        judged: name of ours.
     """
     concerned = [each for each in measurements if each.scenario in row.scenarios]
     by_way = {way: _by_round(row, [each for each in concerned if each.way == way]) for way in dict.fromkeys(each.way for each in concerned)}
@@ -78,7 +81,7 @@ def judge(row: Row, measurements: Sequence[Measurement], rivals: Iterable[str], 
     medians = {way: statistics.median(values.values()) for way, values in by_way.items()}
     best = max if row.better is Better.HIGHER else min
     rival = best((way for way in rivals if way in medians), key=lambda way: medians[way], default=None)
-    ours = by_way.get(OURS, {})
+    ours = by_way.get(judged, {})
     if row.against is Against.NOTHING:
         ratios = tuple(ours.values())
         rival = None
@@ -88,7 +91,7 @@ def judge(row: Row, measurements: Sequence[Measurement], rivals: Iterable[str], 
     gain = statistics.median(gains) if gains else None
     if gain and row.better is Better.LOWER:
         gain = 1 / gain
-    errors = int(sum(each.values.get("errors", 0) for each in concerned if each.way in (OURS, rival)))
+    errors = int(sum(each.values.get("errors", 0) for each in concerned if each.way in (judged, rival)))
     return Figure(row, medians, rival, ratios, gain, errors)
 
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from scripts.benchmarks import machine, scenarios
-from scripts.benchmarks.conduct import conduct, say, write_report
+from scripts.benchmarks.conduct import conduct, write_report
 from scripts.benchmarks.figures import OURS, Figure, Measurement, judge
 from scripts.benchmarks.options import Extent, Options, options, parser
-from scripts.benchmarks.rows import Row, Values, rows
+from scripts.benchmarks.rounds import in_rounds, one_round
+from scripts.benchmarks.rows import Row, rows
 from scripts.benchmarks.table import table
 from scripts.benchmarks.tools import make_tools
-from scripts.benchmarks.ways import Way, way_builders
+from scripts.benchmarks.ways import way_builders
 
 ENVOYS = ("envoy", "envoy-large")
 FULL, QUICK = Extent(5, 2.0), Extent(2, 0.6)
@@ -78,21 +78,9 @@ def measure(asked: Plan, measurements: list[Measurement]) -> None:
         once = {key: value for key, value in scenarios.ONCE.items() if key in wanted}
         every = {key: value for key, value in scenarios.EVERY_ROUND.items() if key in wanted}
         if once:
-            measurements.extend(_one_round(0, once, bench, ways))
-        for number in range(how.rounds if every else 0):
-            began = time.monotonic()
-            measurements.extend(_one_round(number, every, bench, ways if number % 2 == 0 else ways[::-1]))
-            say(f"round {number + 1} of {how.rounds}: {time.monotonic() - began:.0f} s")
-
-
-def _one_round(
-    number: int, wanted: dict[str, Callable[[scenarios.Bench, Way], Values]], bench: scenarios.Bench, ways: Sequence[Way]
-) -> Iterator[Measurement]:
-    for name, scenario in wanted.items():
-        for way in ways:
-            values = scenarios.run(scenario, bench, way)
-            if values:
-                yield Measurement(number, name, way.name, values)
+            measurements.extend(one_round(0, once, bench, ways))
+        if every:
+            in_rounds(how.rounds, every, bench, ways, measurements)
 
 
 def conclude(asked: Plan, measurements: Sequence[Measurement]) -> list[Figure]:

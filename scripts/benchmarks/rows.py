@@ -22,7 +22,7 @@ class Against(Enum):
     """What a row's floor and aim bound."""
 
     ENVOY = "envoy"  # the ratio to Envoy's figure of the same round
-    BASE = "base"  # the ratio to our own figure, taken beside it, when there is little of everything
+    BASE = "base"  # the ratio to our own figure, taken beside it, with little of everything or with other settings
     NOTHING = "nothing"  # the figure itself
 
 

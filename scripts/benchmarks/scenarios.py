@@ -69,10 +69,19 @@ def warm_up(bench: Bench, way: Way) -> None:
     Raises:
         BenchError: nothing comes through, or it comes through without a tunnel.
     """
+    use(bench, way)
+    must_be_tunnelled(way)
+
+
+def use(bench: Bench, way: Way) -> None:
+    """A little of each kind, between both pairs of pods.
+
+    Raises:
+        BenchError: nothing comes through.
+    """
     for client, server in dict.fromkeys(((way.client, way.server), way.neighbour)):
         for what, words in (("ping", (4, 100)), ("up", (2,)), ("down", (2,))):
             bench.load(client, what, server, *words, _WARM_UP_SECONDS)
-    must_be_tunnelled(way)
 
 
 def must_be_tunnelled(way: Way) -> None:

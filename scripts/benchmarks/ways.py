@@ -63,10 +63,10 @@ http {{{{
 
 @dataclass(frozen=True, slots=True)
 class Proxies:
-    """The processes of a way's two proxies."""
+    """The processes of a way's proxies."""
 
-    roots: tuple[int, int]
-    """Outbound and inbound: what costs CPU is these and their children."""
+    roots: tuple[int, ...]
+    """Outbound and inbound, or the one that is both: what costs CPU is these and their children."""
     data_planes: tuple[int, ...]
     """What carries the bytes, and whose memory counts."""
 
@@ -85,6 +85,8 @@ class Way:
     """Ours only: `configure(name, text)` puts a file among the manifests; an empty text takes it away."""
     holds: Callable[[str], int] | None = None
     """Ours only: how many `workloads`, `policies` or `connections` each agent and its workers know of, the fewest; 0 while one is busy."""
+    protocols: Callable[[], set[str]] | None = None
+    """Ours only: how the connections that are open now go."""
     has_tunnel: Callable[[], bool] = field(default=lambda: True)
     """Whether the load that went through really was in a tunnel."""
 
@@ -156,21 +158,27 @@ def _naive(tools: Tools, cpus: Cpus) -> Iterator[Way]:
 
 
 @contextmanager
-def ours(tools: Tools, cpus: Cpus, workers: int, name: str = "ztunnel") -> Iterator[Way]:
-    """A pair of our agents, with two pods on each node and a policy for each of the two servers."""
+def ours(tools: Tools, cpus: Cpus, workers: int, name: str = "ztunnel", *, nodes: int = 2, settings: str = "") -> Iterator[Way]:
+    """Our agents, the clients on the first node and the servers on the last, with a policy for each of the two servers.
+
+    Args:
+        nodes: two, or one for everything; its agent is then on the near CPU.
+        settings: lines of YAML that each agent gets in addition.
+    """
     ended: KeyboardInterrupt | BenchError | None = None
-    with _mesh(workers, tools.tree) as mesh, ExitStack() as stack:
+    with _mesh(workers, tools.tree, nodes, settings) as mesh, ExitStack() as stack:
         try:
-            client, server = (mesh.pod(name, node=node, ambient=True, ipv6=False) for node, name in enumerate((CLIENT, SERVER)))
-            neighbour = tuple(mesh.pod(f"other-{name}", node=node, ambient=True, ipv6=False) for node, name in enumerate((CLIENT, SERVER)))
+            places = ((0, CLIENT), (nodes - 1, SERVER))
+            client, server = (mesh.pod(name, node=node, ambient=True, ipv6=False) for node, name in places)
+            neighbour = tuple(mesh.pod(f"other-{name}", node=node, ambient=True, ipv6=False) for node, name in places)
             for served in (SERVER, f"other-{SERVER}"):
                 mesh.policy(served, _callers_of(mesh, served))
             mesh.settle()
             stack.enter_context(_servers(tools, cpus, [client, server, *neighbour], [server, neighbour[1]]))
-            for agent, cpu in zip(mesh.agents, (cpus.near, cpus.far), strict=True):
+            for agent, cpu in zip(mesh.agents, (cpus.near, cpus.far), strict=False):
                 processes.pin(processes.tree([agent.pid]), cpu)
             planes = tuple(pid for agent in mesh.agents for pid in agent.workers or [agent.pid])
-            proxies = Proxies((mesh.agents[0].pid, mesh.agents[1].pid), planes)
+            proxies = Proxies(tuple(agent.pid for agent in mesh.agents), planes)
 
             def configure(name: str, text: str) -> None:
                 path = mesh.manifests / name
@@ -192,7 +200,8 @@ def ours(tools: Tools, cpus: Cpus, workers: int, name: str = "ztunnel") -> Itera
                 return min(counts)
 
             tunnelled = lambda: bool(mesh.agents[0].rows("tunnels"))  # noqa: E731 - a question, asked once
-            yield Way(name, client, server, (neighbour[0], neighbour[1]), proxies, configure, holds, tunnelled)
+            protocols = lambda: {str(row["protocol"]) for row in mesh.agents[0].rows("connections")}  # noqa: E731 - as short
+            yield Way(name, client, server, (neighbour[0], neighbour[1]), proxies, configure, holds, protocols, tunnelled)
         except (KeyboardInterrupt, BenchError) as error:
             # The mesh shows its agents' logs after an exception; nobody has asked for them here.
             ended = error
@@ -201,10 +210,10 @@ def ours(tools: Tools, cpus: Cpus, workers: int, name: str = "ztunnel") -> Itera
 
 
 @contextmanager
-def _mesh(workers: int, tree: Path) -> Iterator[Mesh]:
+def _mesh(workers: int, tree: Path, nodes: int, settings: str) -> Iterator[Mesh]:
     """Agents that are ready. What the mesh asserts of them, at the end too, is told as our own error."""
     try:
-        with Mesh(nodes=2, settings=f"enrolment: {{grace_seconds: 0.1}}\nworkers: {workers}\n", tree=tree) as mesh:
+        with Mesh(nodes, settings=f"enrolment: {{grace_seconds: 0.1}}\nworkers: {workers}\n{settings}", tree=tree) as mesh:
             yield mesh
     except AssertionError as error:
         raise BenchError(f"our agents: {error.__cause__ or error}") from error
