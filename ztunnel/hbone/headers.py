@@ -134,7 +134,8 @@ class HeaderCodec:
         except OversizedHeaderListError as error:
             raise MuxError("header list over the bound", Code.ENHANCE_YOUR_CALM) from error
         except HPACKDecodingError as error:
-            raise MuxError(f"header block: {str(error)[:100]}", Code.COMPRESSION_ERROR) from error
+            # `hpack` quotes objects by their place in our memory, and the peer hears this text.
+            raise MuxError(f"header block: {str(error).partition('<')[0][:100]}", Code.COMPRESSION_ERROR) from error
         if len(block) <= _REMEMBERED_BYTES and len(headers) <= _VARYING:
             if len(self._remembered) >= _REMEMBERED_BLOCKS:
                 self._remembered.clear()

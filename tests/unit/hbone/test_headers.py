@@ -148,3 +148,11 @@ def test_nothing_to_continue() -> None:
     with pytest.raises(MuxError) as caught:
         HeaderBlock((3, 10)).extend(0, b"a")
     assert caught.value.code == Code.PROTOCOL_ERROR
+
+
+def test_an_error_does_not_tell_the_peer_where_our_memory_is() -> None:
+    """`hpack` writes views as `<memory at 0x7f…>` into what it raises."""
+    for block in (b"\xff" * 9, b"\x3f" + b"\xff" * 9, b"\xff\xff"):
+        with pytest.raises(MuxError) as caught:
+            HeaderCodec(1000).decode(block)
+        assert "0x" not in str(caught.value)
