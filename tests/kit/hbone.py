@@ -86,7 +86,9 @@ class _End:
             end.receive(data)
         buffer = bytearray(end.plain)
         end.plain.clear()
-        for event in self.mux.receive(buffer, 0, len(buffer), time.monotonic()):
+        events = self.mux.receive(buffer, 0, len(buffer), time.monotonic())
+        end.plain[:0] = buffer[self.mux.taken :]
+        for event in events:
             if isinstance(event, DataReceived):
                 self.data.setdefault(event.stream, bytearray()).extend(event.data)
                 self.mux.consumed(event.stream, len(event.data))

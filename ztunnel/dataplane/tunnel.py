@@ -143,6 +143,8 @@ class Tunnel:
         self._kernel: KernelTls | None = None
         self._plain = bytearray()
         self._partial = b""
+        self._unheard = b""
+        """Plaintext that was left for the next turn: of many tiny frames, one buffer is the work of many turns."""
         self._parked: dict[StreamRelay, None] = {}
         self._dirty = False
         self._settled = False
@@ -410,6 +412,9 @@ class Tunnel:
     def _read(self, events: int, asked: int = 0) -> None:
         """Reads once: `asked` bytes, or a turn's worth of them."""
         assert self._sock is not None
+        if self._unheard:
+            self._hear_more(events)
+            return
         if not asked:
             asked = SHORT_FRAMED if self.loop.is_shared else CHUNK_FRAMED
         scratch = self.scratch
@@ -435,7 +440,7 @@ class Tunnel:
         except MeshError as error:
             self._refuse(error)
             return
-        if not self.is_dead and (count == asked or events & HANGUP):
+        if not self.is_dead and (count == asked or self._unheard or events & HANGUP):
             self.loop.again(self, READABLE | (events & HANGUP))
 
     def _take(self, end: int) -> None:
@@ -450,22 +455,51 @@ class Tunnel:
             end = len(rest)
             raw[:end] = rest
         plain = self.scratch.plain
-        self._taking = True
         while start < end and not self.is_dead:
             consumed, produced = records.open(raw, start, end, plain, 0)
             if produced:
-                self._dispatch(self.mux.receive(plain, 0, produced, self.loop.now))
+                self._hear(produced)
             if consumed == start:
                 break
             start = consumed
-        self._taking = False
+            if self._unheard:
+                break
         if self.is_dead:
             return
         self._partial = bytes(raw[start:end]) if start < end else b""
         if self.mux.has_output:
             self._send_controls()
-        if records.peer_closed:
+        if records.peer_closed and not self._unheard:
             self._peer_ended()
+
+    def _hear(self, end: int) -> None:
+        """What the plaintext up to `end` means, or one turn's worth of it."""
+        plain = self.scratch.plain
+        self._taking = True
+        self._dispatch(self.mux.receive(plain, 0, end, self.loop.now))
+        self._taking = False
+        if self.mux.taken < end and not self.is_dead:
+            self._unheard = bytes(plain[self.mux.taken : end])
+
+    def _hear_more(self, events: int) -> None:
+        """Goes on with what was left; behind it, the socket is read again or the peer has ended."""
+        unheard, self._unheard = self._unheard, b""
+        self.scratch.plain[: len(unheard)] = unheard
+        try:
+            self._hear(len(unheard))
+        except MeshError as error:
+            self._refuse(error)
+            return
+        if self.is_dead:
+            return
+        if self.mux.has_output:
+            self._send_controls()
+        records, kernel = self._outlet.records, self._kernel
+        ended = kernel.ended if kernel is not None else records is not None and records.peer_closed
+        if ended and not self._unheard:
+            self._peer_ended()
+        else:
+            self.loop.again(self, READABLE | (events & HANGUP))
 
     # Receiving, where the kernel opens the records
 
@@ -487,6 +521,9 @@ class Tunnel:
             self._read_plain(self._kernel, events)
 
     def _read_plain(self, kernel: KernelTls, events: int) -> None:
+        if self._unheard:
+            self._hear_more(events)
+            return
         scratch = self.scratch
         try:
             count = kernel.receive(scratch.plain_view)
@@ -502,24 +539,22 @@ class Tunnel:
         self._asked_at = None
         self.bytes_received += count
         if count:
-            self._taking = True
             try:
-                self._dispatch(self.mux.receive(scratch.plain, 0, count, self.loop.now))
+                self._hear(count)
             except MeshError as error:
                 self._refuse(error)
                 return
-            self._taking = False
             if self.mux.has_output and not self.is_dead:
                 self._send_controls()
-        if kernel.ended and not self.is_dead:
+        if kernel.ended and not self._unheard and not self.is_dead:
             self._peer_ended()
         # Behind a record that is no data there may be more. For one that hides behind data the kernel raises an event of its own.
-        if not self.is_dead and (not count or count == CHUNK_FRAMED or events & HANGUP):
+        if not self.is_dead and (not count or count == CHUNK_FRAMED or self._unheard or events & HANGUP):
             self.loop.again(self, READABLE | (events & HANGUP))
 
     def _move(self) -> None:
         """Gives the records to the kernel, unless one is half-way: waiting to be sent, or come in part."""
-        if self._kernel is not None or self._outlet.records is None:
+        if self._kernel is not None or self._outlet.records is None or self._unheard:
             return
         while self._partial and not self.is_dead:
             kept = len(self._partial)

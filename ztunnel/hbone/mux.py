@@ -47,7 +47,7 @@ class Mux:
     """
 
     __slots__ = (
-        "limits", "peer_max_frame", "peer_takes_early_data",
+        "limits", "peer_max_frame", "peer_takes_early_data", "taken",
         "_block", "_budget", "_client", "_codec", "_exchange", "_failed", "_peer_leaving", "_peer_streams", "_peer_window",
         "_receiver", "_refusing", "_starved", "_streams", "_table", "_window",
     )  # fmt: skip
@@ -58,6 +58,8 @@ class Mux:
         self.peer_max_frame = frames.DEFAULT_MAX_FRAME
         self.peer_takes_early_data = False
         """The peer has said that DATA may follow a CONNECT before its answer (decision 0006)."""
+        self.taken = 0
+        """Where the last `receive` stopped: at its `end`, or earlier when that was enough for one turn."""
         self._exchange = Exchange(client, limits)
         self._block = HeaderBlock((limits.block_frames, limits.header_bytes(client)))
         self._codec = HeaderCodec(limits.header_bytes(client))
@@ -102,7 +104,7 @@ class Mux:
         """What `data[start:end]` means.
 
         Args:
-            data: all of the range is used up; `DataReceived` events borrow it until the caller writes there again.
+            data: the range is used up to `taken`; `DataReceived` events borrow it until the caller writes there again.
             now: seconds of a monotonic clock, for the flood budgets.
         Raises:
             MuxError: the connection is over; what it held before the error in this call is lost, and the output ends with GOAWAY.
@@ -115,7 +117,7 @@ class Mux:
         try:
             if self._failed is not None:
                 raise MuxError(*self._failed)
-            self._receiver.read(data, start, end, self._control)
+            self.taken = self._receiver.read(data, start, end, self._control)
             if len(exchange.out) > self.limits.output_bytes:
                 raise MuxError("the peer does not read what it makes us send", Code.ENHANCE_YOUR_CALM)
         except MuxError as error:

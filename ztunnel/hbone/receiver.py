@@ -19,6 +19,9 @@ from ztunnel.hbone.headers import HeaderBlock
 from ztunnel.hbone.muxstate import ReceiverState
 from ztunnel.hbone.streams import Input, Stream
 
+MOST_EVENTS = 1024
+"""After so many of them `read` stops: of DATA frames of one byte, a buffer that is full would take fifty milliseconds."""
+
 _unpack = frames.HEADER.unpack_from
 
 Control = Callable[[int, int, int, bytes], None]
@@ -59,8 +62,11 @@ class Receiver:
         self._ends = False
         self._current: Stream | None = None
 
-    def read(self, data: bytearray, start: int, end: int, control: Control) -> None:
-        """Takes all of `data[start:end]`. The loop runs once per DATA frame; whatever is not a whole plain one goes to `_frame`."""
+    def read(self, data: bytearray, start: int, end: int, control: Control) -> int:
+        """Takes `data[start:end]`, or as much of it as makes MOST_EVENTS; where it stopped.
+
+        The loop runs once per DATA frame; whatever is not a whole plain one goes to `_frame`.
+        """
         pos = self._resume(data, start, end, control) if self._kept or self._preface else start
         view = memoryview(data)
         streams = self._exchange.table.live
@@ -86,15 +92,20 @@ class Receiver:
                 pos = stop
                 if flags:
                     self._exchange.end(stream)
+                if len(events) >= MOST_EVENTS:
+                    break
             self._window = window
             if end - pos < HEADER_BYTES:
                 break
+            if len(events) >= MOST_EVENTS:
+                return pos
             used = self._frame(data, pos, end, control)
             if not used:
                 break
             pos += used
         if pos < end:
             self._kept += view[pos:end]
+        return end
 
     def discard(self) -> None:
         """After a connection error nothing kept is of use."""

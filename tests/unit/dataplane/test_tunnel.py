@@ -321,6 +321,34 @@ def test_a_peer_of_small_frames_and_small_windows(wire: Wire) -> None:
     wire.run_until(lambda: received(far) == b"waits")
 
 
+def test_tiny_frames_leave_turns_to_others(make: Callable[..., Wire]) -> None:
+    """One buffer of them is taken in parts; nothing of it is lost, nor the end behind it."""
+    wire = make()
+    near, _ = wire.open()
+    near.send(b"x")
+    wire.run_until(lambda: wire.server.apps)
+    far = wire.server.apps[0]
+    wire.run_until(lambda: received(far) == b"x")
+    client, server = wire.client.tunnel, wire.server.tunnel
+    [stream] = client.relays
+    for number in range(5000):
+        header = bytearray(frames.HEADER_BYTES)
+        client.mux.data_header(header, 0, stream, 1)
+        client._plain += header + bytes((number & 0xFF,))
+    client.mux.end_stream(stream)
+    client.flush()
+    wire.run_until(lambda: server._unheard)
+    got = bytearray()
+
+    def all_came() -> bool:
+        got.extend(received(far) or b"")
+        return len(got) == 5000
+
+    wire.run_until(all_came)
+    assert got == bytes(number & 0xFF for number in range(5000))
+    wire.run_until(lambda: received(far) == b"")
+
+
 # Life
 
 

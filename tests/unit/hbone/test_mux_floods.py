@@ -16,6 +16,7 @@ from tests.kit.h2peer import (
 from ztunnel.hbone import frames
 from ztunnel.hbone.frames import Code, Kind
 from ztunnel.hbone.limits import MuxLimits
+from ztunnel.hbone.receiver import MOST_EVENTS
 
 FLOODS = {
     "PING": (frames.frame(Kind.PING, 0, 0, bytes(8)), 1000),
@@ -44,6 +45,17 @@ def test_floods_end_the_connection(name: str) -> None:
     script.mux.receive(wire, 0, len(wire), script.now)
     script.mux.take()
     assert fails(script, frame) is Code.ENHANCE_YOUR_CALM
+
+
+def test_tiny_frames_are_the_work_of_many_turns() -> None:
+    """A buffer that is full of them would keep everybody else waiting for fifty milliseconds."""
+    script = server(streams=1)
+    wire = bytearray(data(1, b"x") * 3000)
+    taken, counts = 0, list[int]()
+    while taken < len(wire):
+        counts.append(len(script.mux.receive(wire, taken, len(wire), script.now)))
+        taken = script.mux.taken
+    assert (sum(counts), max(counts)) == (3000, MOST_EVENTS)
 
 
 def test_rapid_reset() -> None:
