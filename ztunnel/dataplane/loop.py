@@ -32,6 +32,8 @@ MAX_EVENTS: Final = 256
 
 _TURNS_SECONDS: Final = 0.0001
 """After this the kernel is asked again before the next turn: longer than many small turns together, shorter than one of a bulk transfer."""
+_TURNS_SHARE: Final = 0.25
+"""Turns may last for this share of what the round's events took: hundreds of busy small connections leave transfers more than one turn."""
 _SHARED_SECONDS: Final = 0.02
 """So long after a small message a worker counts as shared: bulk transfers take shorter turns meanwhile."""
 
@@ -219,7 +221,8 @@ class Loop:
     def _take_turns(self, waiting: int) -> None:
         """The first `waiting` of those who have asked to go on: one of them in any case, the others while there is time."""
         again = self._again
-        until = self.now + _TURNS_SECONDS
+        began = self._clock()
+        until = max(self.now + _TURNS_SECONDS, began + _TURNS_SHARE * (began - self.now))
         for _ in range(waiting):
             handler = next(iter(again))
             mask = again.pop(handler)

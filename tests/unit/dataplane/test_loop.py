@@ -84,6 +84,22 @@ def test_turns_end_when_they_take_long_and_go_on_in_order() -> None:
     loop.close()
 
 
+def test_many_small_events_leave_transfers_more_than_one_turn() -> None:
+    watch, diary = Watch(), list[str]()
+    loop = Loop(watch)
+    pairs = [socket.socketpair() for _ in range(8)]
+    for ours, theirs in pairs:
+        loop.watch(ours.fileno(), Recorder([], "small", watch.take_long))
+        theirs.send(b"x")
+    for number in range(4):
+        loop.again(Recorder(diary, str(number), watch.take_long), READABLE)
+    loop.run_once(0)
+    assert diary == ["0:r", "1:r"]
+    for sock in (sock for pair in pairs for sock in pair):
+        sock.close()
+    loop.close()
+
+
 def test_news_of_one_who_waits_for_its_turn_are_told_in_its_turn() -> None:
     watch, diary = Watch(), list[str]()
     loop = Loop(watch)
