@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from tests.kit.kernel_tls import KernelRules, KernelSocket
 from tests.kit.pki import FakePki
 from ztunnel.dataplane.buffers import Scratch
+from ztunnel.dataplane.endings import TunnelTimes
 from ztunnel.dataplane.kernel_tls import KernelSwitch
 from ztunnel.dataplane.loop import Loop
 from ztunnel.dataplane.relay import StreamRelay
-from ztunnel.dataplane.tunnel import Tunnel, TunnelTimes
+from ztunnel.dataplane.tunnel import Tunnel
 from ztunnel.hbone import connect
 from ztunnel.hbone.events import RequestReceived
 from ztunnel.hbone.handshake import Handshake, TlsContexts

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from tests.kit import h2peer
 from tests.kit.tls import End
 from tests.kit.wire import Side, Wire, received, tcp_pair
-from ztunnel.dataplane.tunnel import TlsFailed, Tunnel, TunnelLost, TunnelTimes
+from ztunnel.dataplane.endings import TlsFailed, TunnelLost, TunnelTimes
+from ztunnel.dataplane.tunnel import Tunnel
 from ztunnel.hbone import frames
 from ztunnel.hbone.frames import Code, Kind, MuxError
 from ztunnel.hbone.handshake import Handshake, TlsContexts

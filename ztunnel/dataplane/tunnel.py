@@ -21,11 +21,11 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from dataclasses import dataclass
-from typing import ClassVar, Final, Protocol
+from typing import Final, Protocol
 
 from ztunnel.dataplane.addresses import Address
 from ztunnel.dataplane.buffers import CHUNK, CHUNK_FRAMED, FRAME_HEADER, SHORT_FRAMED, SMALL, SMALLEST_MAX_FRAME, Scratch, slot_offset
+from ztunnel.dataplane.endings import SettingsTimeout, TlsFailed, TlsTimeout, TunnelLost, TunnelTimes
 from ztunnel.dataplane.kernel_tls import ALWAYS_OFF, KernelHalfway, KernelRefused, KernelSwitch, KernelTls, take_over
 from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop, Timer
 from ztunnel.dataplane.outlet import Outlet
@@ -49,7 +49,7 @@ from ztunnel.hbone.limits import MuxLimits
 from ztunnel.hbone.mux import Mux
 from ztunnel.hbone.records import RecordError, Records, missing
 from ztunnel.hbone.records_own import OwnRecords
-from ztunnel.mesh.errors import Flag, MeshError, PeerError, UpstreamError, UpstreamTimeout
+from ztunnel.mesh.errors import MeshError
 from ztunnel.mesh.identity import SpiffeId
 
 log = logging.getLogger(__name__)
@@ -63,28 +63,6 @@ _PARTING_SECONDS: Final = 1.0
 """How long its answer may take."""
 _FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _SHORT: Final = SHORT_FRAMED - FRAME_HEADER
-
-
-class TunnelLost(UpstreamError):
-    """The tunnel ended under its streams."""
-
-
-class TlsFailed(PeerError):
-    """The handshake did not come to an end."""
-
-    flag: ClassVar[Flag] = Flag.TLS_FAILURE
-
-
-class TlsTimeout(UpstreamTimeout):
-    """The TLS handshake did not come to an end in time."""
-
-    flag: ClassVar[Flag] = Flag.TLS_FAILURE
-
-
-class SettingsTimeout(UpstreamTimeout):
-    """The peer's first SETTINGS did not come in time."""
-
-    flag: ClassVar[Flag] = Flag.H2_HANDSHAKE_FAILURE
 
 
 class TunnelOwner(Protocol):
@@ -101,15 +79,6 @@ class TunnelOwner(Protocol):
 
     def tunnel_closed(self, tunnel: Tunnel, error: MeshError | None) -> None:
         """The tunnel is gone, `error` says why unless it ended well. Called exactly once."""
-
-
-@dataclass(frozen=True, slots=True)
-class TunnelTimes:
-    """Seconds. `ping` after so much silence, dead after `ping_timeout` more; the handshake includes the peer's SETTINGS."""
-
-    handshake: float
-    ping: float
-    ping_timeout: float
 
 
 class Tunnel:

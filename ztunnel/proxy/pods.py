@@ -11,10 +11,11 @@ from typing import ClassVar
 from ztunnel.dataplane.addresses import Address, original_destination
 from ztunnel.dataplane.buffers import Scratch
 from ztunnel.dataplane.channel import Configure
+from ztunnel.dataplane.endings import TunnelTimes
 from ztunnel.dataplane.kernel_tls import KernelSwitch
 from ztunnel.dataplane.loop import Loop, Timer
 from ztunnel.dataplane.sockets import Acceptor, Dial, reset
-from ztunnel.dataplane.tunnel import Tunnel, TunnelTimes
+from ztunnel.dataplane.tunnel import Tunnel
 from ztunnel.hbone.handshake import TlsContexts
 from ztunnel.mesh.errors import Flag, LocalError, UpstreamRefused, UpstreamTimeout
 from ztunnel.mesh.identity import SpiffeId

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.kit.wire import TIMES, Wire, received
+from ztunnel.dataplane.endings import TunnelLost, TunnelTimes
 from ztunnel.dataplane.loop import READABLE
 from ztunnel.dataplane.sockets import reset
-from ztunnel.dataplane.tunnel import Tunnel, TunnelLost, TunnelTimes
+from ztunnel.dataplane.tunnel import Tunnel
 from ztunnel.hbone import frames
 from ztunnel.mesh.errors import LocalError, UpstreamRefused
 
