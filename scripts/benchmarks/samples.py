@@ -16,7 +16,8 @@ _LINE = re.compile(r"\s*(?P<pid>\d+)\s+(?P<ip>[0-9a-f]+)\s+(?P<symbol>.+?) \((?P
 _KERNEL_HALF = 1 << 63
 _INTERPRETER = re.compile(r"python[0-9.]*|libpython[^/]*")
 _CRYPTO = re.compile(r"_rust\.abi3\.so|lib(crypto|ssl)[^/]*")
-_COMPILED = re.compile(r".*/ztunnel/.*\.cpython-[^/]*\.so")
+_COMPILED = re.compile(r".*/ztunnel/.*\.cpython-[^/]*\.so|.*__mypyc\.cpython-[^/]*\.so")
+"""mypyc's one library of them all lies beside the package."""
 
 
 class Kind(Enum):

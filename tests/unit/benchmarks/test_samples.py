@@ -51,6 +51,7 @@ def test_symbols_are_listed_by_the_time_of_all_roles_and_others_do_not_count() -
         ("/src/ztunnel/.venv/lib/python3.11/site-packages/msgspec/_core.cpython-311-x86_64-linux-gnu.so", Kind.REST),
         ("/src/.venv/lib/python3.11/site-packages/_cffi_backend.cpython-311-x86_64-linux-gnu.so", Kind.REST),
         ("/src/ztunnel/6ec57f84c680d3a3778b__mypyc.cpython-311-x86_64-linux-gnu.so", Kind.COMPILED),
+        ("/src/build/compiled/6ec57f84c680d3a3778b__mypyc.cpython-311-x86_64-linux-gnu.so", Kind.COMPILED),
         ("[unknown]", Kind.REST),
         ("//anon", Kind.REST),
     ],
