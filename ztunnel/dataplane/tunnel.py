@@ -284,15 +284,15 @@ class Tunnel:
         Raises: OSError from the application's socket, BlockingIOError included.
         """
         scratch = self.scratch
+        turn = _SHORT if self.loop.is_shared else CHUNK
+        if room > turn:
+            room = turn
         if self.mux.peer_max_frame >= CHUNK:
-            asked = _SHORT if self.loop.is_shared else CHUNK
-            if room < asked:
-                asked = room
-            count = sock.recv_into(scratch.payload, asked, _FLAGS)
+            count = sock.recv_into(scratch.payload, room, _FLAGS)
             if count:
                 self.mux.data_header(scratch.frame, 0, stream, count)
                 self._send_frames(count + FRAME_HEADER)
-            return count, asked
+            return count, room
         if room >= SMALLEST_MAX_FRAME:
             views = scratch.slots[: room // SMALLEST_MAX_FRAME]
             asked = len(views) * SMALLEST_MAX_FRAME
