@@ -29,6 +29,8 @@ MAX_LIST_DEPTH = 4
 """Lists within lists; a YAML document can contain itself."""
 SECURITY_GROUP = "security.istio.io"
 POLICY_KINDS = ("AuthorizationPolicy", "PeerAuthentication")
+_OTHERS_KINDS = ("RequestAuthentication",)
+"""Kinds of the group that are enforced at L7 only."""
 _LONGEST_NAME = 253
 
 
@@ -89,6 +91,9 @@ def parse(body: object, subject_source: str) -> KubeObject:
     if reader is None:
         if not group and kind in POLICY_KINDS:
             raise version.wrong(f"not a version of {SECURITY_GROUP}")
+        if group == SECURITY_GROUP and kind not in _OTHERS_KINDS:
+            # A misspelt policy that is taken for something foreign would be in force nowhere, and nobody would hear of it.
+            raise document.get("kind").wrong(f"not a kind of {SECURITY_GROUP} (a list is kind List of v1)")
         return Ignored(object_key)
     if number not in _VERSIONS[group]:
         raise version.wrong(f"not a version of {kind} that is known ({', '.join(_VERSIONS[group])})")

@@ -33,6 +33,11 @@ DEPLOYMENT = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name"
         (DEPLOYMENT, Ignored, ObjectKey("Deployment.apps", "shop", "x")),
         ({"apiVersion": "v1", "kind": "ConfigMap"}, Ignored, ObjectKey("ConfigMap", "default", "")),
         (
+            {"apiVersion": "security.istio.io/v1", "kind": "RequestAuthentication", "metadata": {"name": "x"}},
+            Ignored,
+            ObjectKey("RequestAuthentication.security.istio.io", "default", "x"),
+        ),
+        (
             {"apiVersion": "policy.linkerd.io/v1", "kind": "AuthorizationPolicy"},
             Ignored,
             ObjectKey("AuthorizationPolicy.policy.linkerd.io", "default", ""),
@@ -56,6 +61,10 @@ def test_a_stand_in_has_the_key_of_what_it_stands_for() -> None:
     [
         (None, "f.yaml#3: kind: required"),
         ("text", 'f.yaml#3: document: not a mapping: "text"'),
+        (
+            {"apiVersion": "security.istio.io/v1", "kind": "AuthorizedPolicy", "metadata": {"name": "x"}},
+            'AuthorizedPolicy.security.istio.io default/x: kind: not a kind of security.istio.io (a list is kind List of v1): "AuthorizedPolicy"',
+        ),
         ([], "f.yaml#3: document: not a mapping: a list"),
         ({}, "f.yaml#3: kind: required"),
         ({"kind": 5}, "f.yaml#3: kind: not text (quote it): 5"),
