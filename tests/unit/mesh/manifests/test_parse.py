@@ -62,8 +62,8 @@ def test_a_stand_in_has_the_key_of_what_it_stands_for() -> None:
         (None, "f.yaml#3: kind: required"),
         ("text", 'f.yaml#3: document: not a mapping: "text"'),
         (
-            {"apiVersion": "security.istio.io/v1", "kind": "AuthorizedPolicy", "metadata": {"name": "x"}},
-            'AuthorizedPolicy.security.istio.io default/x: kind: not a kind of security.istio.io (a list is kind List of v1): "AuthorizedPolicy"',
+            {"apiVersion": "security.istio.io/v1", "kind": "AuthPolicy", "metadata": {"name": "x"}},
+            'AuthPolicy.security.istio.io default/x: kind: not a kind of security.istio.io (a list is kind List of v1): "AuthPolicy"',
         ),
         ([], "f.yaml#3: document: not a mapping: a list"),
         ({}, "f.yaml#3: kind: required"),
