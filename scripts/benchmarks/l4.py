@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-from scripts.benchmarks import machine, scenarios
+from scripts.benchmarks import scenarios
 from scripts.benchmarks.conduct import conduct, write_report
 from scripts.benchmarks.figures import OURS, Figure, Measurement, judge
 from scripts.benchmarks.options import Extent, Options, options, parser
 from scripts.benchmarks.rounds import in_rounds, one_round
 from scripts.benchmarks.rows import Row, rows
 from scripts.benchmarks.table import table
-from scripts.benchmarks.tools import make_tools
 from scripts.benchmarks.ways import way_builders
 
 ENVOYS = ("envoy", "envoy-large")
@@ -63,16 +60,10 @@ def measure(asked: Plan, measurements: list[Measurement]) -> None:
         BenchError: something that must be there is not.
     """
     wanted = {scenario for row in asked.rows for scenario in row.scenarios}
-    machine.isolate()
     how = asked.options
-    cpus = machine.cpus(how.pin)
-    with tempfile.TemporaryDirectory(prefix="bench-") as name, ExitStack() as stack:
-        tools = make_tools(Path(name), sources=how.sources)
-        if how.spin:
-            stack.enter_context(machine.awake(tools, cpus))
-        builders = way_builders(tools, cpus, how.workers)
+    with scenarios.set_up(how) as bench, ExitStack() as stack:
+        builders = way_builders(bench.tools, bench.cpus, how.workers)
         ways = [stack.enter_context(builders[each]()) for each in asked.ways]
-        bench = scenarios.Bench(tools, cpus, how.seconds)
         for way in ways:
             scenarios.warm_up(bench, way)
         once = {key: value for key, value in scenarios.ONCE.items() if key in wanted}

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from scripts.benchmarks import machine, processes, samples, scenarios
+from scripts.benchmarks import processes, samples, scenarios
 from scripts.benchmarks.conduct import conduct, report, say
 from scripts.benchmarks.errors import BenchError
 from scripts.benchmarks.figures import OURS, Figure, Measurement
 from scripts.benchmarks.options import Extent, Options, plain_options, plain_parser
 from scripts.benchmarks.rows import Values
 from scripts.benchmarks.samples import Kind, Sample, Shares, Symbol
-from scripts.benchmarks.tools import found, make_tools
+from scripts.benchmarks.tools import found
 from scripts.benchmarks.ways import Proxies, Way, ours
 from tests.kit.polling import NeverHappened, eventually
 
@@ -102,14 +102,8 @@ def measure(asked: Plan, measurements: list[Measurement], profiles: list[Profile
     """
     wanted, how = asked.wanted, asked.options
     perf = found("perf")
-    machine.isolate()
-    cpus = machine.cpus(how.pin)
-    with tempfile.TemporaryDirectory(prefix="bench-") as name, ExitStack() as stack:
-        tools = make_tools(Path(name), sources=how.sources)
-        if how.spin:
-            stack.enter_context(machine.awake(tools, cpus))
-        way = stack.enter_context(ours(tools, cpus, how.workers))
-        bench = scenarios.Bench(tools, cpus, how.seconds)
+    with scenarios.set_up(how) as bench, tempfile.TemporaryDirectory(prefix="bench-") as name, ExitStack() as stack:
+        way = stack.enter_context(ours(bench.tools, bench.cpus, how.workers))
         scenarios.warm_up(bench, way)
         for scenario in wanted:
             say(f"{scenario}: {how.seconds:g} s")

@@ -6,11 +6,9 @@ the agent has a CPU of its own, and the client and the server of the load share 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 from scripts.benchmarks import machine, scenarios
 from scripts.benchmarks.conduct import conduct, write_report
@@ -20,7 +18,6 @@ from scripts.benchmarks.options import Extent, Options, options, parser
 from scripts.benchmarks.rounds import in_rounds
 from scripts.benchmarks.rows import Against, Better, Row, rows
 from scripts.benchmarks.table import table
-from scripts.benchmarks.tools import make_tools
 from scripts.benchmarks.ways import Way, ours
 
 RIVAL, JUDGED = "encrypt", "plaintext"
@@ -75,15 +72,11 @@ def measure(asked: Plan, measurements: list[Measurement]) -> None:
     """
     wanted = {scenario for row in asked.rows for scenario in row.scenarios}
     how = asked.options
-    machine.isolate()
-    cpus = machine.cpus(how.pin)
-    with tempfile.TemporaryDirectory(prefix="bench-") as name, ExitStack() as stack:
-        tools = make_tools(Path(name), sources=how.sources)
-        if how.spin:
-            stack.enter_context(machine.awake(tools, cpus))
-        bench = scenarios.Bench(tools, machine.Cpus(cpus.far, cpus.far), how.seconds)
+    with scenarios.set_up(how) as whole, ExitStack() as stack:
+        bench = replace(whole, cpus=machine.Cpus(whole.cpus.far, whole.cpus.far))
         ways = [
-            stack.enter_context(ours(tools, cpus, how.workers, each, nodes=1, settings=f"tunnel: {{same_node: {each}}}\n")) for each in WAYS
+            stack.enter_context(ours(whole.tools, whole.cpus, how.workers, each, nodes=1, settings=f"tunnel: {{same_node: {each}}}\n"))
+            for each in WAYS
         ]
         for way in ways:
             scenarios.use(bench, way)

@@ -6,12 +6,10 @@ compared with, are up at the same time. A round measures each point and, right b
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 from scripts.benchmarks import machine, scenarios
 from scripts.benchmarks.conduct import conduct, say, write_report
@@ -21,7 +19,6 @@ from scripts.benchmarks.options import Extent, Options, options, parser
 from scripts.benchmarks.points import BASE, Point, manifests, points, rows
 from scripts.benchmarks.rows import Row
 from scripts.benchmarks.table import table
-from scripts.benchmarks.tools import make_tools
 from scripts.benchmarks.ways import SERVER, Way, ours
 from tests.kit.polling import NeverHappened, eventually
 
@@ -78,13 +75,7 @@ def measure(asked: Plan, measurements: list[Measurement]) -> None:
         BenchError: something that must be there is not.
     """
     wanted, how = asked.wanted, asked.options
-    machine.isolate()
-    cpus = machine.cpus(how.pin)
-    with tempfile.TemporaryDirectory(prefix="bench-") as name, ExitStack() as stack:
-        tools = make_tools(Path(name), sources=how.sources)
-        if how.spin:
-            stack.enter_context(machine.awake(tools, cpus))
-        bench = scenarios.Bench(tools, cpus, how.seconds)
+    with scenarios.set_up(how) as bench, ExitStack() as stack:
         began = time.monotonic()
         base, *sites = [stack.enter_context(_site(bench, point, how.workers)) for point in (BASE, *wanted)]
         say(f"{1 + len(sites)} meshes are up: {time.monotonic() - began:.0f} s")

@@ -8,17 +8,20 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
-from scripts.benchmarks import elsewhere, processes, wrk
+from scripts.benchmarks import elsewhere, machine, processes, wrk
 from scripts.benchmarks.errors import BenchError
 from scripts.benchmarks.machine import Cpus
+from scripts.benchmarks.options import Options
 from scripts.benchmarks.rows import Values
-from scripts.benchmarks.tools import Tools
+from scripts.benchmarks.tools import Tools, make_tools
 from scripts.benchmarks.ways import APP, AT_ONCE, GIVE_WAY, WEB, YIELDING, Way
 from tests.kit.netns import Pod
 
@@ -61,6 +64,22 @@ def _output(command: Sequence[str], seconds: float) -> str:
     if done.returncode != 0 or not done.stdout.strip():
         raise BenchError(f"{command}: {done.stderr.strip() or done.returncode}")
     return done.stdout
+
+
+@contextmanager
+def set_up(how: Options) -> Iterator[Bench]:
+    """A machine of its own for a benchmark: namespaces, programs, CPUs that stay awake if that is asked for.
+
+    Raises:
+        BenchError: something that must be there is not.
+    """
+    machine.isolate()
+    cpus = machine.cpus(how.pin)
+    with tempfile.TemporaryDirectory(prefix="bench-") as name, ExitStack() as stack:
+        tools = make_tools(Path(name), sources=how.sources)
+        if how.spin:
+            stack.enter_context(machine.awake(tools, cpus))
+        yield Bench(tools, cpus, how.seconds)
 
 
 def warm_up(bench: Bench, way: Way) -> None:

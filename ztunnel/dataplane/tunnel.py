@@ -57,10 +57,10 @@ log = logging.getLogger(__name__)
 _NO_ERROR: Final = 0
 _PARTING: Final = b"parting\0"
 """What the PING says that follows the first GOAWAY."""
-_ANSWER_SECONDS: Final = 0.005
-"""How long an answer that nobody waits for may wait for company."""
 _PARTING_SECONDS: Final = 1.0
 """How long its answer may take."""
+_ANSWER_SECONDS: Final = 0.005
+"""How long an answer that nobody waits for may wait for company."""
 _FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _SHORT: Final = SHORT_FRAMED - FRAME_HEADER
 
@@ -436,8 +436,6 @@ class Tunnel:
         if self.is_dead:
             return
         self._partial = bytes(raw[start:end]) if start < end else b""
-        if self.mux.has_output:
-            self._send_controls()
         if records.peer_closed and not self._unheard:
             self._peer_ended()
 
@@ -447,8 +445,12 @@ class Tunnel:
         self._taking = True
         self._dispatch(self.mux.receive(plain, 0, end, self.loop.now))
         self._taking = False
-        if self.mux.taken < end and not self.is_dead:
+        if self.is_dead:
+            return
+        if self.mux.taken < end:
             self._unheard = bytes(plain[self.mux.taken : end])
+        if self.mux.has_output:
+            self._send_controls()
 
     def _hear_more(self, events: int) -> None:
         """Goes on with what was left; behind it, the socket is read again or the peer has ended."""
@@ -461,8 +463,6 @@ class Tunnel:
             return
         if self.is_dead:
             return
-        if self.mux.has_output:
-            self._send_controls()
         records, kernel = self._outlet.records, self._kernel
         ended = kernel.ended if kernel is not None else records is not None and records.peer_closed
         if ended and not self._unheard:
@@ -513,8 +513,6 @@ class Tunnel:
             except MeshError as error:
                 self._refuse(error)
                 return
-            if self.mux.has_output and not self.is_dead:
-                self._send_controls()
         if kernel.ended and not self._unheard and not self.is_dead:
             self._peer_ended()
         # Behind a record that is no data there may be more. For one that hides behind data the kernel raises an event of its own.

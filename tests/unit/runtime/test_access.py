@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 
 import msgspec
@@ -47,15 +46,6 @@ RECORD = FlowRecord(
 )
 BARE = FlowRecord("", ("fd00::1", 1), closed=True)
 but = msgspec.structs.replace
-
-
-@pytest.fixture(autouse=True)
-def untouched_logging() -> Iterator[None]:
-    root = logging.getLogger("ztunnel")
-    before = (root.handlers[:], root.level, root.propagate)
-    yield
-    root.handlers[:], root.propagate = before[0], before[2]
-    root.setLevel(before[1])
 
 
 def written(form: str, *ended: tuple[Alike, list[FlowRecord]], level: str = "info") -> list[str]:

@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import re
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -15,15 +14,6 @@ from hypothesis import strategies as st
 from ztunnel.runtime import logs
 
 NASTY = 'a\nERROR\tforged\r\x1b[2J\u2028\u202e"\\=\x00'
-
-
-@pytest.fixture(autouse=True)
-def untouched_logging() -> Iterator[None]:
-    root = logging.getLogger("ztunnel")
-    before = (root.handlers[:], root.level, root.propagate)
-    yield
-    root.handlers[:], root.propagate = before[0], before[2]
-    root.setLevel(before[1])
 
 
 def logged(form: str, message: str, **values: object) -> str:
