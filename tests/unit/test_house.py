@@ -26,10 +26,17 @@ DOCUMENTS = [
     *sorted((ROOT / "deploy").rglob("*.md")),
 ]
 SCRIPTS = [path for path in sorted((ROOT / "scripts").rglob("*")) if path.is_file() and not path.suffix] + [ROOT / ".ci" / "run"]
-MODULES = sorted([*(ROOT / "ztunnel").rglob("*.py"), *(ROOT / "tests").rglob("*.py"), *(ROOT / "scripts").glob("*.py")])
-SOURCES = sorted((ROOT / "ztunnel").rglob("*.py"))
+MODULES = sorted(
+    [
+        *(ROOT / "ztunnel").rglob("*.py"),
+        *(ROOT / "waypoint").rglob("*.py"),
+        *(ROOT / "tests").rglob("*.py"),
+        *(ROOT / "scripts").glob("*.py"),
+    ]
+)
+SOURCES = sorted([*(ROOT / "ztunnel").rglob("*.py"), *(ROOT / "waypoint").rglob("*.py")])
 
-PATH = re.compile(r"(?<![\w/.-])(?:scripts|ztunnel|tests|deploy|\.ci)/[\w./*-]*\w")
+PATH = re.compile(r"(?<![\w/.-])(?:scripts|ztunnel|waypoint|tests|deploy|\.ci)/[\w./*-]*\w")
 """A path of this repository as prose writes it."""
 COMMAND = re.compile(r"(?:^ {4,}|`|\$ )((?:\.?/?\.venv/bin/)?ztunnel [a-z][^`\n]*)", re.MULTILINE)
 """A call of our command: quoted in prose, or in an indented example."""

@@ -1,0 +1,7 @@
+"""`python -m waypoint`."""
+
+from __future__ import annotations
+
+from waypoint.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""The worker's data path on `ztunnel.dataplane.loop`: codecs, tunnels, pools, exchanges. No trio."""
