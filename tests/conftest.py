@@ -2,13 +2,15 @@
 
 Directories decide what a test needs: everything in tests/netns, tests/interop and tests/soak runs in namespaces that this process
 makes for itself (see tests/kit/isolation.py), so that no test can touch the machine's own network. Where that is impossible those
-tests are skipped with the reason; `--require-netns` makes it a failure, because a skipped test looks like a pass.
+tests are skipped with the reason; `--require-netns` makes it a failure, because a skipped test looks like a pass. So it is with
+tests/kube, which needs the programs of scripts/kube-tools, and `--kube`.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from functools import partial
 from inspect import iscoroutinefunction
 from pathlib import Path
@@ -19,12 +21,13 @@ import trio
 import trio.testing
 
 from tests.kit import isolation
+from tests.kit.kube_api import ApiServer, tools
 from tests.kit.workers import WORKERS_VARIABLE
 
 ASYNC_TEST_SECONDS = 60.0
 """Bound of one `async def` test on the real clock: a test that waits for ever must say where, not hang the run."""
 
-ROOMS = {"netns": ("netns",), "interop": ("interop", "netns"), "soak": ("soak", "slow", "netns")}
+ROOMS = {"netns": ("netns",), "interop": ("interop", "netns"), "soak": ("soak", "slow", "netns"), "kube": ("kube", "slow")}
 """Which markers a test gets from its directory under tests/."""
 
 hypothesis.settings.register_profile("fast", max_examples=50, deadline=None, derandomize=True, database=None, print_blob=True)
@@ -37,7 +40,8 @@ os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--require-netns` and `--workers`."""
+    """Add `--require-netns`, `--kube` and `--workers`."""
+    parser.addoption("--kube", action="store_true", help="fail, not skip, where there is no API server to test against")
     parser.addoption("--require-netns", action="store_true", help="fail, not skip, where network namespaces cannot be made")
     parser.addoption("--workers", type=int, help="data-plane processes of each agent in a mesh or a lab; 0: none, in the agent itself")
 
@@ -77,13 +81,25 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip or fail a namespace test where there are none."""
+    """Skip or fail a test of namespaces or of Kubernetes where there are none."""
     refusal = isolation.refusal()
-    if refusal is None or item.get_closest_marker("netns") is None:
-        return
-    if item.config.option.require_netns:
-        pytest.fail(f"--require-netns: {refusal}", pytrace=False)
-    pytest.skip(refusal)
+    if refusal is not None and item.get_closest_marker("netns") is not None:
+        if item.config.option.require_netns:
+            pytest.fail(f"--require-netns: {refusal}", pytrace=False)
+        pytest.skip(refusal)
+    if item.get_closest_marker("kube") is not None:
+        directory, refusal = tools()
+        if directory is None and item.config.option.kube:
+            pytest.fail(f"--kube: {refusal}", pytrace=False)
+        if directory is None:
+            pytest.skip(f"LEFT OUT: no API server to test against: {refusal}")
+
+
+@pytest.fixture(scope="session")
+def kube_api() -> Iterator[ApiServer]:
+    """A real API server with etcd, one for the whole run: a test makes namespaces and users of its own. Its test is marked `kube`."""
+    with ApiServer.started() as api:
+        yield api
 
 
 @pytest.hookimpl(tryfirst=True)
