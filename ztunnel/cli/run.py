@@ -55,7 +55,7 @@ def read_settings(file: Path) -> dict[str, object]:
         ConfigError: it cannot be read, is larger than 1 MiB, or is not one YAML mapping.
     """
     from ztunnel.mesh.errors import ConfigError
-    from ztunnel.sources.documents import DocumentError, read_yaml
+    from ztunnel.runtime.documents import DocumentError, read_yaml
 
     try:
         with file.open("rb") as opened:

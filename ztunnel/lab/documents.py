@@ -10,7 +10,7 @@ from ztunnel.lab.objects import LabError
 from ztunnel.lab.tree import Tree
 from ztunnel.mesh.errors import ManifestError
 from ztunnel.mesh.manifests.parse import unpack
-from ztunnel.sources.documents import DocumentError, read_yaml
+from ztunnel.runtime.documents import DocumentError, read_yaml
 
 SUFFIXES = (".yaml", ".yml", ".json")
 MAX_FILE = 8 << 20

@@ -25,7 +25,7 @@ from ztunnel.mesh.derive import MeshOptions, MeshState, derive
 from ztunnel.mesh.errors import ConfigError
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import KubeObject
-from ztunnel.sources.documents import PAUSE, DocumentError, read_json, read_yaml_in_turns
+from ztunnel.runtime.documents import PAUSE, DocumentError, read_json, read_yaml_in_turns
 from ztunnel.sources.objects import Judged, Refusal, combine, judge, unreadable
 
 SUFFIXES = (".yaml", ".yml", ".json")

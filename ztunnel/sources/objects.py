@@ -16,7 +16,7 @@ from ztunnel.mesh.manifests.authorization import AuthorizationPolicyObject
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import Ignored, KubeObject, RefusedPolicy, key, key_of, parse, unpack
 from ztunnel.mesh.refused import stand_in
-from ztunnel.sources.documents import DocumentError
+from ztunnel.runtime.documents import DocumentError
 
 _NEEDS_WAYPOINT = "it is for a waypoint, and there are none yet: nothing enforces this policy"
 

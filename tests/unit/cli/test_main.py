@@ -27,8 +27,8 @@ from ztunnel.cli.main import COMMANDS, LazyGroup, main
 from ztunnel.lab import lifecycle
 from ztunnel.lab.paths import agent_socket, lab_state_dir
 from ztunnel.mesh.errors import ConfigError, LocalError
+from ztunnel.runtime.documents import read_yaml
 from ztunnel.runtime.http import HttpServer
-from ztunnel.sources.documents import read_yaml
 
 HEAVY = ("trio", "pyroute2", "cryptography", "yaml", "prometheus_client", "OpenSSL", "msgspec", "dnslib", "hpack")
 

@@ -7,7 +7,7 @@ import pytest
 from ztunnel.mesh.manifests.core import Namespace
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import KubeObject, RefusedPolicy
-from ztunnel.sources.documents import DocumentError
+from ztunnel.runtime.documents import DocumentError
 from ztunnel.sources.objects import Judged, Refusal, combine, judge
 
 SHOP = ObjectKey("Namespace", "", "shop")

@@ -10,8 +10,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ztunnel.sources import documents as module
-from ztunnel.sources.documents import DocumentError, read_json, read_yaml
+from ztunnel.runtime import documents as module
+from ztunnel.runtime.documents import DocumentError, read_json, read_yaml
 
 
 def one(text: str) -> object:
