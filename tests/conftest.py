@@ -61,6 +61,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(marker)
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Name what failed to whoever runs that once more (`scripts/test --again`)."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    path = os.environ.get("FAILURES")
+    if path and reporter is not None:
+        failed = [report.nodeid for outcome in ("failed", "error") for report in reporter.stats.get(outcome, [])]
+        Path(path).write_text("".join(f"{node}\n" for node in dict.fromkeys(failed)))
+
+
 def _own_directory() -> str:
     # Short: the paths of labs in it end in sockets, which the kernel allows 107 bytes.
     directory = Path(tempfile.gettempdir(), f"zt{os.getuid()}")
