@@ -35,7 +35,8 @@ from ztunnel.flows import FlowReporter
 from ztunnel.mesh.derive import MeshOptions
 from ztunnel.mesh.index import Index
 from ztunnel.node.enrolment import EnrolmentSettings as EnrollerSettings
-from ztunnel.node.find import DirectoryFinder
+from ztunnel.node.find import DirectoryFinder, NetnsFinder
+from ztunnel.node.find_on_node import NodeFinder
 from ztunnel.node.pods import Enroller
 from ztunnel.node.status_files import StatusFiles
 from ztunnel.overview import Overview, Watched
@@ -44,7 +45,7 @@ from ztunnel.runtime import logs
 from ztunnel.runtime.confine import hide_memory
 from ztunnel.runtime.metrics import Metrics
 from ztunnel.runtime.workers import Running, spawn_process
-from ztunnel.settings import RecordLayer, RedirectionStatus, SameNode, Settings
+from ztunnel.settings import NetnsSearch, PodsSettings, RecordLayer, RedirectionStatus, SameNode, Settings
 from ztunnel.sources.files import FileLimits, FileSource
 
 log = logging.getLogger(__name__)
@@ -135,7 +136,13 @@ def _enroller(settings: Settings, plane: DataPlane) -> Enroller:
         linger_seconds=settings.enrolment.linger_seconds,
         drift_seconds=settings.enrolment.drift_seconds,
     )
-    return Enroller(DirectoryFinder(str(settings.pods.netns_directory)), plane, enrolment)
+    return Enroller(_finder(settings.pods), plane, enrolment)
+
+
+def _finder(pods: PodsSettings) -> NetnsFinder:
+    if pods.find is NetnsSearch.DIRECTORY:
+        return DirectoryFinder(str(pods.netns_directory))
+    return NodeFinder(str(pods.runtime_directory), str(pods.proc_directory))
 
 
 async def _main(settings: Settings) -> None:

@@ -64,6 +64,13 @@ class RedirectionStatus(Enum):
     ANNOTATION = "annotation"
 
 
+class NetnsSearch(Enum):
+    """How pods' network namespaces are found."""
+
+    DIRECTORY = "directory"
+    NODE = "node"
+
+
 def _range(lowest: float, highest: float) -> dict[str, object]:
     return {"lowest": lowest, "highest": highest}
 
@@ -89,8 +96,15 @@ class SourcesSettings:
 class PodsSettings:
     """Where pods' network namespaces are found and what is said about them."""
 
+    find: NetnsSearch = NetnsSearch.DIRECTORY
+    """`directory` (default): somebody keeps `netns_directory`. `node`, for Kubernetes: told by CNI (see `cni`), else pinned by the
+    container runtime in `runtime_directory`, else by the pods' processes in `proc_directory`."""
     netns_directory: Path = Path("/run/ztunnel/netns")
     """One entry per pod, named by its UID: a bind-mounted network namespace or a symbolic link to one."""
+    runtime_directory: Path = Path("/var/run/netns")
+    """Where containerd and CRI-O pin network namespaces; in a container, the host's, with mount propagation HostToContainer."""
+    proc_directory: Path = Path("/proc")
+    """The host's processes; in a container, its own /proc with hostPID, or the host's mounted elsewhere."""
     status_directory: Path | None = None
     """One file `<uid>` per pod with `enabled` or `pending` is kept here (renamed into place), for whoever plays the API server
     to set ambient.istio.io/redirection. Default none: nobody reads it."""

@@ -1,6 +1,6 @@
 """Which network namespace is a pod's. A mix-up would give one pod another's identity, so doubt is a refusal.
 
-`NetnsFinder` is the seam; a finder fed by CNI events and one that searches /proc can stand beside `DirectoryFinder`.
+`NetnsFinder` is the seam; `DirectoryFinder` is told by files, `find_on_node.NodeFinder` by CNI events, the container runtime and /proc.
 Source: istio/istio#61211 (a pod enrolled in a foreign namespace); cni/pkg/nodeagent/podcgroupns_linux.go (the address must be there).
 """
 
@@ -13,8 +13,6 @@ from typing import Protocol
 from ztunnel.mesh.errors import LocalError
 from ztunnel.node import netns, routes
 from ztunnel.node.netns import NetnsError, NetnsId
-
-_INIT_NETNS = "/proc/1/ns/net"
 
 
 class NetnsRefused(LocalError):
@@ -41,7 +39,7 @@ class DirectoryFinder:
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
-        self._hosts = _host_namespaces()
+        self._hosts = host_namespaces()
 
     def open(self, uid: str, addresses: Sequence[str]) -> int:
         """See `NetnsFinder.open`."""
@@ -77,12 +75,16 @@ def refuse_foreign(netns_fd: int, uid: str, addresses: Sequence[str], hosts: fro
         raise NetnsRefused(f"the namespace found for pod {uid} holds none of its addresses ({', '.join(addresses)})")
 
 
-def _host_namespaces() -> frozenset[NetnsId]:
-    """The agent's own namespace, and that of process 1 where it may be seen (it may not in a sandbox)."""
+def host_namespaces(proc: str = "/proc") -> frozenset[NetnsId]:
+    """The agent's own namespace, and that of process 1 where it may be seen (it may not in a sandbox).
+
+    Args:
+        proc: the host's /proc, wherever it is mounted.
+    """
     own = netns.open_current()
     try:
         found = {netns.identity(own)}
     finally:
         os.close(own)
-    first = netns.identity_at(_INIT_NETNS)
+    first = netns.identity_at(f"{proc}/1/ns/net")
     return frozenset(found if first is None else found | {first})
