@@ -63,6 +63,9 @@ class ServedWorkload:
 
     uid: str
     addresses: tuple[str, ...]
+    identity: SpiffeId | None = None
+    hbone: bool = False
+    """Reached through a tunnel; False: plain TCP."""
     policies: tuple[str, ...] = ()
     jwt: tuple[str, ...] = ()
     telemetry: str = ""

@@ -26,6 +26,13 @@ class Namespace:
 
 
 @dataclass(frozen=True, slots=True)
+class Node:
+    """Its labels say in which region and zone its pods are."""
+
+    metadata: Metadata
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceAccountObject:
     """Known so that it can be listed; a pod's identity comes from the name that the pod states."""
 
@@ -60,6 +67,7 @@ class ServicePortObject:
     port: int
     target: int | str
     name: str = ""
+    app_protocol: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +79,7 @@ class ServiceObject:
     ports: tuple[ServicePortObject, ...] = ()
     selector: dict[str, str] = field(default_factory=dict)
     publish_not_ready: bool = False
+    traffic_distribution: str = ""
     ignored: str = ""
     """Why the mesh does nothing with it; empty when it does."""
 
@@ -78,6 +87,13 @@ class ServiceObject:
 def read_namespace(document: Field) -> Namespace:
     """A Namespace."""
     return Namespace(read_metadata(document, namespaced=False))
+
+
+def read_node(document: Field) -> Node:
+    """A Node. Its name may have dots, a namespace's may not."""
+    metadata = document.get("metadata")
+    name = metadata.get("name").name()
+    return Node(Metadata(name, uid=name, labels=metadata.get("labels").labels()))
 
 
 def read_service_account(document: Field) -> ServiceAccountObject:
@@ -122,6 +138,7 @@ def read_service(document: Field) -> ServiceObject:
         ports=_service_ports(spec.get("ports")),
         selector=spec.get("selector").labels(),
         publish_not_ready=spec.get("publishNotReadyAddresses").boolean(),
+        traffic_distribution=spec.get("trafficDistribution").text(""),
     )
 
 
@@ -158,7 +175,12 @@ def _service_ports(place: Field) -> tuple[ServicePortObject, ...]:
         if number in ports:
             raise item.get("port").error(f"port {number} is listed twice")
         name = item.get("name")
-        ports[number] = ServicePortObject(number, _target(item.get("targetPort"), number), "" if name.absent else name.label_value())
+        ports[number] = ServicePortObject(
+            port=number,
+            target=_target(item.get("targetPort"), number),
+            name="" if name.absent else name.label_value(),
+            app_protocol=item.get("appProtocol").text(""),
+        )
     return tuple(ports.values())
 
 

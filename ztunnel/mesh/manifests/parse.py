@@ -8,16 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import assert_never
 
 from ztunnel.mesh.manifests.authentication import PeerAuthenticationObject, read_peer_authentication
 from ztunnel.mesh.manifests.authorization import AuthorizationPolicyObject, read_authorization_policy
 from ztunnel.mesh.manifests.core import (
     Namespace,
+    Node,
     Pod,
     ServiceAccountObject,
     ServiceObject,
     read_namespace,
+    read_node,
     read_pod,
     read_service,
     read_service_account,
@@ -52,21 +53,29 @@ class RefusedPolicy:
     reason: str
 
 
-KubeObject = (
-    Namespace | Pod | ServiceObject | ServiceAccountObject | AuthorizationPolicyObject | PeerAuthenticationObject | RefusedPolicy | Ignored
-)
+ReadObject = Namespace | Node | Pod | ServiceObject | ServiceAccountObject | AuthorizationPolicyObject | PeerAuthenticationObject
+"""What a reader gives; every one of them has `metadata`."""
+KubeObject = ReadObject | RefusedPolicy | Ignored
 
-_Reader = Callable[[Field], KubeObject]
-_READERS: Mapping[tuple[str, str], _Reader] = MappingProxyType(
-    {
-        ("", "Namespace"): read_namespace,
-        ("", "Pod"): read_pod,
-        ("", "Service"): read_service,
-        ("", "ServiceAccount"): read_service_account,
-        (SECURITY_GROUP, "AuthorizationPolicy"): read_authorization_policy,
-        (SECURITY_GROUP, "PeerAuthentication"): read_peer_authentication,
-    }
+_Reader = Callable[[Field], ReadObject]
+_KINDS: tuple[tuple[str, str, type[ReadObject], _Reader], ...] = (
+    ("", "Namespace", Namespace, read_namespace),
+    ("", "Node", Node, read_node),
+    ("", "Pod", Pod, read_pod),
+    ("", "Service", ServiceObject, read_service),
+    ("", "ServiceAccount", ServiceAccountObject, read_service_account),
+    (SECURITY_GROUP, "AuthorizationPolicy", AuthorizationPolicyObject, read_authorization_policy),
+    (SECURITY_GROUP, "PeerAuthentication", PeerAuthenticationObject, read_peer_authentication),
 )
+"""API group, kind, what it is read into, and by what."""
+_READERS: Mapping[tuple[str, str], _Reader] = MappingProxyType({(group, kind): reader for group, kind, _, reader in _KINDS})
+_AMBIGUOUS = (("networking.istio.io", "Gateway"),)
+"""Kinds whose name is also that of another group's kind that we read: their keys name the group."""
+_NAMES: Mapping[type[ReadObject], str] = MappingProxyType(
+    {what: f"{kind}.{group}" if (group, kind) in _AMBIGUOUS else kind for group, kind, what, _ in _KINDS}
+)
+"""The kind as an object's key has it."""
+_CLUSTER_SCOPED = (("", "Namespace"), ("", "Node"))
 _VERSIONS: Mapping[str, tuple[str, ...]] = MappingProxyType({"": ("v1",), SECURITY_GROUP: ("v1", "v1beta1")})
 
 
@@ -102,24 +111,9 @@ def parse(body: object, subject_source: str) -> KubeObject:
 
 def key(item: KubeObject) -> ObjectKey:
     """Which object it is; the same as `key_of` of the document that it was parsed from."""
-    match item:
-        case Ignored() | RefusedPolicy():
-            return item.key
-        case Namespace():
-            kind = "Namespace"
-        case Pod():
-            kind = "Pod"
-        case ServiceObject():
-            kind = "Service"
-        case ServiceAccountObject():
-            kind = "ServiceAccount"
-        case AuthorizationPolicyObject():
-            kind = "AuthorizationPolicy"
-        case PeerAuthenticationObject():
-            kind = "PeerAuthentication"
-        case _:  # pragma: no cover - the type checker proves that nothing is left
-            assert_never(item)
-    return ObjectKey(kind, item.metadata.namespace, item.metadata.name)
+    if isinstance(item, Ignored | RefusedPolicy):
+        return item.key
+    return ObjectKey(_NAMES[type(item)], item.metadata.namespace, item.metadata.name)
 
 
 def key_of(body: object) -> ObjectKey | None:
@@ -138,9 +132,9 @@ def key_of(body: object) -> ObjectKey | None:
     group = _printable(version.rpartition("/")[0]) if isinstance(version, str) else ""
     metadata = metadata if isinstance(metadata, dict) else {}
     name, namespace = _printable(metadata.get("name")), metadata.get("namespace")
-    if (group, kind) == ("", "Namespace"):
+    if (group, kind) in _CLUSTER_SCOPED:
         return ObjectKey(kind, "", name)
-    if group and (group, kind) not in _READERS:
+    if group and ((group, kind) not in _READERS or (group, kind) in _AMBIGUOUS):
         kind = f"{kind}.{group}"
     return ObjectKey(kind, "default" if namespace is None else _printable(namespace), name)
 

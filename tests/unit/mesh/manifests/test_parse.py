@@ -8,7 +8,7 @@ from tests.kit.builders import authentication, authorization, namespace, pod, se
 from ztunnel.mesh.errors import ManifestError
 from ztunnel.mesh.manifests.authentication import PeerAuthenticationObject
 from ztunnel.mesh.manifests.authorization import AuthorizationPolicyObject
-from ztunnel.mesh.manifests.core import Namespace, Pod, ServiceAccountObject, ServiceObject
+from ztunnel.mesh.manifests.core import Namespace, Node, Pod, ServiceAccountObject, ServiceObject
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import Ignored, RefusedPolicy, key, key_of, parse, unpack
 
@@ -22,6 +22,7 @@ DEPLOYMENT = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name"
         (namespace("x"), Namespace, ObjectKey("Namespace", "", "x")),
         (pod("x"), Pod, ObjectKey("Pod", "default", "x")),
         (service_manifest("x"), ServiceObject, ObjectKey("Service", "default", "x")),
+        ({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "ip-10.ec2"}}, Node, ObjectKey("Node", "", "ip-10.ec2")),
         (ACCOUNT, ServiceAccountObject, ObjectKey("ServiceAccount", "default", "x")),
         (authorization("x"), AuthorizationPolicyObject, ObjectKey("AuthorizationPolicy", "default", "x")),
         (

@@ -1,0 +1,108 @@
+"""From a set of objects to the configuration of one waypoint. Pure, and a function of the set only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from ztunnel.mesh.derive import MeshOptions, MeshState
+from ztunnel.mesh.identity import SpiffeId
+from ztunnel.mesh.l7.config import PortProtocol, ProxyConfig, ServedPort, ServedService, ServedWorkload
+from ztunnel.mesh.l7.destinations import Destination, DestinationPort, Registry
+from ztunnel.mesh.l7.routes import Backend, Route, TcpRoute
+from ztunnel.mesh.l7.telemetry import PeerWorkload
+from ztunnel.mesh.l7.upstreams import Upstreams
+from ztunnel.mesh.manifests.core import Pod
+from ztunnel.mesh.manifests.metadata import ObjectKey
+from ztunnel.mesh.manifests.parse import KubeObject
+from ztunnel.mesh.workloads import Protocol, Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What is bound to one waypoint."""
+
+    services: frozenset[str] = frozenset()
+    """`Service.key`s."""
+    workloads: frozenset[str] = frozenset()
+    """UIDs."""
+
+
+def derive_proxy(
+    objects: Mapping[ObjectKey, KubeObject], state: MeshState, options: MeshOptions, who: ObjectKey, bound: Bound, node: str = ""
+) -> ProxyConfig:
+    """What the waypoint of a Gateway does.
+
+    Args:
+        state: what `mesh.derive` made of the same objects.
+        who: the Gateway; its namespace and name are also the identity's.
+        node: where this replica runs, for locality.
+    """
+    registry = Registry(objects, state, options)
+    upstreams = Upstreams(registry)
+    served = [each for each in registry.all() if each.service.key in bound.services]
+    services = tuple(_served(each, upstreams) for each in served)
+    return ProxyConfig(
+        name=who.name,
+        namespace=who.namespace,
+        identity=SpiffeId(options.trust_domain, who.namespace, who.name),
+        services=services,
+        workloads=tuple(_served_workload(state.workloads[uid]) for uid in sorted(bound.workloads & state.workloads.keys())),
+        clusters=upstreams.clusters,
+        peers=_peers(state.workloads.values(), objects),
+        locality=registry.locality_of_node(node),
+        node=node,
+    )
+
+
+def _served(destination: Destination, upstreams: Upstreams) -> ServedService:
+    return ServedService(
+        hostname=destination.hostname,
+        namespace=destination.namespace,
+        name=destination.key.name,
+        vips=destination.service.vips,
+        ports=tuple(_served_port(destination, each, upstreams) for each in destination.ports),
+        kind=destination.key.kind,
+    )
+
+
+def _served_port(destination: Destination, port: DestinationPort, upstreams: Upstreams) -> ServedPort:
+    routes: tuple[Route, ...] = ()
+    tcp_routes: tuple[TcpRoute, ...] = ()
+    if port.protocol is not PortProtocol.TCP:
+        routes = (Route("default", backends=(Backend(upstreams.key(destination, port.number)),)),)
+    if not port.protocol.is_http:
+        tcp_routes = (TcpRoute("default", backends=(Backend(upstreams.key(destination, port.number, tcp=True)),)),)
+    return ServedPort(port.number, port.protocol, routes, tcp_routes)
+
+
+def _served_workload(workload: Workload) -> ServedWorkload:
+    hbone = workload.protocol is Protocol.HBONE
+    return ServedWorkload(workload.uid, workload.addresses, workload.identity if hbone else None, hbone)
+
+
+def _peers(workloads: Iterable[Workload], objects: Mapping[ObjectKey, KubeObject]) -> dict[str, PeerWorkload]:
+    labels = {each.metadata.uid: each.metadata.labels for each in objects.values() if isinstance(each, Pod)}
+    found: dict[str, PeerWorkload] = {}
+    for each in sorted(workloads, key=lambda workload: workload.uid):
+        peer = _peer(each, labels.get(each.uid, {}))
+        for address in () if each.host_network else each.addresses:
+            found.setdefault(address, peer)
+    return found
+
+
+def _peer(workload: Workload, labels: Mapping[str, str]) -> PeerWorkload:
+    return PeerWorkload(
+        uid=workload.uid,
+        name=workload.name,
+        namespace=workload.namespace,
+        workload=workload.workload_name or workload.name,
+        workload_type=workload.workload_type,
+        app=labels.get("app") or "unknown",
+        version=labels.get("version") or "unknown",
+        canonical_service=workload.canonical_name or "unknown",
+        canonical_revision=workload.canonical_revision or "latest",
+        cluster=workload.cluster,
+        identity=workload.identity,
+        node=workload.node,
+    )
