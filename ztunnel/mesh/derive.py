@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from ztunnel.mesh.authentication import Authentication, selects
 from ztunnel.mesh.delta import Delta
-from ztunnel.mesh.enrolment import enrolment
+from ztunnel.mesh.enrolment import MODE_LABEL, NO_ADDRESS, enrolment
 from ztunnel.mesh.identity import SpiffeId
 from ztunnel.mesh.manifests.authentication import PeerAuthenticationObject
 from ztunnel.mesh.manifests.authorization import AuthorizationPolicyObject
@@ -24,8 +24,10 @@ from ztunnel.mesh.workloads import Endpoint, Protocol, Service, ServicePort, Wor
 
 REDIRECTION = "ambient.istio.io/redirection"
 """Annotation by which a node says that a pod is captured (`enabled`)."""
+_MIRROR = "kubernetes.io/config.mirror"
 _CANONICAL_NAME = ("service.istio.io/canonical-name", "app.kubernetes.io/name", "app")
 _CANONICAL_REVISION = ("service.istio.io/canonical-revision", "app.kubernetes.io/version", "version")
+_ANY_ADDRESS = ("an address",)
 _CRON_JOB = re.compile(r"(.+)-\d{8,10}")
 
 
@@ -59,6 +61,8 @@ class Capture:
     strict: bool
     """Plaintext to this pod is refused on every port (its effective PeerAuthentication is STRICT without exceptions)."""
     reason: str
+    sandbox_uid: str = ""
+    """Of a static pod: the UID that kubelet, CNI and control groups know it by. `uid` is that of its mirror in the API server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,10 @@ class MeshState:
     """By `Policy.key`."""
     captures: dict[str, Capture] = field(default_factory=dict)
     """By pod UID."""
+    awaited: dict[str, Workload] = field(default_factory=dict)
+    """By UID, the pods that are captured as soon as they have an address; what they will be then, without one."""
+    outside: frozenset[str] = frozenset()
+    """Namespaces none of whose pods is in the mesh, nor a new one would be unless its own label says so."""
 
 
 _Value = TypeVar("_Value")
@@ -84,10 +92,7 @@ def derive(objects: Mapping[ObjectKey, KubeObject], options: MeshOptions) -> Mes
     labels = {each.metadata.name: each.metadata.labels for each in listed if isinstance(each, Namespace)}
     pods = {each.metadata.uid: each for each in reversed(listed) if isinstance(each, Pod)}
     attached = _Attached(listed, options.root_namespace)
-    captures = {
-        uid: _capture(pod, enrolment(pod, labels.get(pod.metadata.namespace, {}), options.excluded_namespaces), attached, options)
-        for uid, pod in sorted(pods.items())
-    }
+    captures = {uid: _capture(pod, _enrolment(pod, labels, options), attached, options) for uid, pod in sorted(pods.items())}
     running = [pods[uid] for uid in captures if pods[uid].addresses and not pods[uid].terminal]
     by_label = _ByLabel(running)
     services = (
@@ -95,12 +100,45 @@ def derive(objects: Mapping[ObjectKey, KubeObject], options: MeshOptions) -> Mes
         for each in listed
         if isinstance(each, ServiceObject) and not each.ignored
     )
+    awaited = (pods[uid] for uid, each in captures.items() if not each.wanted and not pods[uid].addresses)
     return MeshState(
         workloads={pod.metadata.uid: _workload(pod, captures[pod.metadata.uid], attached, options) for pod in running},
         services={service.key: service for service in services},
         policies=attached.policies,
         captures=captures,
+        awaited={
+            pod.metadata.uid: _workload(pod, replace(captures[pod.metadata.uid], wanted=True), attached, options)
+            for pod in awaited
+            if _enrolment(replace(pod, addresses=_ANY_ADDRESS), labels, options)[0]
+        },
+        outside=_outside(labels, pods.values(), options),
     )
+
+
+def with_addresses(state: MeshState, addresses: Mapping[str, tuple[str, ...]]) -> MeshState:
+    """The state as it will be when these pods' addresses, which their node knows already, are in their objects.
+
+    Args:
+        addresses: by UID. Pods that are unknown, or not in the mesh, change nothing.
+    """
+    workloads, captures, awaited = dict(state.workloads), dict(state.captures), dict(state.awaited)
+    for uid, own in addresses.items():
+        known = awaited.pop(uid, None) or (workloads.get(uid) if uid in captures and captures[uid].wanted else None)
+        if known is not None:
+            workloads[uid] = replace(known, addresses=own)
+            reason = captures[uid].reason.removesuffix(NO_ADDRESS)
+            captures[uid] = replace(captures[uid], addresses=own, wanted=True, reason=reason)
+    return replace(state, workloads=workloads, captures=captures, awaited=awaited)
+
+
+def _enrolment(pod: Pod, labels: Mapping[str, Mapping[str, str]], options: MeshOptions) -> tuple[bool, str]:
+    return enrolment(pod, labels.get(pod.metadata.namespace, {}), options.excluded_namespaces)
+
+
+def _outside(labels: Mapping[str, Mapping[str, str]], pods: Iterable[Pod], options: MeshOptions) -> frozenset[str]:
+    mixed = {pod.metadata.namespace for pod in pods if pod.metadata.labels.get(MODE_LABEL) == "ambient"}
+    plain = {name for name, own in labels.items() if name not in mixed and own.get(MODE_LABEL) != "ambient"}
+    return frozenset(plain | options.excluded_namespaces)
 
 
 class _ByLabel:
@@ -192,6 +230,7 @@ def _capture(pod: Pod, enrolled: tuple[bool, str], attached: _Attached, options:
         wanted=wanted,
         strict=attached.strict(pod),
         reason=reason,
+        sandbox_uid=pod.metadata.annotations.get(_MIRROR, ""),
     )
 
 

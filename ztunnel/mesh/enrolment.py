@@ -11,6 +11,8 @@ from ztunnel.mesh.manifests.core import Pod
 
 MODE_LABEL = "istio.io/dataplane-mode"
 SIDECAR = "sidecar.istio.io/status"
+NO_ADDRESS = ", but it has no address yet"
+"""End of the reason why a pod is not in the mesh yet."""
 
 
 def enrolment(pod: Pod, namespace_labels: Mapping[str, str], excluded_namespaces: Collection[str]) -> tuple[bool, str]:
@@ -27,7 +29,7 @@ def enrolment(pod: Pod, namespace_labels: Mapping[str, str], excluded_namespaces
     if pod.terminal:
         return False, f"{reason}, but it has ended ({pod.phase})"
     if not pod.addresses:
-        return False, f"{reason}, but it has no address yet"
+        return False, f"{reason}{NO_ADDRESS}"
     return True, reason
 
 

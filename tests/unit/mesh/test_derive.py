@@ -8,7 +8,7 @@ import pytest
 
 from tests.kit.builders import authentication, authorization, identity, index_of, mesh, namespace, pod, selecting, service_manifest
 from ztunnel.mesh.delta import Delta
-from ztunnel.mesh.derive import Capture, MeshOptions, MeshState, derive, diff
+from ztunnel.mesh.derive import Capture, MeshOptions, MeshState, derive, diff, with_addresses
 from ztunnel.mesh.errors import ManifestError
 from ztunnel.mesh.identity import SpiffeId
 from ztunnel.mesh.manifests.parse import key, parse
@@ -277,3 +277,39 @@ def test_a_difference_turns_one_state_into_the_other() -> None:
 def test_no_difference_is_an_empty_delta() -> None:
     state = mesh(AMBIENT, pod("a", "10.0.0.1"), service_manifest("web"), authorization("p"))
     assert diff(state, replace(state)) == Delta()
+
+
+def test_a_pod_that_waits_for_its_address_is_known_but_no_workload() -> None:
+    state = mesh(AMBIENT, pod("a"), pod("done", status={"phase": "Succeeded"}), pod("none", labels={"istio.io/dataplane-mode": "none"}))
+    assert list(state.awaited) == ["uid-a"]
+    assert state.workloads == {}
+    assert not state.captures["uid-a"].wanted
+
+
+def test_an_address_that_the_node_knows_makes_it_what_its_object_will_make_it() -> None:
+    before, after = mesh(AMBIENT, pod("a"), pod("b", "10.0.0.2")), mesh(AMBIENT, pod("a", "10.0.0.1"), pod("b", "10.0.0.2"))
+    known = with_addresses(before, {"uid-a": ("10.0.0.1",)})
+    assert (known.workloads, known.captures, known.awaited) == (after.workloads, after.captures, {})
+    assert known.workloads["uid-a"].protocol is Protocol.HBONE
+    assert before.workloads.keys() == {"uid-b"}
+
+
+def test_a_new_sandbox_has_its_new_address_before_the_object_says_so() -> None:
+    known = with_addresses(mesh(AMBIENT, pod("a", "10.0.0.1")), {"uid-a": ("10.0.0.7",)})
+    assert known.workloads["uid-a"].addresses == known.captures["uid-a"].addresses == ("10.0.0.7",)
+
+
+def test_addresses_of_pods_outside_of_the_mesh_change_nothing() -> None:
+    state = mesh(pod("a", "10.0.0.1"), pod("b"))
+    assert with_addresses(state, {"uid-a": ("10.0.0.7",), "uid-b": ("10.0.0.8",), "uid-c": ("10.0.0.9",)}) == state
+
+
+def test_namespaces_in_which_nothing_is_meshed() -> None:
+    plain, labelled = namespace("plain", ambient=False), namespace("mixed", ambient=False)
+    pods = pod("x", "10.0.0.3", namespace="mixed", labels={"istio.io/dataplane-mode": "ambient"}), pod("y", namespace="unseen")
+    assert mesh(AMBIENT, plain, labelled, namespace("kube-system"), *pods).outside == {"plain", "kube-system"}
+
+
+def test_a_static_pod_has_a_second_uid() -> None:
+    state = mesh(pod("a", "10.0.0.1", meta={"annotations": {"kubernetes.io/config.mirror": "0123abcd"}}), pod("b", "10.0.0.2"))
+    assert [state.captures[uid].sandbox_uid for uid in ("uid-a", "uid-b")] == ["0123abcd", ""]
