@@ -9,17 +9,13 @@ Invariant: a `Settings` that exists can be used; nothing later in the program ch
 
 from __future__ import annotations
 
-import difflib
-import math
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TypeVar, get_args, get_type_hints
 
-from ztunnel.mesh.errors import ConfigError
+from ztunnel.configuration import Reader, between, matching
 from ztunnel.mesh.ports import ILLEGAL_TARGETS
 
 _DNS_NAME = r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?"
@@ -71,14 +67,6 @@ class NetnsSearch(Enum):
     NODE = "node"
 
 
-def _range(lowest: float, highest: float) -> dict[str, object]:
-    return {"lowest": lowest, "highest": highest}
-
-
-def _pattern(expression: str, meaning: str) -> dict[str, object]:
-    return {"pattern": re.compile(expression), "meaning": meaning}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourcesSettings:
     """What the mesh is read from."""
@@ -88,7 +76,7 @@ class SourcesSettings:
     redirection_status: RedirectionStatus = RedirectionStatus.LABELS
     """`annotation`: a pod is reached by HBONE only once it carries ambient.istio.io/redirection=enabled, as in Istio.
     Default `labels`: with files there is often nobody who writes that annotation back."""
-    poll_seconds: float = field(default=0.25, metadata=_range(0.02, 60))
+    poll_seconds: float = field(default=0.25, metadata=between(0.02, 60))
     """Seconds between two looks at the directory; 0.25: a change is in force in under a second, a look costs microseconds."""
 
 
@@ -116,7 +104,7 @@ class CaSettings:
 
     directory: Path = Path("/var/lib/ztunnel/ca")
     """Holds the root's key (mode 0600) and certificate; made on first start, shared by agents that must trust each other."""
-    leaf_hours: float = field(default=24.0, metadata=_range(0.001, 24 * 90))
+    leaf_hours: float = field(default=24.0, metadata=between(0.001, 24 * 90))
     """Life of a workload certificate in hours; 24 as Istio: short enough to need no revocation, renewed at half of it."""
 
 
@@ -129,9 +117,9 @@ class AdminSettings:
     address: str = "*"
     """Where the metrics and readiness ports listen: an IP literal, or `*` (default) for every IPv4 and IPv6 address, because
     kubelet and Prometheus come from elsewhere."""
-    metrics_port: int = field(default=15020, metadata=_range(0, 65535))
+    metrics_port: int = field(default=15020, metadata=between(0, 65535))
     """Prometheus; 15020 as Istio, so existing scrape configurations fit. 0 picks a free port."""
-    readiness_port: int = field(default=15021, metadata=_range(0, 65535))
+    readiness_port: int = field(default=15021, metadata=between(0, 65535))
     """/healthz/ready; 15021 as Istio. 0 picks a free port."""
 
 
@@ -148,15 +136,15 @@ class TunnelSettings:
     same_node: SameNode = SameNode.ENCRYPT
     """`encrypt` (default): a tunnel like any other. `plaintext`: bytes between two meshed pods of this node never leave the kernel,
     so they may go without TLS; identities, policies and accounting stay the same."""
-    idle_seconds: float = field(default=300.0, metadata=_range(1, 86400))
+    idle_seconds: float = field(default=300.0, metadata=between(1, 86400))
     """A tunnel without streams is closed after this; 300 as Istio: a burst later finds it, an idle peer costs nothing for long."""
-    max_streams: int = field(default=100, metadata=_range(1, 1000))
+    max_streams: int = field(default=100, metadata=between(1, 1000))
     """Streams on one outbound tunnel before another is opened; 100 as Istio, and what most peers allow."""
-    ping_seconds: float = field(default=10.0, metadata=_range(0.1, 3600))
+    ping_seconds: float = field(default=10.0, metadata=between(0.1, 3600))
     """A tunnel that has been silent for this long is asked for a sign of life; 10 as Istio."""
-    ping_timeout_seconds: float = field(default=20.0, metadata=_range(0.1, 3600))
+    ping_timeout_seconds: float = field(default=20.0, metadata=between(0.1, 3600))
     """A peer that owes such a sign for this long is gone, and with it every stream of its tunnel; 20 as Istio."""
-    report_seconds: float = field(default=5.0, metadata=_range(0.1, 3600))
+    report_seconds: float = field(default=5.0, metadata=between(0.1, 3600))
     """Between two reports of the bytes of a live connection; 5: under any scrape interval, a long connection shows while it lives."""
 
 
@@ -164,11 +152,11 @@ class TunnelSettings:
 class DeadlinesSettings:
     """How long a peer may keep us waiting, in seconds."""
 
-    handshake_seconds: float = field(default=10.0, metadata=_range(0.1, 300))
+    handshake_seconds: float = field(default=10.0, metadata=between(0.1, 300))
     """TLS and HTTP/2 preface, both directions; 10: a healthy one takes milliseconds, a lost SYN-ACK is retried at 1, 3 and 7 s."""
-    connect_seconds: float = field(default=10.0, metadata=_range(0.1, 300))
+    connect_seconds: float = field(default=10.0, metadata=between(0.1, 300))
     """TCP connect to an application or a peer; 10 for the same retries."""
-    connect_response_seconds: float = field(default=15.0, metadata=_range(0.1, 300))
+    connect_response_seconds: float = field(default=15.0, metadata=between(0.1, 300))
     """CONNECT to its answer; 15: the peer's own connect deadline of 10 plus a slow handshake behind it."""
 
 
@@ -176,13 +164,13 @@ class DeadlinesSettings:
 class EnrolmentSettings:
     """How pods come into the mesh and stay in it."""
 
-    grace_seconds: float = field(default=5.0, metadata=_range(0, 600))
+    grace_seconds: float = field(default=5.0, metadata=between(0, 600))
     """How long connections older than the enrolment have to show themselves where the kernel cannot list them, before everything
     else is captured; 5: more than TCP's first retransmissions. They are kept then, all others are tunnelled at once."""
-    linger_seconds: float = field(default=2.0, metadata=_range(0, 60))
+    linger_seconds: float = field(default=2.0, metadata=between(0, 60))
     """How long a pod that leaves the mesh is still served on 15008 even when it has no connections; 2: peers on other nodes hear of it
     a little later, and until then they tunnel."""
-    drift_seconds: float = field(default=10.0, metadata=_range(1, 3600))
+    drift_seconds: float = field(default=10.0, metadata=between(1, 3600))
     """Between two checks that a pod's rules are still there; 10: while they are flushed, plaintext may leave; a check costs a few ms."""
 
 
@@ -200,21 +188,21 @@ class LogSettings:
 class LimitsSettings:
     """Bounds on what others can make us hold. One that is hit shows in ztunnel_limit_hits_total, or as a refused manifest."""
 
-    manifest_bytes: int = field(default=16 << 20, metadata=_range(1024, 1 << 30))
+    manifest_bytes: int = field(default=16 << 20, metadata=between(1024, 1 << 30))
     """Largest manifest file; 16 MiB holds about ten thousand pods."""
-    manifest_files: int = field(default=10_000, metadata=_range(1, 1_000_000))
+    manifest_files: int = field(default=10_000, metadata=between(1, 1_000_000))
     """Files in the manifest directory; more is a directory that was given by mistake."""
-    manifest_documents: int = field(default=100_000, metadata=_range(1, 10_000_000))
+    manifest_documents: int = field(default=100_000, metadata=between(1, 10_000_000))
     """Objects in one file; bounds memory that small documents can take."""
-    connections: int = field(default=50_000, metadata=_range(1, 10_000_000))
+    connections: int = field(default=50_000, metadata=between(1, 10_000_000))
     """Live connections of the node; each takes one descriptor (two without a tunnel) and under two kilobytes. Further ones are reset."""
-    tunnels_per_peer: int = field(default=64, metadata=_range(1, 10_000))
+    tunnels_per_peer: int = field(default=64, metadata=between(1, 10_000))
     """Outbound tunnels from one pod to one peer pod: 64 times tunnel.max_streams connections."""
-    handshakes_per_pod: int = field(default=512, metadata=_range(1, 100_000))
+    handshakes_per_pod: int = field(default=512, metadata=between(1, 100_000))
     """TLS handshakes under way on one pod's 15008; each may hold 64 KiB until its deadline."""
-    metric_series: int = field(default=20_000, metadata=_range(100, 1_000_000))
+    metric_series: int = field(default=20_000, metadata=between(100, 1_000_000))
     """Label combinations of one metric; further ones are summed in a series labelled `overflow`. 20 000: a scrape stays under 15 MB."""
-    admin_connections: int = field(default=64, metadata=_range(1, 10_000))
+    admin_connections: int = field(default=64, metadata=between(1, 10_000))
     """Open connections on each of the metrics, readiness and control listeners; scrapers need two or three."""
 
 
@@ -222,19 +210,19 @@ class LimitsSettings:
 class Settings:
     """Everything that `ztunnel run` can be told."""
 
-    node: str = field(metadata=_pattern(_DNS_NAME, "a node name: lower-case letters, digits, '-' and '.'"))
+    node: str = field(metadata=matching(_DNS_NAME, "a node name: lower-case letters, digits, '-' and '.'"))
     """This node's name, as in pods' spec.nodeName. Required."""
-    trust_domain: str = field(default="cluster.local", metadata=_pattern(_TRUST_DOMAIN, "a trust domain in lower case"))
+    trust_domain: str = field(default="cluster.local", metadata=matching(_TRUST_DOMAIN, "a trust domain in lower case"))
     """First part of every SPIFFE identity; peers of another trust domain are refused. Default as Istio."""
-    cluster: str = field(default="Kubernetes", metadata=_pattern(r"[A-Za-z0-9._-]{1,253}", "a cluster name"))
+    cluster: str = field(default="Kubernetes", metadata=matching(r"[A-Za-z0-9._-]{1,253}", "a cluster name"))
     """Cluster name in metrics and logs. Default as Istio."""
-    cluster_domain: str = field(default="cluster.local", metadata=_pattern(_DNS_NAME, "a DNS domain"))
+    cluster_domain: str = field(default="cluster.local", metadata=matching(_DNS_NAME, "a DNS domain"))
     """DNS suffix of services. Default as Kubernetes."""
-    root_namespace: str = field(default="istio-system", metadata=_pattern(_DNS_NAME, "a namespace"))
+    root_namespace: str = field(default="istio-system", metadata=matching(_DNS_NAME, "a namespace"))
     """Policies without a selector in this namespace apply to the whole mesh. Default as Istio."""
-    drain_seconds: float = field(default=5.0, metadata=_range(0, 3600))
+    drain_seconds: float = field(default=5.0, metadata=between(0, 3600))
     """After SIGTERM, how long live connections may finish; 5 as Istio's default, keep it under the pod's termination grace."""
-    workers: int = field(default=1, metadata=_range(0, 64))
+    workers: int = field(default=1, metadata=between(0, 64))
     """Data-plane processes: 1 (default), one per core at most for a busy node, or 0 to run the same loop inside the daemon, for
     debugging. Each has a pool of tunnels of its own."""
     sources: SourcesSettings
@@ -246,178 +234,6 @@ class Settings:
     enrolment: EnrolmentSettings = EnrolmentSettings()
     log: LogSettings = LogSettings()
     limits: LimitsSettings = LimitsSettings()
-
-
-_Leaf = Field[object]
-_Section = TypeVar("_Section")
-
-
-def parse(config: Mapping[str, object], environ: Mapping[str, str]) -> Settings:
-    """The settings that a configuration mapping and an environment ask for.
-
-    Args:
-        config: nested, as YAML or JSON gives it.
-        environ: variables named `ZTUNNEL_` and the key in capitals with `_` for `.` win over `config`. An unknown variable that
-            resembles a setting is refused as a typing error; any other is somebody else's (Kubernetes puts
-            `ZTUNNEL_SERVICE_HOST` and the like into every pod when a service has our name).
-    Raises:
-        ConfigError: `problems` has every unknown key, wrong type, value out of range and missing value.
-    """
-    problems: list[str] = []
-    given = dict(_flatten(config, "", problems))
-    leaves = dict(_leaves(Settings, ""))
-    blamed = _apply_environment(given, leaves, environ, problems)
-    problems.extend(f"{key}: no such setting{_resembling(key, leaves)}" for key in sorted(given.keys() - leaves.keys()))
-    values: dict[str, object] = {}
-    for key, (leaf, kind) in leaves.items():
-        if key in given:
-            values[key] = _check(blamed.get(key, key), given[key], leaf, kind, problems)
-        elif leaf.default is MISSING:
-            problems.append(f"{key}: required")
-    if problems:
-        raise ConfigError(problems)
-    settings = _build(Settings, "", values)
-    problems.extend(_contradictions(settings))
-    if problems:
-        raise ConfigError(problems)
-    return settings
-
-
-def variable(key: str) -> str:
-    """The environment variable that overrides a setting."""
-    return "ZTUNNEL_" + key.upper().replace(".", "_")
-
-
-def _flatten(config: Mapping[str, object], prefix: str, problems: list[str]) -> Iterator[tuple[str, object]]:
-    sections = {name for name, kind in get_type_hints(Settings).items() if is_dataclass(kind)}
-    for key, value in config.items():
-        dotted = f"{prefix}{key}"
-        if not prefix and key in sections:
-            if isinstance(value, Mapping):
-                yield from _flatten(value, f"{key}.", problems)
-            elif value is not None:
-                problems.append(f"{dotted}: a mapping is expected, found {_kind_of(value)}")
-        else:
-            yield dotted, value
-
-
-def _leaves(section: type, prefix: str) -> Iterator[tuple[str, tuple[_Leaf, object]]]:
-    hints = get_type_hints(section)
-    for leaf in fields(section):
-        kind = hints[leaf.name]
-        if isinstance(kind, type) and is_dataclass(kind):
-            yield from _leaves(kind, f"{prefix}{leaf.name}.")
-        else:
-            yield prefix + leaf.name, (leaf, kind)
-
-
-def _apply_environment(
-    given: dict[str, object], leaves: Mapping[str, tuple[_Leaf, object]], environ: Mapping[str, str], problems: list[str]
-) -> dict[str, str]:
-    """Put the variables' values over the file's; setting → variable, for those that one gave."""
-    blamed: dict[str, str] = {}
-    known = {variable(key): key for key in leaves}
-    for name, text in sorted(environ.items()):
-        if not name.startswith("ZTUNNEL_"):
-            continue
-        if name in known:
-            key = known[name]
-            given[key] = _from_text(text, leaves[key][1])
-            blamed[key] = name
-            continue
-        short = {candidate.removeprefix("ZTUNNEL_"): candidate for candidate in known}
-        close = difflib.get_close_matches(name.removeprefix("ZTUNNEL_"), short, n=1, cutoff=0.85)
-        if close:
-            problems.append(f"{name}: no such variable; did you mean {short[close[0]]}?")
-    return blamed
-
-
-def _from_text(text: str, kind: object) -> object:
-    """What YAML would have given for the same characters; text that does not fit is left for `_check` to refuse."""
-    if kind is bool:
-        return {"true": True, "false": False}.get(text.lower(), text)
-    try:
-        if kind is int:
-            return int(text)
-        if kind is float:
-            return float(text)
-    except ValueError:
-        return text
-    return text
-
-
-def _check(key: str, value: object, leaf: _Leaf, kind: object, problems: list[str]) -> object:
-    """The value in its own type, or a problem noted and None."""
-    options = get_args(kind)
-    if type(None) in options:
-        if value is None:
-            return None
-        kind = options[0]
-    problem = ""
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        choices = {str(member.value): member for member in kind}
-        if isinstance(value, str) and value in choices:
-            return choices[value]
-        problem = f"one of {', '.join(choices)} is expected, found {_kind_of(value)}"
-    elif kind is Path:
-        problem = _path_problem(value, leaf)
-        if not problem:
-            return Path(str(value))
-    elif kind is bool:
-        problem = "" if isinstance(value, bool) else f"true or false is expected, found {_kind_of(value)}"
-    elif kind is str:
-        problem = _text_problem(value, leaf)
-    else:
-        problem = _number_problem(value, leaf, whole=kind is int)
-        if not problem and kind is float and isinstance(value, int):
-            return float(value)
-    if problem:
-        problems.append(f"{key}: {problem}")
-        return None
-    return value
-
-
-def _path_problem(value: object, leaf: _Leaf) -> str:
-    if not isinstance(value, str) or not value or "\0" in value:
-        return f"a path is expected, found {_kind_of(value)}"
-    longest = leaf.metadata.get("max_bytes")
-    if isinstance(longest, int) and len(value.encode()) > longest:
-        return f"longer than {longest} bytes"
-    return ""
-
-
-def _text_problem(value: object, leaf: _Leaf) -> str:
-    if not isinstance(value, str):
-        return f"text is expected, found {_kind_of(value)}"
-    pattern = leaf.metadata.get("pattern")
-    if isinstance(pattern, re.Pattern) and pattern.fullmatch(value) is None:
-        return f"{leaf.metadata['meaning']} is expected, found {value[:100]!r}"
-    return ""
-
-
-def _number_problem(value: object, leaf: _Leaf, *, whole: bool) -> str:
-    noun = "a whole number" if whole else "a number"
-    # bool is an int in Python, and `drain_seconds: yes` is not one second.
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-        return f"{noun} is expected, found {_kind_of(value)}"
-    lowest, highest = leaf.metadata["lowest"], leaf.metadata["highest"]
-    if not math.isfinite(value) or not lowest <= value <= highest:
-        return f"between {lowest:g} and {highest:g} is expected, found {value:g}"
-    return ""
-
-
-def _build(section: type[_Section], prefix: str, values: Mapping[str, object]) -> _Section:
-    hints = get_type_hints(section)
-    chosen: dict[str, object] = {}
-    assert is_dataclass(section)
-    for leaf in fields(section):
-        kind = hints[leaf.name]
-        key = prefix + leaf.name
-        if isinstance(kind, type) and is_dataclass(kind):
-            chosen[leaf.name] = _build(kind, f"{key}.", values)
-        elif key in values:
-            chosen[leaf.name] = values[key]
-    return section(**chosen)
 
 
 def _contradictions(settings: Settings) -> Iterator[str]:
@@ -435,24 +251,14 @@ def _contradictions(settings: Settings) -> Iterator[str]:
             yield f"admin.address: an IP address or * is expected, found {admin.address[:100]!r}"
 
 
-def _resembling(key: str, leaves: Mapping[str, object]) -> str:
-    close = difflib.get_close_matches(key, leaves, n=1)
-    if not close:
-        # `metrics_port` at the top level: the right word in the wrong section.
-        last = key.rpartition(".")[2]
-        close = [known for known in leaves if known.rpartition(".")[2] == last][:1]
-    return f"; did you mean {close[0]}?" if close else ""
+_READER = Reader(Settings, "ZTUNNEL_", _contradictions)
 
 
-def _kind_of(value: object) -> str:
-    match value:
-        case None:
-            return "nothing"
-        case bool() | int() | float():
-            return str(value).lower()
-        case str():
-            return repr(value[:100])
-        case Mapping():
-            return "a mapping"
-        case _:
-            return "a list" if isinstance(value, list) else type(value).__name__
+def parse(config: Mapping[str, object], environ: Mapping[str, str]) -> Settings:
+    """The agent's settings; see `configuration.Reader.parse`."""
+    return _READER.parse(config, environ)
+
+
+def variable(key: str) -> str:
+    """The environment variable that overrides a setting."""
+    return _READER.variable(key)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
-from dataclasses import is_dataclass
 from pathlib import Path
-from typing import get_type_hints
 
 import pytest
 
-from ztunnel import settings as module
+from tests.kit.settings import undocumented
+from ztunnel.configuration import leaves_of
 from ztunnel.mesh.errors import ConfigError
 from ztunnel.settings import LogFormat, LogLevel, RecordLayer, RedirectionStatus, Settings, parse, variable
 
@@ -144,17 +141,6 @@ def test_values_that_contradict_each_other() -> None:
 
 
 def test_every_setting_is_documented_and_has_its_own_variable() -> None:
-    leaves = dict(module._leaves(Settings, ""))
+    leaves = dict(leaves_of(Settings, ""))
     assert len({variable(key) for key in leaves}) == len(leaves)
-    sections: list[type] = [
-        Settings,
-        *(kind for kind in get_type_hints(Settings).values() if isinstance(kind, type) and is_dataclass(kind)),
-    ]
-    for section in sections:
-        body = ast.parse(inspect.getsource(section)).body[0]
-        assert isinstance(body, ast.ClassDef)
-        for statement, following in zip(body.body, body.body[1:], strict=False):
-            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-                hint = get_type_hints(section)[statement.target.id]
-                if not is_dataclass(hint):
-                    assert isinstance(following, ast.Expr), f"{section.__name__}.{statement.target.id} has no docstring"
+    assert undocumented(Settings) == []
