@@ -24,6 +24,7 @@ from ztunnel.mesh.manifests.core import (
     read_service_account,
 )
 from ztunnel.mesh.manifests.fields import MAX_VALUES, Field
+from ztunnel.mesh.manifests.gateway import GATEWAY_GROUP, GatewayClassObject, GatewayObject, read_gateway, read_gateway_class
 from ztunnel.mesh.manifests.metadata import ObjectKey
 
 MAX_LIST_DEPTH = 4
@@ -53,7 +54,17 @@ class RefusedPolicy:
     reason: str
 
 
-ReadObject = Namespace | Node | Pod | ServiceObject | ServiceAccountObject | AuthorizationPolicyObject | PeerAuthenticationObject
+ReadObject = (
+    Namespace
+    | Node
+    | Pod
+    | ServiceObject
+    | ServiceAccountObject
+    | AuthorizationPolicyObject
+    | PeerAuthenticationObject
+    | GatewayObject
+    | GatewayClassObject
+)
 """What a reader gives; every one of them has `metadata`."""
 KubeObject = ReadObject | RefusedPolicy | Ignored
 
@@ -66,6 +77,8 @@ _KINDS: tuple[tuple[str, str, type[ReadObject], _Reader], ...] = (
     ("", "ServiceAccount", ServiceAccountObject, read_service_account),
     (SECURITY_GROUP, "AuthorizationPolicy", AuthorizationPolicyObject, read_authorization_policy),
     (SECURITY_GROUP, "PeerAuthentication", PeerAuthenticationObject, read_peer_authentication),
+    (GATEWAY_GROUP, "Gateway", GatewayObject, read_gateway),
+    (GATEWAY_GROUP, "GatewayClass", GatewayClassObject, read_gateway_class),
 )
 """API group, kind, what it is read into, and by what."""
 _READERS: Mapping[tuple[str, str], _Reader] = MappingProxyType({(group, kind): reader for group, kind, _, reader in _KINDS})
@@ -75,8 +88,10 @@ _NAMES: Mapping[type[ReadObject], str] = MappingProxyType(
     {what: f"{kind}.{group}" if (group, kind) in _AMBIGUOUS else kind for group, kind, what, _ in _KINDS}
 )
 """The kind as an object's key has it."""
-_CLUSTER_SCOPED = (("", "Namespace"), ("", "Node"))
-_VERSIONS: Mapping[str, tuple[str, ...]] = MappingProxyType({"": ("v1",), SECURITY_GROUP: ("v1", "v1beta1")})
+_CLUSTER_SCOPED = (("", "Namespace"), ("", "Node"), (GATEWAY_GROUP, "GatewayClass"))
+_VERSIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"": ("v1",), SECURITY_GROUP: ("v1", "v1beta1"), GATEWAY_GROUP: ("v1", "v1beta1")}
+)
 
 
 def parse(body: object, subject_source: str) -> KubeObject:
