@@ -116,7 +116,8 @@ class Redirect:
     port: int | None = None
     """None: see `derive_port`. 80 and 443 are left out where they are the scheme's own."""
     derive_port: str = ""
-    """FROM_PROTOCOL_DEFAULT, FROM_REQUEST_PORT or empty: Gateway API's rule (port of the scheme if one is given, else the listener's)."""
+    """FROM_PROTOCOL_DEFAULT, FROM_REQUEST_PORT, FROM_HOST (a VirtualService that says nothing: the port that Host has) or empty:
+    Gateway API's rule (port of the scheme if one is given, else the listener's)."""
     path: str | None = None
     prefix: str | None = None
 
