@@ -45,7 +45,7 @@ from ztunnel.dataplane.channel import (
 )
 from ztunnel.dataplane.flow import Direction, FlowPath, FlowRecord, TunnelState
 from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop
-from ztunnel.dataplane.sockets import Acceptor, Farewell
+from ztunnel.dataplane.sockets import Acceptor, Farewell, adopt
 from ztunnel.dataplane.tunnel import Tunnel
 from ztunnel.hbone.handshake import BadCredentials, Credentials, TlsContexts
 from ztunnel.hbone.rehearsal import rehearse
@@ -335,7 +335,7 @@ class Worker:
     def _sockets(self, message: Sockets, descriptors: tuple[int, ...]) -> None:
         # Said, not asked of the kernel: three system calls for each.
         family = socket.AF_INET6 if message.ipv6 else socket.AF_INET
-        sockets = [socket.socket(family, socket.SOCK_STREAM, 0, descriptor) for descriptor in descriptors]
+        sockets = [adopt(family, descriptor) for descriptor in descriptors]
         pod = self._require_node().pods.get(message.uid)
         if pod is None:
             for sock in sockets:

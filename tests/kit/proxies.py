@@ -27,7 +27,7 @@ from ztunnel.dataplane.buffers import Scratch
 from ztunnel.dataplane.channel import Configure
 from ztunnel.dataplane.flow import Direction, FlowPath, FlowRecord
 from ztunnel.dataplane.loop import Loop
-from ztunnel.dataplane.sockets import Acceptor, reset_on_close
+from ztunnel.dataplane.sockets import Acceptor, adopt, reset_on_close
 from ztunnel.hbone.handshake import Credentials, TlsContexts
 from ztunnel.mesh.delta import Delta
 from ztunnel.mesh.errors import LocalError
@@ -184,7 +184,7 @@ class LoopbackNode:
         self.loop.call_later(0, lambda: self._give(pod, count))
 
     def _give(self, pod: LoopbackPod, count: int) -> None:
-        made = [socket.socket() for _ in range(min(count, 4) if self.sockets_to_be_had else 0)]
+        made = [adopt(socket.AF_INET, socket.socket().detach()) for _ in range(min(count, 4) if self.sockets_to_be_had else 0)]
         for sock in made:
             sock.setblocking(False)
             reset_on_close(sock)

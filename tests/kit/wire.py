@@ -124,9 +124,7 @@ class Wire:
         """A new stream; the application's end of it, and what will become of it."""
         near, far = tcp_pair()
         tunnel = self.client.tunnel
-        headers = connect.request_headers(
-            authority="10.0.0.1:80", baggage=connect.Baggage(), source=("10.0.0.2", 4000), service_host="", traceparent=""
-        )
+        headers = connect.request_headers(authority="10.0.0.1:80", baggage=b"", source=("10.0.0.2", 4000), service_host="", traceparent="")
         stream = tunnel.mux.open_stream(headers)
         ends = Ends()
         relay = StreamRelay(tunnel, stream, ends, answered=False, optimistic=optimistic)

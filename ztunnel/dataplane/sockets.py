@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import _socket
 import errno
 import math
 import os
 import socket
 import struct
 from collections.abc import Callable
-from typing import Final
+from typing import Final, cast
 
 from ztunnel.dataplane.addresses import Address, canonical
 from ztunnel.dataplane.kernel_tls import CONTROL_SPACE, REFUSALS
@@ -27,6 +28,15 @@ _ENDINGS: Final = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT, *RE
 """How a read ends on a connection that is over."""
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)
 _LINGER_OFF: Final = struct.pack("ii", 0, 0)
+
+
+def adopt(family: int, descriptor: int) -> socket.socket:
+    """A TCP socket that is there already, as an object that owns it.
+
+    Of the C class: what `socket.socket` adds to it in Python (files, enumerations, counting who uses it) takes as long as the system
+    calls to accept and to close, and no connection needs it.
+    """
+    return cast("socket.socket", _socket.socket(family, socket.SOCK_STREAM, 0, descriptor))
 
 
 def reset(sock: socket.socket) -> None:
@@ -152,7 +162,7 @@ class Acceptor:
             except OSError as error:
                 self._shortage(error)
                 return
-            self._on_accept(socket.socket(self._family, socket.SOCK_STREAM, 0, descriptor), canonical(peer))
+            self._on_accept(adopt(self._family, descriptor), canonical(peer))
             if self._closed:
                 return
         self._accepted_at = self._loop.now

@@ -68,14 +68,20 @@ class Baggage:
     zone: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, init=False)
 class ConnectRequest:
     """One CONNECT. Everything but the authority is what the peer claims, for telemetry only, and read when somebody asks."""
 
     authority: Authority
     traceparent: str
-    said_baggage: tuple[bytes, ...] = ()
-    said_forwarded: bytes = b""
+    said_baggage: tuple[bytes, ...]
+    said_forwarded: bytes
+
+    def __init__(self, authority: Authority, traceparent: str, said_baggage: tuple[bytes, ...] = (), said_forwarded: bytes = b"") -> None:
+        self.authority = authority
+        self.traceparent = traceparent
+        self.said_baggage = said_baggage
+        self.said_forwarded = said_forwarded
 
     @property
     def baggage(self) -> Baggage:
@@ -129,7 +135,6 @@ def parse_authority(text: bytes) -> Authority:
     return Authority(host, int(port))
 
 
-@lru_cache(_REMEMBERED)
 def build_baggage(baggage: Baggage) -> bytes:
     """The header's value, in Istio's order; what is empty or cannot be carried as it is is left out. May be empty altogether."""
     workload = f"k8s.{baggage.workload_type}.name" if baggage.workload_type in _WORKLOAD_TYPES else ""
@@ -258,26 +263,27 @@ def parse_traceparent(value: bytes) -> str:
     return text if not longer or (longer == b"-" and match[1] != "00") else ""
 
 
-def request_headers(*, authority: str, baggage: Baggage, source: tuple[str, int], service_host: str, traceparent: str) -> Headers:
+def request_headers(*, authority: str, baggage: bytes, source: tuple[str, int], service_host: str, traceparent: str) -> Headers:
     """The header list of a CONNECT, in Istio's order.
 
     Args:
         authority: the target as text: `10.0.0.1:80`, `[fd00::1]:80`, `host:80`.
+        baggage: of `build_baggage`.
         source: address and port of the application's connection.
         service_host: host name of the service that the application dialled, empty for none.
     """
     return (
         (b":method", b"CONNECT"),
         (b":authority", authority.encode("ascii")),
-        (b"baggage", build_baggage(baggage)),
+        (b"baggage", baggage),
         (b"forwarded", build_forwarded(source, service_host)),
         (b"traceparent", traceparent.encode("ascii")),
     )
 
 
-def response_headers(baggage: Baggage) -> Headers:
-    """What a 200 carries besides its status: what the destination says of itself."""
-    return ((b"baggage", build_baggage(baggage)),)
+def response_headers(baggage: bytes) -> Headers:
+    """What a 200 carries besides its status: what the destination says of itself (of `build_baggage`)."""
+    return ((b"baggage", baggage),)
 
 
 def parse_request(headers: Headers) -> ConnectRequest:

@@ -1,6 +1,7 @@
 """What the multiplexer tells its caller, in the order in which the peer sent it. Plain values; only `DataReceived` borrows memory.
 
-Not frozen, unlike other values here: one is made for every DATA frame, and a frozen dataclass takes three times as long to make.
+Not frozen, unlike other values here: one is made for every DATA frame, and a frozen dataclass takes three times as long to make. What is
+made for every connection says itself how: the `__init__` that `dataclass` would write stays interpreted in the compiled form.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 Headers = tuple[tuple[bytes, bytes], ...]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class RequestReceived:
     """A well-formed request, CONNECT or not: the caller answers what it does not serve. `ended`: no DATA and no StreamEnded will follow."""
 
@@ -18,8 +19,13 @@ class RequestReceived:
     headers: Headers
     ended: bool
 
+    def __init__(self, stream: int, headers: Headers, ended: bool) -> None:
+        self.stream = stream
+        self.headers = headers
+        self.ended = ended
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, init=False)
 class ResponseReceived:
     """The final response. `ended`: no DATA and no StreamEnded will follow."""
 
@@ -27,6 +33,12 @@ class ResponseReceived:
     status: int
     headers: Headers
     ended: bool
+
+    def __init__(self, stream: int, status: int, headers: Headers, ended: bool) -> None:
+        self.stream = stream
+        self.status = status
+        self.headers = headers
+        self.ended = ended
 
 
 class DataReceived:
@@ -45,14 +57,17 @@ class DataReceived:
         return f"DataReceived(stream={self.stream}, data={bytes(self.data)!r})"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class StreamEnded:
     """The peer will send no more on this stream; we still may."""
 
     stream: int
 
+    def __init__(self, stream: int) -> None:
+        self.stream = stream
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, init=False)
 class StreamReset:
     """The stream is gone in both directions.
 
@@ -64,12 +79,20 @@ class StreamReset:
     code: int
     graceful: bool
 
+    def __init__(self, stream: int, code: int, graceful: bool) -> None:
+        self.stream = stream
+        self.code = code
+        self.graceful = graceful
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, init=False)
 class WindowOpened:
     """`sendable` had answered 0 for this stream (0: for the connection's window) and would not any more."""
 
     stream: int
+
+    def __init__(self, stream: int) -> None:
+        self.stream = stream
 
 
 @dataclass(slots=True)

@@ -18,6 +18,9 @@ _STATUS: Final = re.compile(rb"[1-9][0-9][0-9]")
 _OF_REQUESTS: Final = frozenset({b":method", b":scheme", b":authority", b":path"})
 _OF_RESPONSES: Final = frozenset({b":status"})
 _OF_TRAILERS: frozenset[bytes] = frozenset()
+_LF: Final = 0x0A
+_CR: Final = 0x0D
+_NUL: Final = 0
 _CONNECTION_SPECIFIC: Final = frozenset({b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"})
 
 
@@ -69,7 +72,8 @@ def _pseudo(headers: Headers, allowed: frozenset[bytes]) -> dict[bytes, bytes]:
     pseudo: dict[bytes, bytes] = {}
     regular = False
     for name, value in headers:
-        if b"\n" in value or b"\r" in value or b"\0" in value or value != value.strip(b" \t"):
+        # As numbers: Python looks for a piece of bytes only after an exception that says that it is no number.
+        if _LF in value or _CR in value or _NUL in value or value != value.strip(b" \t"):
             raise MalformedError(f"value of {name[:40]!r}")
         if name in allowed:
             if regular or name in pseudo:

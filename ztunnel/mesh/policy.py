@@ -21,7 +21,7 @@ NAMED_POLICIES: Final = 8
 """So many policies that did not match are named in a denial's text; it is written for each connection."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, init=False)
 class Connection:
     """What a verdict depends on.
 
@@ -33,6 +33,12 @@ class Connection:
     identity: SpiffeId | None
     destination_ip: str
     destination_port: int
+
+    def __init__(self, source_ip: str, identity: SpiffeId | None, destination_ip: str, destination_port: int) -> None:
+        self.source_ip = source_ip
+        self.identity = identity
+        self.destination_ip = destination_ip
+        self.destination_port = destination_port
 
 
 class VerdictReason(Enum):
@@ -76,18 +82,27 @@ _Key = str | int | tuple[str, str]
 """A principal, namespace, port or account: something that a connection has and a rule asks for by name."""
 
 
-@dataclass(frozen=True, slots=True)
 class _Facts:
     """A connection in the form that compiled tests read."""
 
-    principal: str
-    namespace: str
-    account: tuple[str, str] | None
-    source: tuple[int, int]
-    destination: tuple[int, int]
-    port: int
-    keys: tuple[_Key, ...]
-    """All that a rule may be filed under that could match."""
+    __slots__ = ("account", "destination", "keys", "namespace", "port", "principal", "source")
+
+    def __init__(self, identity: SpiffeId | None, source: tuple[int, int], destination: tuple[int, int], port: int) -> None:
+        self.principal = ""
+        self.namespace = ""
+        self.account: tuple[str, str] | None = None
+        self.source = source
+        self.destination = destination
+        self.port = port
+        self.keys: tuple[_Key, ...]
+        """All that a rule may be filed under that could match."""
+        if identity is None:
+            self.keys = (port,)
+            return
+        self.principal = identity.principal
+        self.namespace = identity.namespace
+        self.account = (identity.namespace, identity.service_account)
+        self.keys = (self.principal, self.account, self.namespace, port)
 
 
 _Test = Callable[[_Facts], bool]
@@ -115,9 +130,9 @@ class _Filed(NamedTuple):
     """One rule of several policies, and its place among all of theirs."""
 
     place: int
-    policy: _Compiled
-    rule: int
     test: _Test
+    verdict: Verdict
+    """If it matches: written once, not for each connection."""
 
 
 class _Rules:
@@ -130,7 +145,7 @@ class _Rules:
         self._for_all: list[_Filed] = []
         rules = [(policy, index) for policy in policies for index in range(len(policy.rules))]
         for place, (policy, index) in enumerate(rules):
-            filed = _Filed(place, policy, index, policy.rules[index])
+            filed = _Filed(place, policy.rules[index], _verdict(policy, index))
             keys = _keys(policy.policy.rules[index])
             if keys is None:
                 self._for_all.append(filed)
@@ -156,7 +171,7 @@ class _Rules:
 class PolicySet:
     """Policies that apply together, compiled: `decide` for those who ask more than once."""
 
-    __slots__ = ("_allows", "_denies", "_dry_run", "_needs_addresses", "_otherwise")
+    __slots__ = ("_allows", "_denies", "_dry_run", "_is_open", "_needs_addresses", "_otherwise")
 
     def __init__(self, policies: Iterable[Policy]) -> None:
         compiled = [_Compiled(policy) for policy in policies]
@@ -168,9 +183,12 @@ class PolicySet:
         self._otherwise = _missed(allows) if allows else _OPEN
         # Parsing addresses costs more than the rest of a verdict, and few policies look at them.
         self._needs_addresses = any(_reads_addresses(each.policy) for each in compiled)
+        self._is_open = not compiled
 
     def decide(self, connection: Connection) -> Verdict:
         """The verdict for one connection, as the function of this name."""
+        if self._is_open:
+            return _OPEN
         facts = _facts(connection, self._needs_addresses)
         verdict = self._enforced(facts)
         if not self._dry_run:
@@ -178,14 +196,8 @@ class PolicySet:
         return replace(verdict, dry_run=tuple(_would(policy, facts, verdict) for policy in self._dry_run))
 
     def _enforced(self, facts: _Facts) -> Verdict:
-        denied = self._denies.first(facts)
-        if denied is not None:
-            return Verdict(False, denied.policy.label, VerdictReason.DENIED, _denied_text(denied.policy, denied.rule), denied.rule)
-        allowed = self._allows.first(facts)
-        if allowed is not None:
-            label, rule = allowed.policy.label, allowed.rule
-            return Verdict(True, label, VerdictReason.ALLOWED, f"allowed by {label}, rules[{rule}]", rule)
-        return self._otherwise
+        matched = self._denies.first(facts) or self._allows.first(facts)
+        return self._otherwise if matched is None else matched.verdict
 
 
 _OPEN: Final = Verdict(True, None, VerdictReason.NO_ALLOW_POLICY, "no policy denies it and no ALLOW policy applies")
@@ -215,19 +227,18 @@ def _reads_addresses(policy: Policy) -> bool:
 
 
 def _facts(connection: Connection, with_addresses: bool) -> _Facts:
-    identity = connection.identity
     source = number(connection.source_ip) if with_addresses else (0, 0)
     destination = number(connection.destination_ip) if with_addresses else (0, 0)
-    port = connection.destination_port
-    if identity is None:
-        return _Facts("", "", None, source, destination, port, (port,))
-    principal, namespace, account = identity.principal, identity.namespace, (identity.namespace, identity.service_account)
-    return _Facts(principal, namespace, account, source, destination, port, (principal, account, namespace, port))
+    return _Facts(connection.identity, source, destination, connection.destination_port)
 
 
-def _denied_text(policy: _Compiled, rule: int) -> str:
+def _verdict(policy: _Compiled, rule: int) -> Verdict:
+    """Of a rule that matches."""
+    if policy.policy.action is Action.ALLOW:
+        return Verdict(True, policy.label, VerdictReason.ALLOWED, f"allowed by {policy.label}, rules[{rule}]", rule)
     text = f"denied by {policy.label}, rules[{rule}]"
-    return f"{text}: {policy.policy.reason}" if policy.policy.reason else text
+    text = f"{text}: {policy.policy.reason}" if policy.policy.reason else text
+    return Verdict(False, policy.label, VerdictReason.DENIED, text, rule)
 
 
 def _missed(allows: tuple[_Compiled, ...]) -> Verdict:

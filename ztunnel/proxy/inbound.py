@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
-from dataclasses import replace
 from typing import Final
 
 from ztunnel.dataplane.addresses import Address
@@ -104,25 +103,15 @@ class Inbound:
         node = self._node
         source = node.index.workload_at(tunnel.peer_address[0])
         service = target.service
-        facts = Facts(
-            Direction.INBOUND,
-            pod.uid,
-            tunnel.peer_address,
-            local,
-            target=str(asked.authority),
-            endpoint=(target.address, target.port),
-            protocol="HBONE",
-            mutual_tls=True,
-            # The address only says who it was if the certificate agrees: addresses are re-used, identities are proven.
-            source_uid=source.uid if source is not None and source.identity == tunnel.peer else "",
-            destination_uid=pod.uid,
-            source_identity=tunnel.peer,
-            destination_identity=pod.identity,
-            service=service.hostname if service else "",
-            service_name=service.name if service else "",
-            service_namespace=service.namespace if service else "",
-            trace=asked.traceparent,
-        )
+        # The address only says who it was if the certificate agrees: addresses are re-used, identities are proven.
+        source_uid = source.uid if source is not None and source.identity == tunnel.peer else ""
+        facts = Facts(Direction.INBOUND, pod.uid, tunnel.peer_address, local, source_uid=source_uid, destination_uid=pod.uid)
+        facts.target, facts.endpoint = str(asked.authority), (target.address, target.port)
+        facts.protocol, facts.mutual_tls = "HBONE", True
+        facts.source_identity, facts.destination_identity = tunnel.peer, pod.identity
+        if service is not None:
+            facts.service, facts.service_name, facts.service_namespace = service.hostname, service.name, service.namespace
+        facts.trace = asked.traceparent
         return node.connections.register(facts)
 
     def _connect(self, pod: Pod, workload: Workload, tunnel: Tunnel, connection: Connection, request: RequestReceived) -> None:
@@ -169,7 +158,7 @@ class Inbound:
         outer = connection.facts
         outer.protocol, outer.destination = "LOCAL", route.target
         outer.source_identity, outer.destination_identity = client.identity, pod.identity
-        facts = replace(outer, direction=Direction.INBOUND, pod_uid=pod.uid, endpoint=route.target)
+        facts = outer.inbound(pod.uid, route.target)
         inner = node.connections.register(facts)
         denied = judge(node, workload, inner)
         if denied is not None:

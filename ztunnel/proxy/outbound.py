@@ -50,7 +50,8 @@ class Outbound:
         destination = redirected(node, pod, sock, peer)
         if destination is None:
             return
-        facts = Facts(Direction.OUTBOUND, pod.uid, peer, destination, target=text(destination), source_uid=pod.uid)
+        facts = Facts(Direction.OUTBOUND, pod.uid, peer, destination, source_uid=pod.uid)
+        facts.target = text(destination)
         connection = node.connections.register(facts)
         try:
             if destination[1] in ILLEGAL_TARGETS and (destination[0] == peer[0] or is_loopback(destination[0])):

@@ -31,9 +31,8 @@ class Passthrough:
         destination = redirected(node, pod, sock, peer)
         if destination is None:
             return
-        facts = Facts(
-            Direction.INBOUND, pod.uid, peer, destination, target=text(destination), endpoint=destination, destination_uid=pod.uid
-        )
+        facts = Facts(Direction.INBOUND, pod.uid, peer, destination, destination_uid=pod.uid)
+        facts.target, facts.endpoint = text(destination), destination
         connection = node.connections.register(facts)
         try:
             self._judge(pod, connection)
