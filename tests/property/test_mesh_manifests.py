@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.kit.builders import authentication, authorization, namespace, pod, selecting, service_manifest
+from tests.kit.l7_samples import L7_SAMPLES
 from ztunnel.mesh.derive import MeshOptions, derive
 from ztunnel.mesh.errors import ManifestError
 from ztunnel.mesh.manifests.parse import KubeObject, key, key_of, parse, unpack
@@ -57,6 +58,7 @@ SAMPLES: list[dict[str, object]] = [
     ),
     authorization("a", targetRefs=[{"kind": "Gateway", "name": "x"}]),
     authentication("a", "STRICT", selector=selecting(app="x"), portLevelMtls={"80": {"mode": "DISABLE"}}),
+    *L7_SAMPLES,
     {"apiVersion": "v1", "kind": "List", "items": [namespace("a"), {"apiVersion": "v1", "kind": "List", "items": []}]},
 ]
 

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 from ztunnel.mesh.derive import MeshOptions, MeshState
 from ztunnel.mesh.identity import SpiffeId
+from ztunnel.mesh.l7.attachments import Attachments, routes_of
 from ztunnel.mesh.l7.config import PortProtocol, ProxyConfig, ServedPort, ServedService, ServedWorkload
 from ztunnel.mesh.l7.destinations import Destination, DestinationPort, Registry
+from ztunnel.mesh.l7.gateway_routes import GatewayRoutes
+from ztunnel.mesh.l7.grants import References
 from ztunnel.mesh.l7.routes import Backend, Route, TcpRoute
 from ztunnel.mesh.l7.telemetry import PeerWorkload
 from ztunnel.mesh.l7.upstreams import Upstreams
@@ -39,9 +42,9 @@ def derive_proxy(
         node: where this replica runs, for locality.
     """
     registry = Registry(objects, state, options)
-    upstreams = Upstreams(registry)
-    served = [each for each in registry.all() if each.service.key in bound.services]
-    services = tuple(_served(each, upstreams) for each in served)
+    upstreams = Upstreams(registry, bound.services)
+    routing = _Routing(objects, registry, upstreams, dict.fromkeys(bound.services, who))
+    services = tuple(_served(each, routing) for each in registry.all() if each.service.key in bound.services)
     return ProxyConfig(
         name=who.name,
         namespace=who.namespace,
@@ -55,25 +58,52 @@ def derive_proxy(
     )
 
 
-def _served(destination: Destination, upstreams: Upstreams) -> ServedService:
+class _Routing:
+    """The routes of each port: Gateway API's where there are some, else the way to the service itself."""
+
+    def __init__(
+        self,
+        objects: Mapping[ObjectKey, KubeObject],
+        registry: Registry,
+        upstreams: Upstreams,
+        waypoint_of: Mapping[str, ObjectKey],
+    ) -> None:
+        self._upstreams = upstreams
+        self._attachments = Attachments(routes_of(objects), registry, waypoint_of)
+        self._gateway = GatewayRoutes(References(objects, registry), upstreams)
+
+    def http(self, destination: Destination, port: DestinationPort) -> tuple[Route, ...]:
+        """For requests."""
+        attached = self._attachments.http(destination, port)
+        routes = self._gateway.http(attached)
+        if any(not each.clients for each in attached):
+            return routes
+        return (*routes, Route("default", backends=(Backend(self._upstreams.key(destination, port.number)),)))
+
+    def tcp(self, destination: Destination, port: DestinationPort) -> tuple[TcpRoute, ...]:
+        """For connections."""
+        routes = self._gateway.tcp(self._attachments.tcp(destination, port))
+        return routes or (TcpRoute("default", backends=(Backend(self._upstreams.key(destination, port.number, tcp=True)),)),)
+
+
+def _served(destination: Destination, routing: _Routing) -> ServedService:
+    ports = (
+        ServedPort(
+            port=each.number,
+            protocol=each.protocol,
+            routes=routing.http(destination, each) if each.protocol is not PortProtocol.TCP else (),
+            tcp_routes=routing.tcp(destination, each) if not each.protocol.is_http else (),
+        )
+        for each in destination.ports
+    )
     return ServedService(
         hostname=destination.hostname,
         namespace=destination.namespace,
         name=destination.key.name,
         vips=destination.service.vips,
-        ports=tuple(_served_port(destination, each, upstreams) for each in destination.ports),
+        ports=tuple(ports),
         kind=destination.key.kind,
     )
-
-
-def _served_port(destination: Destination, port: DestinationPort, upstreams: Upstreams) -> ServedPort:
-    routes: tuple[Route, ...] = ()
-    tcp_routes: tuple[TcpRoute, ...] = ()
-    if port.protocol is not PortProtocol.TCP:
-        routes = (Route("default", backends=(Backend(upstreams.key(destination, port.number)),)),)
-    if not port.protocol.is_http:
-        tcp_routes = (TcpRoute("default", backends=(Backend(upstreams.key(destination, port.number, tcp=True)),)),)
-    return ServedPort(port.number, port.protocol, routes, tcp_routes)
 
 
 def _served_workload(workload: Workload) -> ServedWorkload:

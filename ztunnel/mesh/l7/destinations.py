@@ -60,9 +60,11 @@ class Registry:
         nodes = (each for each in objects.values() if isinstance(each, Node))
         self._localities = {each.metadata.name: _node_locality(each.metadata.labels) for each in nodes}
         self._by_host: dict[str, list[Destination]] = {}
+        self._by_object: dict[ObjectKey, list[Destination]] = {}
         self._by_key: dict[str, Destination] = {}
         for destination in _destinations(objects, state, options):
             self._by_key[destination.service.key] = destination
+            self._by_object.setdefault(destination.key, []).append(destination)
             self._by_host.setdefault(destination.hostname, []).append(destination)
 
     def all(self) -> Iterable[Destination]:
@@ -81,6 +83,14 @@ class Registry:
     def service(self, namespace: str, name: str) -> Destination | None:
         """The Kubernetes Service with this name."""
         return self._by_key.get(f"{namespace}/{name}.{namespace}.svc.{self.options.cluster_domain}")
+
+    def entries(self, namespace: str, name: str) -> tuple[Destination, ...]:
+        """The hosts of a ServiceEntry."""
+        return tuple(self._by_object.get(ObjectKey("ServiceEntry", namespace, name), ()))
+
+    def entry(self, namespace: str, name: str) -> Destination | None:
+        """The first host of a ServiceEntry."""
+        return next(iter(self.entries(namespace, name)), None)
 
     def endpoints(self, destination: Destination, port: int) -> tuple[Endpoint, ...]:
         """The places that serve a port of a destination, with all their labels; those that are not ready are not healthy."""

@@ -93,6 +93,9 @@ class HeaderEdits:
     remove: tuple[str, ...] = ()
 
 
+NO_EDITS = HeaderEdits()
+
+
 @dataclass(frozen=True, slots=True)
 class Rewrite:
     """Of the request, before it goes on. At most one of `path`, `prefix`, `regex` is not None."""
@@ -206,6 +209,10 @@ class Retry:
     maximum: float = 0.25
     remote_localities: bool = False
     avoid_previous_hosts: bool = True
+
+
+DEFAULT_RETRY = Retry()
+"""Istio's, where nothing is said of retries."""
 
 
 @dataclass(frozen=True, slots=True)

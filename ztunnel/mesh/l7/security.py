@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from ztunnel.mesh.l7.routes import TextMatch
+from ztunnel.mesh.l7.routes import PathMatch, TextMatch
 from ztunnel.mesh.rules import Cidr, ServiceAccountMatch
 
 
@@ -50,11 +50,9 @@ class Operation:
     not_ports: tuple[int, ...] = ()
     methods: tuple[TextMatch, ...] = ()
     not_methods: tuple[TextMatch, ...] = ()
-    paths: tuple[TextMatch, ...] = ()
-    not_paths: tuple[TextMatch, ...] = ()
-    templates: tuple[str, ...] = ()
-    """More of `paths`: `{*}` one segment, `{**}` the rest. (Not a union of two types, which the workers' messages cannot carry.)"""
-    not_templates: tuple[str, ...] = ()
+    paths: tuple[PathMatch | TextMatch, ...] = ()
+    """PathMatch only for templates."""
+    not_paths: tuple[PathMatch | TextMatch, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,14 +12,21 @@ from ztunnel.mesh.l7.protocols import upstream_http
 class Upstreams:
     """The clusters of one proxy, made as routes ask for them."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, owned: frozenset[str]) -> None:
+        """
+        Args:
+            owned: `Service.key`s of what the proxy serves; anything else is reached as any client would.
+        """
         self.clusters: dict[str, Cluster] = {}
+        self._owned = owned
         self._registry = registry
 
     def key(self, destination: Destination, port: int, *, tcp: bool = False, subset: str = "") -> str:
         """The key of the cluster for a port that the destination has; made if it is not there yet."""
         family = "tcp" if tcp else "http"
         key = f"inbound-vip|{port}|{family}{'/' + subset if subset else ''}|{destination.hostname}"
+        if destination.service.key not in self._owned:
+            key = f"outbound|{port}|{subset}|{destination.hostname}"
         if key not in self.clusters:
             self.clusters[key] = self._cluster(key, destination, port, subset)
         return key

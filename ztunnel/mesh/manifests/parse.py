@@ -24,8 +24,9 @@ from ztunnel.mesh.manifests.core import (
     read_service_account,
 )
 from ztunnel.mesh.manifests.fields import MAX_VALUES, Field
-from ztunnel.mesh.manifests.gateway import GATEWAY_GROUP, GatewayClassObject, GatewayObject, read_gateway, read_gateway_class
 from ztunnel.mesh.manifests.metadata import ObjectKey
+from ztunnel.mesh.manifests.references import GATEWAY_GROUP, NETWORKING_GROUP, ReferenceGrantObject, read_reference_grant
+from ztunnel.mesh.manifests.routes import RouteObject, read_grpc_route, read_http_route, read_tcp_route, read_tls_route
 
 MAX_LIST_DEPTH = 4
 """Lists within lists; a YAML document can contain itself."""
@@ -62,8 +63,8 @@ ReadObject = (
     | ServiceAccountObject
     | AuthorizationPolicyObject
     | PeerAuthenticationObject
-    | GatewayObject
-    | GatewayClassObject
+    | RouteObject
+    | ReferenceGrantObject
 )
 """What a reader gives; every one of them has `metadata`."""
 KubeObject = ReadObject | RefusedPolicy | Ignored
@@ -77,20 +78,23 @@ _KINDS: tuple[tuple[str, str, type[ReadObject], _Reader], ...] = (
     ("", "ServiceAccount", ServiceAccountObject, read_service_account),
     (SECURITY_GROUP, "AuthorizationPolicy", AuthorizationPolicyObject, read_authorization_policy),
     (SECURITY_GROUP, "PeerAuthentication", PeerAuthenticationObject, read_peer_authentication),
-    (GATEWAY_GROUP, "Gateway", GatewayObject, read_gateway),
-    (GATEWAY_GROUP, "GatewayClass", GatewayClassObject, read_gateway_class),
+    (GATEWAY_GROUP, "HTTPRoute", RouteObject, read_http_route),
+    (GATEWAY_GROUP, "GRPCRoute", RouteObject, read_grpc_route),
+    (GATEWAY_GROUP, "TCPRoute", RouteObject, read_tcp_route),
+    (GATEWAY_GROUP, "TLSRoute", RouteObject, read_tls_route),
+    (GATEWAY_GROUP, "ReferenceGrant", ReferenceGrantObject, read_reference_grant),
 )
 """API group, kind, what it is read into, and by what."""
 _READERS: Mapping[tuple[str, str], _Reader] = MappingProxyType({(group, kind): reader for group, kind, _, reader in _KINDS})
-_AMBIGUOUS = (("networking.istio.io", "Gateway"),)
+_AMBIGUOUS = ((NETWORKING_GROUP, "Gateway"),)
 """Kinds whose name is also that of another group's kind that we read: their keys name the group."""
 _NAMES: Mapping[type[ReadObject], str] = MappingProxyType(
     {what: f"{kind}.{group}" if (group, kind) in _AMBIGUOUS else kind for group, kind, what, _ in _KINDS}
 )
 """The kind as an object's key has it."""
-_CLUSTER_SCOPED = (("", "Namespace"), ("", "Node"), (GATEWAY_GROUP, "GatewayClass"))
+_CLUSTER_SCOPED = (("", "Namespace"), ("", "Node"))
 _VERSIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"": ("v1",), SECURITY_GROUP: ("v1", "v1beta1"), GATEWAY_GROUP: ("v1", "v1beta1")}
+    {"": ("v1",), SECURITY_GROUP: ("v1", "v1beta1"), GATEWAY_GROUP: ("v1", "v1beta1", "v1alpha3", "v1alpha2")}
 )
 
 
@@ -128,7 +132,8 @@ def key(item: KubeObject) -> ObjectKey:
     """Which object it is; the same as `key_of` of the document that it was parsed from."""
     if isinstance(item, Ignored | RefusedPolicy):
         return item.key
-    return ObjectKey(_NAMES[type(item)], item.metadata.namespace, item.metadata.name)
+    kind = item.kind if isinstance(item, RouteObject) else _NAMES[type(item)]
+    return ObjectKey(kind, item.metadata.namespace, item.metadata.name)
 
 
 def key_of(body: object) -> ObjectKey | None:

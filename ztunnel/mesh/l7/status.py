@@ -1,0 +1,41 @@
+"""What objects are told of themselves: conditions, as values. Who writes them adds the observed generation and the time of transition."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ztunnel.mesh.manifests.references import ParentRef
+
+CONTROLLER = "istio.io/mesh-controller"
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One condition. Where it holds, its reason is by custom its type."""
+
+    type: str
+    holds: bool
+    reason: str
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ParentStatus:
+    """What a route is told for one of its parents."""
+
+    parent: ParentRef
+    conditions: tuple[Condition, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RouteStatus:
+    """`status.parents` of a route. Parents of other controllers are not in it."""
+
+    parents: tuple[ParentStatus, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectStatus:
+    """`status.conditions` of an object that has no parents (VirtualService, DestinationRule, ServiceEntry)."""
+
+    conditions: tuple[Condition, ...]
