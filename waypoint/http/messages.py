@@ -94,6 +94,12 @@ class Client:
     """The address that it addressed."""
     sni: str = ""
     tls: bool = True
+    principal: str = ""
+    """Of `identity`, as rules write it; made once, here."""
+
+    def __post_init__(self) -> None:
+        if self.identity is not None:
+            self.principal = self.identity.principal
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from ztunnel.mesh.errors import ManifestError
 from ztunnel.mesh.manifests.authorization import DRY_RUN, is_true
 from ztunnel.mesh.manifests.fields import Field
 from ztunnel.mesh.manifests.parse import POLICY_KINDS, RefusedPolicy, key_of
-from ztunnel.mesh.manifests.selectors import read_selector
+from ztunnel.mesh.manifests.selectors import TargetRef, read_selector, read_targets
 from ztunnel.mesh.rules import Action, Clause, Match, Policy, Rule, Scope, StringKind, StringMatch
 
 DENY_EVERYTHING = (Rule(),)
@@ -34,8 +34,8 @@ def stand_in(body: object, error: ManifestError) -> RefusedPolicy | None:
     if key.kind == "AuthorizationPolicy" and _never_denies(body):
         return None
     # Nameless documents share a key: each must stand for all of them.
-    selector = _selector(body.get("spec")) if key.name else None
-    return RefusedPolicy(key, selector, not key.namespace, str(error))
+    spec = body.get("spec") if key.name else None
+    return RefusedPolicy(key, _selector(spec), not key.namespace, str(error), _targets(spec) if key.namespace else ())
 
 
 def refused_policy(refused: RefusedPolicy, root_namespace: str) -> Policy:
@@ -79,3 +79,11 @@ def _selector(spec: object) -> dict[str, str] | None:
         return read_selector(Field("", "spec", spec)) or None
     except ManifestError:
         return None
+
+
+def _targets(spec: object) -> tuple[TargetRef, ...]:
+    """None when nobody can say what they are: then it may have been meant for L4."""
+    try:
+        return read_targets(Field("", "spec", spec))
+    except ManifestError:
+        return ()

@@ -15,10 +15,9 @@ from ztunnel.mesh.manifests.authentication import PeerAuthenticationObject
 from ztunnel.mesh.manifests.authorization import AuthorizationPolicyObject
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import Ignored, KubeObject, RefusedPolicy, key, key_of, parse, unpack
+from ztunnel.mesh.manifests.selectors import TargetRef
 from ztunnel.mesh.refused import stand_in
 from ztunnel.runtime.documents import DocumentError
-
-_NEEDS_WAYPOINT = "it is for a waypoint, and there are none yet: nothing enforces this policy"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -77,8 +76,6 @@ def judge(body: object, file: str, number: int) -> tuple[list[Judged], list[Refu
             refusals.append(Refusal(file, error.subject, error.field, error.reason, unknown=key_of(each) is None))
             judged.extend(_refused(each, error, file))
         else:
-            if isinstance(item, AuthorizationPolicyObject) and item.waypoint:
-                refusals.append(Refusal(file, str(key(item)), "spec.targetRefs", _NEEDS_WAYPOINT))
             if not isinstance(item, Ignored):
                 judged.append(Judged(key(item), file, item))
     return judged, refusals
@@ -138,13 +135,16 @@ def _stand_in_of_duplicates(object_key: ObjectKey, candidates: list[Judged], ref
     """What is in force of an object that was never defined only once: for a policy its denial, else the first in file order."""
     items = [candidate.item or candidate.stand_in for candidate in candidates]
     selectors: list[dict[str, str] | None] = []
+    targets: list[TargetRef] = []
     for item in items:
         if not isinstance(item, AuthorizationPolicyObject | PeerAuthenticationObject | RefusedPolicy):
             return item
-        if not (isinstance(item, AuthorizationPolicyObject) and item.waypoint):
+        if not isinstance(item, PeerAuthenticationObject) and item.targets:
+            targets.extend(item.targets)
+        else:
             selectors.append(item.selector)
     if not selectors:
-        return items[0]
+        return RefusedPolicy(object_key, None, everywhere=False, reason=refusal.reason, targets=tuple(dict.fromkeys(targets)))
     # Different selectors: all that either could have meant, which is the namespace.
     selector = selectors[0] if all(other == selectors[0] for other in selectors) else None
     return RefusedPolicy(object_key, selector, everywhere=False, reason=refusal.reason)

@@ -7,6 +7,7 @@ import pytest
 from ztunnel.mesh.manifests.core import Namespace
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import KubeObject, RefusedPolicy
+from ztunnel.mesh.manifests.selectors import TargetRef
 from ztunnel.runtime.documents import DocumentError
 from ztunnel.sources.objects import Judged, Refusal, combine, judge
 
@@ -118,7 +119,9 @@ def test_a_policy_that_was_never_defined_only_once_denies_what_either_selects() 
     assert isinstance(other, RefusedPolicy)
     assert (same.selector, other.selector) == ({"app": "cart"}, None)
     waypoint = policy(targetRefs=[{"kind": "Service", "name": "x", "group": ""}])
-    assert not isinstance(in_force(judged(waypoint), judged(waypoint, "b.yaml"))[POLICY], RefusedPolicy)
+    attached = in_force(judged(waypoint), judged(waypoint, "b.yaml"))[POLICY]
+    assert isinstance(attached, RefusedPolicy)
+    assert attached.targets == (TargetRef("Service", "x"),)
 
 
 def test_refused_policies_without_names_stand_for_each_other() -> None:
@@ -135,14 +138,6 @@ def test_a_nameless_policy_that_denies_is_not_hidden_by_one_that_never_does() ->
     nameless = policy(name=5)  # type: ignore[arg-type]  # as above
     (stand_in,) = combine([*judged(audit), *judged(nameless)], {}).objects.values()
     assert isinstance(stand_in, RefusedPolicy)
-
-
-def test_a_policy_for_a_waypoint_is_a_problem_as_long_as_there_are_none() -> None:
-    objects, refusals = judge(policy(targetRefs=[{"kind": "Service", "name": "x", "group": ""}]), "a.yaml", 1)
-    assert len(objects) == 1
-    (refusal,) = refusals
-    assert refusal.field == "spec.targetRefs"
-    assert "nothing enforces this policy" in refusal.reason
 
 
 def test_nonsense_is_refused_and_nothing_else() -> None:

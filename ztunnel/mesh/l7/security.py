@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from ztunnel.mesh.l7.routes import PathMatch, TextMatch
+from ztunnel.mesh.l7.routes import TextMatch
 from ztunnel.mesh.rules import Cidr, ServiceAccountMatch
 
 
@@ -50,9 +50,11 @@ class Operation:
     not_ports: tuple[int, ...] = ()
     methods: tuple[TextMatch, ...] = ()
     not_methods: tuple[TextMatch, ...] = ()
-    paths: tuple[PathMatch | TextMatch, ...] = ()
-    """PathMatch only for templates."""
-    not_paths: tuple[PathMatch | TextMatch, ...] = ()
+    paths: tuple[TextMatch, ...] = ()
+    """Of the path without its query. `path_templates` (`{*}` one segment, `{**}` any rest) are alternatives to them."""
+    not_paths: tuple[TextMatch, ...] = ()
+    path_templates: tuple[str, ...] = ()
+    not_path_templates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,8 @@ class L7Rule:
     sources: tuple[Source, ...] = ()
     operations: tuple[Operation, ...] = ()
     conditions: tuple[Condition, ...] = ()
+    never: bool = False
+    """Keeps the place of a rule that cannot be enforced and so never matches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,7 @@ class L7Policy:
     provider: str = ""
     dry_run: bool = False
     reason: str = ""
-    """Shown with a denial when the policy stands for a refused manifest."""
+    """What of it is not enforced as written, or that it stands for a refused manifest, and why. For the operator."""
 
     @property
     def key(self) -> str:

@@ -1,4 +1,4 @@
-"""AuthorizationPolicy: Istio's policy kind, read into the rules that L4 enforces.
+"""AuthorizationPolicy: Istio's policy kind, read into the rules that L4 enforces; one with `targetRefs` is read by `authorization_l7`.
 
 Read strictly: an unknown field, an empty list or a value that could never match is refused, because a restriction that silently
 vanishes widens access. Fields that only an L7 proxy can check (users meet this without a waypoint):
@@ -10,15 +10,16 @@ Source: Istio `pilot/pkg/serviceregistry/ambient/authorization.go`; API referenc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
-from ztunnel.mesh.addresses import parse_block
+from ztunnel.mesh.l7.security import L7Policy
+from ztunnel.mesh.manifests.authorization_l7 import read_l7_policy
+from ztunnel.mesh.manifests.elements import account, block, each, principal, some, string
 from ztunnel.mesh.manifests.fields import Field
 from ztunnel.mesh.manifests.metadata import Metadata, read_metadata
-from ztunnel.mesh.manifests.selectors import SPEC, read_selector, targets_waypoint
-from ztunnel.mesh.rules import Action, Cidr, Clause, Match, Rule, ServiceAccountMatch, StringKind, StringMatch
+from ztunnel.mesh.manifests.selectors import SPEC, TargetRef, read_selector, read_targets
+from ztunnel.mesh.rules import Action, Clause, Match, Rule
 
 DRY_RUN = "istio.io/dry-run"
 MAX_NOTES = 4
@@ -37,8 +38,6 @@ _NEVER = Rule((Clause((Match(),)),))
 _TRUE = ("1", "t", "true")
 _BOOLEANS = (*_TRUE, "0", "f", "false")
 
-_Value = TypeVar("_Value")
-
 
 @dataclass(frozen=True, slots=True)
 class AuthorizationPolicyObject:
@@ -53,7 +52,9 @@ class AuthorizationPolicyObject:
     note: str = ""
     """What of it is not enforced as written, and why."""
     waypoint: bool = False
-    """Attached by `targetRefs`: nothing of it is for L4, and nothing of it was read."""
+    """Attached by `targetRefs`: nothing of it is for L4; what it says is in `layer7`."""
+    targets: tuple[TargetRef, ...] = ()
+    layer7: L7Policy | None = None
 
 
 class _L7Fields:
@@ -72,13 +73,16 @@ def read_authorization_policy(document: Field) -> AuthorizationPolicyObject:
     """An AuthorizationPolicy.
 
     Raises:
-        ManifestError: see the module's text; also AUDIT and CUSTOM, which L4 cannot carry out.
+        ManifestError: see the module's text; also AUDIT and CUSTOM, which L4 cannot carry out, without targetRefs.
     """
     document.only(SPEC)
     metadata = read_metadata(document)
     spec = document.get("spec")
-    if targets_waypoint(spec):
-        return AuthorizationPolicyObject(metadata, Action.ALLOW, waypoint=True)
+    targets = read_targets(spec)
+    dry_run = _dry_run(document.get("metadata").get("annotations").get(DRY_RUN))
+    if targets:
+        layer7 = read_l7_policy(spec, metadata, dry_run)
+        return AuthorizationPolicyObject(metadata, Action.ALLOW, dry_run=dry_run, waypoint=True, targets=targets, layer7=layer7)
     spec.only(_SPEC)
     action = _action(spec.get("action"))
     if not spec.get("provider").absent:
@@ -90,7 +94,7 @@ def read_authorization_policy(document: Field) -> AuthorizationPolicyObject:
         action=action,
         rules=rules,
         selector=read_selector(spec),
-        dry_run=_dry_run(document.get("metadata").get("annotations").get(DRY_RUN)),
+        dry_run=dry_run,
         note=_summary(notes),
     )
 
@@ -149,7 +153,7 @@ def _clause(place: Field, member: str, read: Callable[[Field], Match | None]) ->
         return None
     matches: list[Match] = []
     limits = True
-    for item in _some(place):
+    for item in some(place):
         item.only((member,))
         if item.get(member).absent:
             raise item.get(member).error("required")
@@ -165,14 +169,14 @@ def _source(place: Field, namespace: str, layer7: _L7Fields) -> Match | None:
     place.only(_SOURCE_L4 + _SOURCE_L7)
     only_l7 = layer7.found(place, _SOURCE_L7)
     match = Match(
-        principals=_each(place.get("principals"), _principal),
-        not_principals=_each(place.get("notPrincipals"), _principal),
-        namespaces=_each(place.get("namespaces"), _string),
-        not_namespaces=_each(place.get("notNamespaces"), _string),
-        service_accounts=_each(place.get("serviceAccounts"), lambda each: _account(each, namespace)),
-        not_service_accounts=_each(place.get("notServiceAccounts"), lambda each: _account(each, namespace)),
-        source_ips=_each(place.get("ipBlocks"), _block),
-        not_source_ips=_each(place.get("notIpBlocks"), _block),
+        principals=each(place.get("principals"), principal),
+        not_principals=each(place.get("notPrincipals"), principal),
+        namespaces=each(place.get("namespaces"), string),
+        not_namespaces=each(place.get("notNamespaces"), string),
+        service_accounts=each(place.get("serviceAccounts"), lambda item: account(item, namespace)),
+        not_service_accounts=each(place.get("notServiceAccounts"), lambda item: account(item, namespace)),
+        source_ips=each(place.get("ipBlocks"), block),
+        not_source_ips=each(place.get("notIpBlocks"), block),
     )
     return _unless_empty(match, place, only_l7)
 
@@ -181,8 +185,8 @@ def _operation(place: Field, layer7: _L7Fields) -> Match | None:
     place.only(_OPERATION_L4 + _OPERATION_L7)
     only_l7 = layer7.found(place, _OPERATION_L7)
     match = Match(
-        destination_ports=_each(place.get("ports"), Field.port_text),
-        not_destination_ports=_each(place.get("notPorts"), Field.port_text),
+        destination_ports=each(place.get("ports"), Field.port_text),
+        not_destination_ports=each(place.get("notPorts"), Field.port_text),
     )
     return _unless_empty(match, place, only_l7)
 
@@ -203,75 +207,23 @@ def _condition(place: Field, namespace: str, layer7: _L7Fields) -> Clause | None
         raise place.error("needs values or notValues")
     match key:
         case "source.principal":
-            match = Match(principals=_each(values, _principal), not_principals=_each(excluded, _principal))
+            match = Match(principals=each(values, principal), not_principals=each(excluded, principal))
         case "source.namespace":
-            match = Match(namespaces=_each(values, _string), not_namespaces=_each(excluded, _string))
+            match = Match(namespaces=each(values, string), not_namespaces=each(excluded, string))
         case "source.serviceAccount":
             match = Match(
-                service_accounts=_each(values, lambda each: _account(each, namespace)),
-                not_service_accounts=_each(excluded, lambda each: _account(each, namespace)),
+                service_accounts=each(values, lambda item: account(item, namespace)),
+                not_service_accounts=each(excluded, lambda item: account(item, namespace)),
             )
         case "source.ip":
-            match = Match(source_ips=_each(values, _block), not_source_ips=_each(excluded, _block))
+            match = Match(source_ips=each(values, block), not_source_ips=each(excluded, block))
         case "destination.ip":
-            match = Match(destination_ips=_each(values, _block), not_destination_ips=_each(excluded, _block))
+            match = Match(destination_ips=each(values, block), not_destination_ips=each(excluded, block))
         case "destination.port":
-            match = Match(destination_ports=_each(values, Field.port_text), not_destination_ports=_each(excluded, Field.port_text))
+            match = Match(destination_ports=each(values, Field.port_text), not_destination_ports=each(excluded, Field.port_text))
         case _:
             if not key.startswith(_WHEN_L7):
                 raise place.get("key").wrong("unknown condition")
             layer7.places.append(place.get("key"))
             return None
     return Clause((match,))
-
-
-def _some(place: Field) -> list[Field]:
-    """The items of a list that is there: at least one, for an empty one would mean no limit at all."""
-    items = place.items()
-    if not items:
-        raise place.error("an empty list: name at least one, or leave the field out")
-    return items
-
-
-def _each(place: Field, read: Callable[[Field], _Value]) -> tuple[_Value, ...]:
-    return () if place.absent else tuple(_unique(read(item) for item in _some(place)))
-
-
-def _unique(values: Iterator[_Value]) -> dict[_Value, None]:
-    return dict.fromkeys(values)
-
-
-def _string(place: Field) -> StringMatch:
-    text = place.text()
-    if text == "*":
-        return StringMatch(StringKind.PRESENCE)
-    if text.startswith("*") and "*" not in text[1:]:
-        return StringMatch(StringKind.SUFFIX, text[1:])
-    if text.endswith("*") and "*" not in text[:-1]:
-        return StringMatch(StringKind.PREFIX, text[:-1])
-    if "*" in text:
-        raise place.wrong("* may only be the first or the last character")
-    return StringMatch(StringKind.EXACT, text)
-
-
-def _principal(place: Field) -> StringMatch:
-    if place.text().startswith("spiffe://"):
-        raise place.wrong("principals are written without spiffe://")
-    return _string(place)
-
-
-def _account(place: Field, namespace: str) -> ServiceAccountMatch:
-    text = place.text()
-    if "*" in text:
-        raise place.wrong("a service account, without *")
-    first, slash, rest = text.partition("/")
-    if not slash:
-        return ServiceAccountMatch(namespace, place.instead(text).name())
-    return ServiceAccountMatch(place.instead(first).namespace(), place.instead(rest).name())
-
-
-def _block(place: Field) -> Cidr:
-    block = parse_block(place.text())
-    if block is None:
-        raise place.wrong("not an address block")
-    return block

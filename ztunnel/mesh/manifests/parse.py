@@ -27,6 +27,7 @@ from ztunnel.mesh.manifests.fields import MAX_VALUES, Field
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.references import GATEWAY_GROUP, NETWORKING_GROUP, ReferenceGrantObject, read_reference_grant
 from ztunnel.mesh.manifests.routes import RouteObject, read_grpc_route, read_http_route, read_tcp_route, read_tls_route
+from ztunnel.mesh.manifests.selectors import TargetRef
 
 MAX_LIST_DEPTH = 4
 """Lists within lists; a YAML document can contain itself."""
@@ -53,6 +54,8 @@ class RefusedPolicy:
     everywhere: bool
     """Not even its namespace could be read: it may have been meant for the whole mesh."""
     reason: str
+    targets: tuple[TargetRef, ...] = ()
+    """What it was attached to, as far as it could be read: then L4 leaves it to the waypoint or gateway."""
 
 
 ReadObject = (

@@ -8,8 +8,10 @@ import pytest
 
 from tests.kit.builders import ANYBODY, authorization, exactly, selecting
 from ztunnel.mesh.errors import ManifestError
+from ztunnel.mesh.l7.security import L7Rule
 from ztunnel.mesh.manifests.authorization import AuthorizationPolicyObject, is_true, read_authorization_policy
 from ztunnel.mesh.manifests.fields import Field
+from ztunnel.mesh.manifests.selectors import TargetRef
 from ztunnel.mesh.rules import Action, Cidr, Clause, Match, Rule, ServiceAccountMatch, StringKind, StringMatch
 
 NEVER = Rule((Clause((Match(),)),))
@@ -115,9 +117,12 @@ def test_what_an_annotation_says() -> None:
     assert not is_true(1)
 
 
-def test_a_policy_for_a_waypoint_is_not_read() -> None:
-    body = authorization("x", targetRefs=[{"kind": "Gateway", "name": "w"}], action="CUSTOM", whatever=1)
-    assert read(body).waypoint
+def test_a_policy_for_a_waypoint_is_nothing_to_l4() -> None:
+    body = authorization("x", targetRefs=[{"kind": "Gateway", "name": "w"}], action="AUDIT", rules=[{}])
+    found = read(body)
+    assert (found.waypoint, found.rules, found.targets) == (True, (), (TargetRef("Gateway", "w"),))
+    assert found.layer7 is not None
+    assert found.layer7.rules == (L7Rule(),)
 
 
 L7 = [

@@ -1,0 +1,119 @@
+"""Where policies are attached, for whom they count, and what their status says."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.kit.builders import authorization, mesh
+from ztunnel.mesh.errors import ManifestError
+from ztunnel.mesh.l7.attach import PolicyCondition, ProxyTarget, ServiceTarget, World, attached, condition, placed_policies
+from ztunnel.mesh.l7.security import L7Action
+from ztunnel.mesh.manifests.parse import KubeObject, parse
+from ztunnel.mesh.refused import stand_in
+
+PROXY = ProxyTarget("shop", "waypoint")
+REVIEWS = ServiceTarget("shop", "reviews")
+GATEWAY_GROUP = "gateway.networking.k8s.io"
+
+
+def ref(kind: str, name: str) -> dict[str, object]:
+    groups = {"Service": "", "ServiceEntry": "networking.istio.io"}
+    return {"kind": kind, "name": name, "group": groups.get(kind, GATEWAY_GROUP)}
+
+
+def attach_to(name: str, *refs: dict[str, object], namespace: str = "shop", **spec: object) -> KubeObject:
+    body = {**authorization(name, namespace=namespace), "spec": {"targetRefs": list(refs), **spec}}
+    try:
+        return parse(body, "test")
+    except ManifestError as error:
+        refused = stand_in(body, error)
+        assert refused is not None
+        return refused
+
+
+def names(*objects: KubeObject, proxy: ProxyTarget = PROXY, service: ServiceTarget | None = REVIEWS) -> list[str]:
+    return [policy.key for policy in attached(placed_policies(objects), proxy, service, "istio-system")]
+
+
+def test_a_service_has_its_own_policies_and_those_of_its_proxy() -> None:
+    policies = (
+        attach_to("z", ref("Gateway", "waypoint")),
+        attach_to("a", ref("Service", "reviews")),
+        attach_to("b", ref("Service", "ratings"), ref("Service", "reviews")),
+        attach_to("other", ref("Service", "ratings")),
+        attach_to("elsewhere", ref("Service", "reviews"), ref("Gateway", "waypoint"), namespace="lab"),
+        attach_to("entry", ref("ServiceEntry", "reviews")),
+        attach_to("class", ref("GatewayClass", "istio-waypoint"), namespace="istio-system"),
+        attach_to("wrong-class", ref("GatewayClass", "istio"), namespace="istio-system"),
+        attach_to("class-elsewhere", ref("GatewayClass", "istio-waypoint")),
+        parse(authorization("selector", namespace="shop"), "test"),
+    )
+    assert names(*policies) == ["istio-system/class", "shop/a", "shop/b", "shop/z"]
+    assert names(*policies, service=None) == ["istio-system/class", "shop/z"]
+    assert names(*policies, service=ServiceTarget("shop", "reviews", "ServiceEntry")) == ["istio-system/class", "shop/entry", "shop/z"]
+
+
+def test_a_refused_policy_denies_what_it_was_attached_to() -> None:
+    refused = attach_to("x", ref("Service", "reviews"), rules=5)
+    (policy,) = attached(placed_policies([refused]), PROXY, REVIEWS, "istio-system")
+    assert policy.action is L7Action.DENY
+    assert "spec.rules: not a list" in policy.reason
+    assert names(refused, service=ServiceTarget("shop", "ratings")) == []
+
+
+def test_a_refused_policy_with_unreadable_targets_denies_its_namespace() -> None:
+    refused = attach_to("x", {"kind": "Servis", "name": "reviews"})
+    assert names(refused, service=None) == ["shop/x"]
+    assert names(refused, proxy=ProxyTarget("lab", "waypoint"), service=ServiceTarget("lab", "x")) == []
+    assert names(refused, proxy=ProxyTarget("lab", "waypoint")) == ["shop/x"]
+
+
+def test_l4_leaves_a_refused_policy_to_the_waypoint_only_if_its_targets_are_known() -> None:
+    body = authorization("x", targetRefs=[ref("Gateway", "w")], rules=5)
+    with pytest.raises(ManifestError):
+        mesh(body)
+    from_targets = stand_in(body, ManifestError("s", "f", "r"))
+    unknown = stand_in({**body, "spec": {"targetRefs": 5}}, ManifestError("s", "f", "r"))
+    assert from_targets is not None
+    assert unknown is not None
+    assert (len(from_targets.targets), unknown.targets) == (1, ())
+
+
+WORLD = World(
+    root_namespace="istio-system",
+    gateways={("shop", "waypoint"): "istio-waypoint"},
+    services={REVIEWS: "shop/waypoint", ServiceTarget("shop", "lonely"): ""},
+    classes={"istio-waypoint": True, "nginx": False},
+)
+
+
+@pytest.mark.parametrize(
+    ("refs", "namespace", "found"),
+    [
+        ([ref("Service", "reviews")], "shop", PolicyCondition(True, "Accepted", "bound to shop/waypoint")),
+        ([ref("Gateway", "waypoint")], "shop", PolicyCondition(True, "Accepted", "bound to shop/waypoint")),
+        (
+            [ref("GatewayClass", "istio-waypoint")],
+            "istio-system",
+            PolicyCondition(True, "Accepted", "bound to GatewayClass istio-waypoint"),
+        ),
+        ([ref("Service", "gone")], "shop", PolicyCondition(False, "TargetNotFound", "Service shop/gone was not found")),
+        ([ref("Gateway", "gone")], "shop", PolicyCondition(False, "TargetNotFound", "Gateway shop/gone was not found")),
+        ([ref("GatewayClass", "gone")], "istio-system", PolicyCondition(False, "TargetNotFound", "GatewayClass gone was not found")),
+        ([ref("Service", "lonely")], "shop", PolicyCondition(False, "AncestorNotBound", "Service shop/lonely is not bound to a waypoint")),
+        (
+            [ref("GatewayClass", "istio-waypoint")],
+            "shop",
+            PolicyCondition(False, "Invalid", "GatewayClass istio-waypoint can only be targeted from the root namespace istio-system"),
+        ),
+        ([ref("GatewayClass", "nginx")], "istio-system", PolicyCondition(False, "Invalid", "GatewayClass nginx has another controller")),
+        (
+            [ref("Service", "gone"), ref("Service", "reviews")],
+            "shop",
+            PolicyCondition(True, "PartiallyInvalid", "bound to shop/waypoint. Invalid targetRefs: Service shop/gone was not found"),
+        ),
+    ],
+)
+def test_conditions(refs: list[dict[str, object]], namespace: str, found: PolicyCondition) -> None:
+    (placed,) = placed_policies([attach_to("x", *refs, namespace=namespace)])
+    assert condition(placed, WORLD) == found

@@ -1,0 +1,210 @@
+"""Which policies a proxy enforces for whom: `targetRefs` of policies against a proxy and the services that it serves. Pure.
+
+A policy reaches what it names in its own namespace: a Service or ServiceEntry that is served, a Gateway (all that it serves), or a
+GatewayClass (every proxy of it), the last only from the root namespace. Without targetRefs a policy is for pods, by selector: ztunnel
+enforces it, no waypoint does.
+Source: Istio `pilot/pkg/model/policyattachment.go`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from ztunnel.mesh.l7.security import L7Policy
+from ztunnel.mesh.manifests.authorization import AuthorizationPolicyObject
+from ztunnel.mesh.manifests.authorization_l7 import refused_l7_policy
+from ztunnel.mesh.manifests.parse import KubeObject, RefusedPolicy
+from ztunnel.mesh.manifests.selectors import TargetRef
+
+WAYPOINT_CLASS = "istio-waypoint"
+
+
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Placed(Generic[_Value]):
+    """A policy of any kind, and where its object says that it belongs."""
+
+    namespace: str
+    name: str
+    value: _Value
+    targets: tuple[TargetRef, ...] = ()
+    whole_namespace: bool = False
+    """It was refused, and not even its targets could be read: for everything in its namespace."""
+    whole_mesh: bool = False
+    """Nor its namespace."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyTarget:
+    """The Gateway that a proxy is."""
+
+    namespace: str
+    name: str
+    gateway_class: str = WAYPOINT_CLASS
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceTarget:
+    """A Service or ServiceEntry that a proxy serves."""
+
+    namespace: str
+    name: str
+    kind: str = "Service"
+
+
+def placed_policies(objects: Iterable[KubeObject]) -> tuple[Placed[L7Policy], ...]:
+    """The AuthorizationPolicies that proxies enforce, refused ones included, in order of namespace and name."""
+    found: list[Placed[L7Policy]] = []
+    for item in objects:
+        match item:
+            case AuthorizationPolicyObject(metadata=metadata, layer7=L7Policy() as policy):
+                found.append(Placed(metadata.namespace, metadata.name, policy, item.targets))
+            case RefusedPolicy(key=key, selector=None) if key.kind == "AuthorizationPolicy":
+                policy = refused_l7_policy(key.name, key.namespace, item.reason)
+                found.append(Placed(key.namespace, key.name, policy, item.targets, not item.targets, item.everywhere))
+            case _:
+                pass
+    return _in_order(found)
+
+
+def _in_order(found: Iterable[Placed[_Value]]) -> tuple[Placed[_Value], ...]:
+    return tuple(sorted(found, key=lambda each: (each.namespace, each.name)))
+
+
+def applies_to_proxy(placed: Placed[_Value], proxy: ProxyTarget, root_namespace: str) -> bool:
+    """Whether a policy is for all that a proxy serves."""
+    if placed.whole_mesh or (placed.whole_namespace and placed.namespace in (proxy.namespace, root_namespace)):
+        return True
+    return any(_names_proxy(target, placed.namespace, proxy, root_namespace) for target in placed.targets)
+
+
+def applies_to_service(placed: Placed[_Value], service: ServiceTarget) -> bool:
+    """Whether a policy names this service."""
+    if placed.namespace != service.namespace:
+        return False
+    return placed.whole_namespace or TargetRef(service.kind, service.name) in placed.targets
+
+
+def attached(
+    policies: Iterable[Placed[_Value]], proxy: ProxyTarget, service: ServiceTarget | None, root_namespace: str
+) -> tuple[_Value, ...]:
+    """What holds for one service behind a proxy, in the order of `policies`.
+
+    Args:
+        service: None for what is addressed otherwise (a pod, a gateway's host): only what is for the whole proxy.
+    """
+    return tuple(
+        placed.value
+        for placed in policies
+        if applies_to_proxy(placed, proxy, root_namespace) or (service is not None and applies_to_service(placed, service))
+    )
+
+
+def _names_proxy(target: TargetRef, namespace: str, proxy: ProxyTarget, root_namespace: str) -> bool:
+    if target.kind == "Gateway":
+        return (namespace, target.name) == (proxy.namespace, proxy.name)
+    return target.kind == "GatewayClass" and namespace == root_namespace and target.name == proxy.gateway_class
+
+
+# Conditions.
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyCondition:
+    """`WaypointAccepted` of one policy."""
+
+    status: bool
+    reason: str
+    message: str
+    type: str = "WaypointAccepted"
+
+
+class AttachmentReason:
+    """Closed set of `PolicyCondition.reason`."""
+
+    ACCEPTED = "Accepted"
+    PARTIALLY_INVALID = "PartiallyInvalid"
+    TARGET_NOT_FOUND = "TargetNotFound"
+    NOT_BOUND = "AncestorNotBound"
+    INVALID = "Invalid"
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What conditions depend on."""
+
+    root_namespace: str
+    gateways: Mapping[tuple[str, str], str]
+    """Class by (namespace, name)."""
+    services: Mapping[ServiceTarget, str]
+    """`namespace/name` of the waypoint that serves it, or empty."""
+    classes: Mapping[str, bool]
+    """Whether a GatewayClass is of a controller of ours, by name."""
+
+
+def condition(policy: Placed[_Value], world: World) -> PolicyCondition | None:
+    """What to say of a policy's attachment; None for one without targetRefs."""
+    if not policy.targets:
+        return None
+    bound: list[str] = []
+    problems: list[tuple[str, str]] = []
+    for target in policy.targets:
+        place, problem = _judge(target, policy.namespace, world)
+        if problem is None:
+            bound.append(place)
+        else:
+            problems.append(problem)
+    if not problems:
+        return PolicyCondition(True, AttachmentReason.ACCEPTED, f"bound to {', '.join(bound)}")
+    text = "; ".join(message for _, message in problems)
+    if bound:
+        return PolicyCondition(True, AttachmentReason.PARTIALLY_INVALID, f"bound to {', '.join(bound)}. Invalid targetRefs: {text}")
+    return PolicyCondition(False, problems[0][0], text)
+
+
+def _judge(target: TargetRef, namespace: str, world: World) -> tuple[str, tuple[str, str] | None]:
+    """Where a target leads, or the reason and message why nowhere."""
+    judge = _JUDGES[target.kind]
+    return judge(target, namespace, world)
+
+
+def _judge_service(target: TargetRef, namespace: str, world: World) -> tuple[str, tuple[str, str] | None]:
+    place = f"{target.kind} {namespace}/{target.name}"
+    waypoint = world.services.get(ServiceTarget(namespace, target.name, target.kind))
+    if waypoint is None:
+        return "", (AttachmentReason.TARGET_NOT_FOUND, f"{place} was not found")
+    if not waypoint:
+        return "", (AttachmentReason.NOT_BOUND, f"{place} is not bound to a waypoint")
+    return waypoint, None
+
+
+def _judge_gateway(target: TargetRef, namespace: str, world: World) -> tuple[str, tuple[str, str] | None]:
+    if (namespace, target.name) not in world.gateways:
+        return "", (AttachmentReason.TARGET_NOT_FOUND, f"Gateway {namespace}/{target.name} was not found")
+    return f"{namespace}/{target.name}", None
+
+
+def _judge_class(target: TargetRef, namespace: str, world: World) -> tuple[str, tuple[str, str] | None]:
+    if namespace != world.root_namespace:
+        return "", (
+            AttachmentReason.INVALID,
+            f"GatewayClass {target.name} can only be targeted from the root namespace {world.root_namespace}",
+        )
+    ours = world.classes.get(target.name)
+    if ours is None:
+        return "", (AttachmentReason.TARGET_NOT_FOUND, f"GatewayClass {target.name} was not found")
+    if not ours:
+        return "", (AttachmentReason.INVALID, f"GatewayClass {target.name} has another controller")
+    return f"GatewayClass {target.name}", None
+
+
+_JUDGES: Mapping[str, Callable[[TargetRef, str, World], tuple[str, tuple[str, str] | None]]] = {
+    "Service": _judge_service,
+    "ServiceEntry": _judge_service,
+    "Gateway": _judge_gateway,
+    "GatewayClass": _judge_class,
+}
