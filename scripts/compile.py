@@ -21,8 +21,8 @@ DEFAULT = ROOT / "build" / "compiled"
 COMPILED = (
     "hbone/budget", "hbone/connect", "hbone/events", "hbone/exchange", "hbone/frames", "hbone/headers", "hbone/messages", "hbone/mux",
     "hbone/posthandshake", "hbone/receiver", "hbone/records_own", "hbone/streams",
-    "dataplane/addresses", "dataplane/buffers", "dataplane/loop", "dataplane/outlet", "dataplane/relay", "dataplane/sockets",
-    "dataplane/splice", "dataplane/tunnel",
+    "dataplane/addresses", "dataplane/buffers", "dataplane/bytestream", "dataplane/loop", "dataplane/outlet", "dataplane/relay",
+    "dataplane/sockets", "dataplane/splice", "dataplane/streams", "dataplane/tunnel",
     "mesh/addresses", "mesh/balance", "mesh/inbound", "mesh/index", "mesh/policy", "mesh/routing",
     "proxy/connections", "proxy/inbound", "proxy/labels", "proxy/outbound", "proxy/passthrough", "proxy/pods", "proxy/pool", "proxy/stock",
 )  # fmt: skip

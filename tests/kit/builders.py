@@ -203,3 +203,39 @@ def index_of(state: MeshState) -> Index:
     built = Index()
     built.apply(diff(MeshState(), state))
     return built
+
+
+def labelled(body: Json, **changes: Mapping[str, str]) -> Json:
+    """A manifest with further labels and annotations (`labels={…}`, `annotations={…}`)."""
+    before = body["metadata"]
+    assert isinstance(before, dict)
+    return {**body, "metadata": {**before, **{part: {**before.get(part, {}), **values} for part, values in changes.items()}}}
+
+
+HBONE_LISTENER: Json = {"name": "mesh", "port": 15008, "protocol": "HBONE"}
+
+
+def gateway(
+    name: str,
+    *addresses: str,
+    namespace: str = "default",
+    class_name: str = "istio-waypoint",
+    traffic: str | None = None,
+    listeners: Iterable[object] = (HBONE_LISTENER,),
+    meta: Mapping[str, object] | None = None,
+    **spec: object,
+) -> Json:
+    """A waypoint's Gateway that can be reached at these addresses or host names."""
+    kinds = [{"type": "IPAddress" if each[0].isdigit() or ":" in each else "Hostname", "value": each} for each in addresses]
+    return {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "Gateway",
+        "metadata": {**metadata(name, namespace, labels={"istio.io/waypoint-for": traffic} if traffic else {}), **(meta or {})},
+        "spec": {"gatewayClassName": class_name, "listeners": list(listeners), **spec},
+        **({"status": {"addresses": kinds}} if kinds else {}),
+    }
+
+
+def service_account(name: str, namespace: str = "default") -> Json:
+    """A ServiceAccount."""
+    return {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata(name, namespace)}

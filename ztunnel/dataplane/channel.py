@@ -183,15 +183,16 @@ def encode(message: Message, descriptors: int = 0) -> bytes:
 class Received:
     """A message and the descriptors that came with it; the receiver owns them."""
 
-    message: ToWorker | ToSupervisor
+    message: Message
     descriptors: tuple[int, ...]
 
 
 class Decoder:
     """Turns bytes and descriptors, in the order in which they arrive, into messages of one direction."""
 
-    def __init__(self, *, to_worker: bool) -> None:
-        self._decoder: msgspec.msgpack.Decoder[ToWorker | ToSupervisor] = msgspec.msgpack.Decoder(ToWorker if to_worker else ToSupervisor)
+    def __init__(self, *, to_worker: bool, kinds: object = None) -> None:
+        """`kinds`: the union of the types that come, for another pair of programs than the node agent and its worker."""
+        self._decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(kinds or (ToWorker if to_worker else ToSupervisor))
         self._bytes = bytearray()
         self._descriptors: list[int] = []
         self._short: int | None = None

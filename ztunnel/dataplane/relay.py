@@ -13,10 +13,10 @@ import socket
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from ztunnel.dataplane.buffers import SMALL, Scratch
-from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop
+from ztunnel.dataplane.buffers import SMALL
+from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE
 from ztunnel.dataplane.sockets import Farewell, finish, reset
-from ztunnel.hbone.mux import Mux
+from ztunnel.dataplane.streams import Carrier, StreamEnd
 from ztunnel.mesh.errors import LocalError, MeshError, UpstreamError, UpstreamRefused
 
 _FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
@@ -39,32 +39,6 @@ class AppReset(UpstreamError):
     """The application's side of the connection was reset."""
 
 
-class Carrier(Protocol):
-    """The tunnel, as far as a relay needs it."""
-
-    loop: Loop
-    scratch: Scratch
-    mux: Mux
-    is_ready: bool
-    is_dead: bool
-
-    @property
-    def blocked(self) -> bool:
-        """Whether the socket takes nothing now."""
-
-    def read_from(self, sock: socket.socket, stream: int, room: int) -> tuple[int, int]:
-        """Reads from the application once and sends it on: (bytes read, bytes asked for)."""
-
-    def park(self, relay: StreamRelay) -> None:
-        """Calls the relay again when it can send."""
-
-    def mark_dirty(self) -> None:
-        """Something is to be sent."""
-
-    def release(self, stream: int) -> None:
-        """The relay has done with its stream."""
-
-
 class RelayOwner(Protocol):
     """Who accounts for a relay."""
 
@@ -75,7 +49,7 @@ class RelayOwner(Protocol):
         """The relay is over and has closed its sockets. Called exactly once."""
 
 
-class StreamRelay:
+class StreamRelay(StreamEnd):
     """One application socket and one stream.
 
     On the client side the socket is there from the start and the answer is awaited; on the server side the stream is there
@@ -98,12 +72,12 @@ class StreamRelay:
         "_tunnel",
         "_waiting",
         "_unread",
-        "from_stream",
         "on_refused",
         "to_stream",
     )
 
     def __init__(self, tunnel: Carrier, stream: int, owner: RelayOwner, *, answered: bool, optimistic: bool) -> None:
+        super().__init__()
         self._tunnel = tunnel
         self._loop = tunnel.loop
         self._stream = stream
@@ -122,7 +96,6 @@ class StreamRelay:
         """The application may still be sending, to nobody."""
         self._hung = 0
         self.to_stream = 0
-        self.from_stream = 0
         self.on_refused: Callable[[MeshError], None] | None = None
         """Server side: answers the request when its application could not be reached; without it the stream is reset."""
 

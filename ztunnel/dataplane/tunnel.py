@@ -29,8 +29,8 @@ from ztunnel.dataplane.endings import SettingsTimeout, TlsFailed, TlsTimeout, Tu
 from ztunnel.dataplane.kernel_tls import ALWAYS_OFF, KernelHalfway, KernelRefused, KernelSwitch, KernelTls, take_over
 from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop, Timer
 from ztunnel.dataplane.outlet import Outlet
-from ztunnel.dataplane.relay import StreamRelay
 from ztunnel.dataplane.sockets import Farewell, reset_on_close
+from ztunnel.dataplane.streams import StreamEnd
 from ztunnel.hbone.events import (
     DataReceived,
     Event,
@@ -95,7 +95,7 @@ class Tunnel:
         self.mux = Mux(client=client, limits=MuxLimits())
         self.peer: SpiffeId | None = None
         self.peer_address: Address = ("", 0)
-        self.relays: dict[int, StreamRelay] = {}
+        self.relays: dict[int, StreamEnd] = {}
         self.is_ready = False
         self.is_dead = False
         self.is_draining = False
@@ -114,7 +114,7 @@ class Tunnel:
         self._partial = b""
         self._unheard = b""
         """Plaintext that was left for the next turn: of many tiny frames, one buffer is the work of many turns."""
-        self._parked: dict[StreamRelay, None] = {}
+        self._parked: dict[StreamEnd, None] = {}
         self._dirty = False
         self._settled = False
         self._heard_at = loop.now
@@ -214,7 +214,7 @@ class Tunnel:
     def on_bug(self) -> None:
         self._die(TunnelLost("internal error"))
 
-    def adopt(self, stream: int, relay: StreamRelay) -> None:
+    def adopt(self, stream: int, relay: StreamEnd) -> None:
         """Joins a relay to a stream that the mux knows."""
         self.relays[stream] = relay
 
@@ -271,7 +271,7 @@ class Tunnel:
         if not self.is_dead and self.mux.has_output:
             self.mark_dirty()
 
-    def park(self, relay: StreamRelay) -> None:
+    def park(self, relay: StreamEnd) -> None:
         """The relay cannot send now (window or socket full): call it again when that has changed."""
         self._parked[relay] = None
 
@@ -291,7 +291,7 @@ class Tunnel:
             count = sock.recv_into(scratch.payload, room, _FLAGS)
             if count:
                 self.mux.data_header(scratch.frame, 0, stream, count)
-                self._send_frames(count + FRAME_HEADER)
+                self.send_frames(count + FRAME_HEADER)
             return count, room
         if room >= SMALLEST_MAX_FRAME:
             views = scratch.slots[: room // SMALLEST_MAX_FRAME]
@@ -301,7 +301,7 @@ class Tunnel:
             asked = room
             count = sock.recv_into(scratch.slots[0], asked, _FLAGS)
         if count:
-            self._send_frames(self._frame_slots(stream, count))
+            self.send_frames(self._frame_slots(stream, count))
         return count, asked
 
     def _frame_slots(self, stream: int, count: int) -> int:
@@ -314,7 +314,8 @@ class Tunnel:
         self.mux.data_header(frame, slot_offset(full), stream, last)
         return slot_offset(full) + FRAME_HEADER + last
 
-    def _send_frames(self, length: int) -> None:
+    def send_frames(self, length: int) -> None:
+        """Sends the DATA frames that were written to the first `length` bytes of `scratch.frame`."""
         if length < SMALL:
             self._collect()
             self._plain += self.scratch.frame_view[:length]

@@ -108,10 +108,10 @@ class ProcessWorker:
         self._process.kill()
 
 
-async def spawn_process(theirs: socket.socket, *, log_format: str, log_level: str) -> ProcessWorker:
-    """Starts `python -m ztunnel.worker`; its log lines go to our stderr, in our form."""
+async def spawn_process(theirs: socket.socket, *, log_format: str, log_level: str, module: str = "ztunnel.worker") -> ProcessWorker:
+    """Starts `python -m` the worker's module; its log lines go to our stderr, in our form."""
     fd = theirs.fileno()
-    command = [sys.executable, "-m", "ztunnel.worker", "--channel-fd", str(fd), "--parent", str(os.getpid())]
+    command = [sys.executable, "-m", module, "--channel-fd", str(fd), "--parent", str(os.getpid())]
     command += ["--log-format", log_format, "--log-level", log_level]
     # Not trio's open_process: it forks on a pooled thread, and the worker's parent-death signal is sent when the forking *thread* ends,
     # which for an idle pooled thread is ten seconds later.
@@ -121,8 +121,10 @@ async def spawn_process(theirs: socket.socket, *, log_format: str, log_level: st
 class Supervised:
     """One worker's place: there is a worker in it from `run`'s start to its cancellation, or until it was drained."""
 
-    def __init__(self, feed: Feed, spawn: Spawn) -> None:
+    def __init__(self, feed: Feed, spawn: Spawn, kinds: object = None) -> None:
+        """`kinds`: the union of the messages that the worker sends, where it is not the node agent's."""
         self._feed = feed
+        self._kinds = kinds
         self._spawn = spawn
         self._queue: deque[tuple[bytes, Outgoing]] = deque()
         self._queued = trio.Event()
@@ -254,7 +256,7 @@ class Supervised:
             await self._queued.wait()
 
     async def _read(self, channel: trio.socket.SocketType) -> None:
-        decoder = Decoder(to_worker=False)
+        decoder = Decoder(to_worker=False, kinds=self._kinds)
         while True:
             try:
                 data = await channel.recv(_READ_BYTES)

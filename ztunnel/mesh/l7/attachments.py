@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 from ztunnel.mesh.l7.config import PortProtocol
 from ztunnel.mesh.l7.destinations import Destination, DestinationPort, Registry
+from ztunnel.mesh.manifests.gateway import GATEWAY_GROUP
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import KubeObject
-from ztunnel.mesh.manifests.references import GATEWAY_GROUP, NETWORKING_GROUP, ParentRef
+from ztunnel.mesh.manifests.references import NETWORKING_GROUP, ParentRef
 from ztunnel.mesh.manifests.routes import RouteObject
 
 MISSING_LABEL, NO_PARENT, CONFLICTED = "MissingUseWaypointLabel", "NoMatchingParent", "Conflicted"

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ztunnel.mesh.l7.destinations import Destination, Registry
+from ztunnel.mesh.manifests.gateway import GATEWAY_GROUP
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import KubeObject
-from ztunnel.mesh.manifests.references import GATEWAY_GROUP, NETWORKING_GROUP, BackendRef, Grantee, ReferenceGrantObject
+from ztunnel.mesh.manifests.references import NETWORKING_GROUP, BackendRef, Grantee, ReferenceGrantObject
 
 NOT_FOUND, INVALID_KIND, NOT_PERMITTED = "BackendNotFound", "InvalidKind", "RefNotPermitted"
 

@@ -24,8 +24,9 @@ from ztunnel.mesh.manifests.core import (
     read_service_account,
 )
 from ztunnel.mesh.manifests.fields import MAX_VALUES, Field
+from ztunnel.mesh.manifests.gateway import GATEWAY_GROUP, GatewayClassObject, GatewayObject, read_gateway, read_gateway_class
 from ztunnel.mesh.manifests.metadata import ObjectKey
-from ztunnel.mesh.manifests.references import GATEWAY_GROUP, NETWORKING_GROUP, ReferenceGrantObject, read_reference_grant
+from ztunnel.mesh.manifests.references import NETWORKING_GROUP, ReferenceGrantObject, read_reference_grant
 from ztunnel.mesh.manifests.routes import RouteObject, read_grpc_route, read_http_route, read_tcp_route, read_tls_route
 from ztunnel.mesh.manifests.selectors import TargetRef
 
@@ -68,6 +69,8 @@ ReadObject = (
     | PeerAuthenticationObject
     | RouteObject
     | ReferenceGrantObject
+    | GatewayObject
+    | GatewayClassObject
 )
 """What a reader gives; every one of them has `metadata`."""
 KubeObject = ReadObject | RefusedPolicy | Ignored
@@ -86,6 +89,8 @@ _KINDS: tuple[tuple[str, str, type[ReadObject], _Reader], ...] = (
     (GATEWAY_GROUP, "TCPRoute", RouteObject, read_tcp_route),
     (GATEWAY_GROUP, "TLSRoute", RouteObject, read_tls_route),
     (GATEWAY_GROUP, "ReferenceGrant", ReferenceGrantObject, read_reference_grant),
+    (GATEWAY_GROUP, "Gateway", GatewayObject, read_gateway),
+    (GATEWAY_GROUP, "GatewayClass", GatewayClassObject, read_gateway_class),
 )
 """API group, kind, what it is read into, and by what."""
 _READERS: Mapping[tuple[str, str], _Reader] = MappingProxyType({(group, kind): reader for group, kind, _, reader in _KINDS})
@@ -95,7 +100,7 @@ _NAMES: Mapping[type[ReadObject], str] = MappingProxyType(
     {what: f"{kind}.{group}" if (group, kind) in _AMBIGUOUS else kind for group, kind, what, _ in _KINDS}
 )
 """The kind as an object's key has it."""
-_CLUSTER_SCOPED = (("", "Namespace"), ("", "Node"))
+_CLUSTER_SCOPED = (("", "Namespace"), ("", "Node"), (GATEWAY_GROUP, "GatewayClass"))
 _VERSIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"": ("v1",), SECURITY_GROUP: ("v1", "v1beta1"), GATEWAY_GROUP: ("v1", "v1beta1", "v1alpha3", "v1alpha2")}
 )

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from ztunnel.mesh.l7.routes import NO_EDITS, HeaderEdits
 from ztunnel.mesh.manifests.fields import Field
+from ztunnel.mesh.manifests.gateway import GATEWAY_GROUP
 from ztunnel.mesh.manifests.metadata import Metadata, read_metadata
 from ztunnel.mesh.manifests.selectors import SPEC
 from ztunnel.mesh.manifests.values import header_edits, hostname, integer
 
-GATEWAY_GROUP = "gateway.networking.k8s.io"
 NETWORKING_GROUP = "networking.istio.io"
 MAX_WEIGHT = 1_000_000
 

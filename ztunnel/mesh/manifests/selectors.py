@@ -1,7 +1,8 @@
-"""What a policy is attached to: the part that Istio's policy kinds have in common."""
+"""What a policy is attached to: the part that Istio's policy kinds have in common; and Kubernetes' label selectors."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ztunnel.mesh.manifests.fields import Field
@@ -66,3 +67,63 @@ def _target(place: Field) -> TargetRef:
     if not place.get("namespace").absent:
         raise place.get("namespace").error("a policy is attached to objects of its own namespace")
     return TargetRef(kind, name)
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """One of `matchExpressions`: `operator` is In, NotIn, Exists or DoesNotExist."""
+
+    key: str
+    operator: str
+    values: tuple[str, ...] = ()
+
+    def holds(self, labels: Mapping[str, str]) -> bool:
+        """Whether labels satisfy it. NotIn also holds where the key is absent, as in Kubernetes."""
+        match self.operator:
+            case "In":
+                return labels.get(self.key) in self.values
+            case "NotIn":
+                return labels.get(self.key) not in self.values
+            case "Exists":
+                return self.key in labels
+            case _:
+                return self.key not in labels
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSelector:
+    """Kubernetes' LabelSelector; an empty one matches everything."""
+
+    labels: tuple[tuple[str, str], ...] = ()
+    expressions: tuple[Expression, ...] = ()
+
+    def matches(self, labels: Mapping[str, str]) -> bool:
+        """Whether labels satisfy all of it."""
+        return all(labels.get(key) == value for key, value in self.labels) and all(each.holds(labels) for each in self.expressions)
+
+
+EVERYTHING = LabelSelector()
+
+
+def read_label_selector(place: Field) -> LabelSelector:
+    """A LabelSelector; an absent one is empty.
+
+    Raises:
+        ManifestError: an unknown field or operator, or values that do not fit the operator.
+    """
+    place.only(("matchLabels", "matchExpressions"))
+    return LabelSelector(
+        tuple(sorted(place.get("matchLabels").labels().items())),
+        tuple(_expression(each) for each in place.get("matchExpressions").items()),
+    )
+
+
+def _expression(place: Field) -> Expression:
+    place.only(("key", "operator", "values"))
+    operator = place.get("operator").text()
+    if operator not in ("In", "NotIn", "Exists", "DoesNotExist"):
+        raise place.get("operator").wrong("not one of In, NotIn, Exists, DoesNotExist")
+    values = tuple(each.label_value() for each in place.get("values").items())
+    if bool(values) is not (operator in ("In", "NotIn")):
+        raise place.get("values").error("In and NotIn need values, Exists and DoesNotExist have none")
+    return Expression(place.get("key").text(), operator, values)
