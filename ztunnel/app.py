@@ -45,7 +45,7 @@ from ztunnel.runtime import logs
 from ztunnel.runtime.confine import hide_memory
 from ztunnel.runtime.metrics import Metrics
 from ztunnel.runtime.workers import Running, spawn_process
-from ztunnel.settings import NetnsSearch, PodsSettings, RecordLayer, RedirectionStatus, SameNode, Settings
+from ztunnel.settings import NetnsSearch, PodsSettings, RecordLayer, RedirectionStatus, SameNode, Settings, WaypointFallback
 from ztunnel.sources.files import FileLimits, FileSource
 
 log = logging.getLogger(__name__)
@@ -208,6 +208,7 @@ def _source(settings: Settings) -> FileSource:
         cluster=settings.cluster,
         cluster_domain=settings.cluster_domain,
         hbone_needs_annotation=settings.sources.redirection_status is RedirectionStatus.ANNOTATION,
+        waypoint_fails_open=settings.waypoint.fallback is WaypointFallback.L4,
     )
     limits = FileLimits(settings.limits.manifest_bytes, settings.limits.manifest_files, settings.limits.manifest_documents)
     return FileSource(settings.sources.files, options, limits, settings.sources.poll_seconds)

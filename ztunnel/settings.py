@@ -60,6 +60,13 @@ class RedirectionStatus(Enum):
     ANNOTATION = "annotation"
 
 
+class WaypointFallback(Enum):
+    """What becomes of connections whose waypoint is missing or not ready."""
+
+    REFUSE = "refuse"
+    L4 = "l4"
+
+
 class NetnsSearch(Enum):
     """How pods' network namespaces are found."""
 
@@ -175,6 +182,15 @@ class EnrolmentSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WaypointSettings:
+    """L7 proxies in front of services and workloads (`istio.io/use-waypoint`)."""
+
+    fallback: WaypointFallback = WaypointFallback.REFUSE
+    """`refuse` (default): while the waypoint that a label asks for is missing or not ready, connections are refused, because its policies
+    would not be enforced. `l4`: they go straight to the pod, as in Istio."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogSettings:
     """Logs go to stderr, one line each."""
 
@@ -232,6 +248,7 @@ class Settings:
     tunnel: TunnelSettings = TunnelSettings()
     deadlines: DeadlinesSettings = DeadlinesSettings()
     enrolment: EnrolmentSettings = EnrolmentSettings()
+    waypoint: WaypointSettings = WaypointSettings()
     log: LogSettings = LogSettings()
     limits: LimitsSettings = LimitsSettings()
 

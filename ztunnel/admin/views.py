@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from ztunnel.mesh.rules import Policy
-from ztunnel.mesh.workloads import Service, Workload
+from ztunnel.mesh.workloads import Service, WaypointRef, Workload
 
 VERSION = 1
 
@@ -54,6 +54,8 @@ class WorkloadRow:
     service: str
     """Canonical service."""
     policies: tuple[str, ...]
+    waypoint: str = ""
+    """As a service's."""
     """Policies that select it by label."""
 
 
@@ -70,6 +72,8 @@ class ServiceRow:
     """`port→target`; the target is empty when it is named and each endpoint says its own."""
     endpoints: int
     ready_endpoints: int
+    waypoint: str = ""
+    """`namespace/name`; with a remark when it cannot be used. Empty: none."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -210,6 +214,7 @@ def workload_row(workload: Workload) -> WorkloadRow:
         ready=workload.ready,
         service=workload.canonical_name,
         policies=workload.policies,
+        waypoint=_waypoint(workload.waypoint),
     )
 
 
@@ -223,7 +228,14 @@ def service_row(service: Service) -> ServiceRow:
         ports=tuple(f"{port.port}→{port.target_port or 'named'}" for port in service.ports),
         endpoints=len(service.endpoints),
         ready_endpoints=sum(endpoint.ready for endpoint in service.endpoints),
+        waypoint=_waypoint(service.waypoint),
     )
+
+
+def _waypoint(waypoint: WaypointRef | None) -> str:
+    if waypoint is None:
+        return ""
+    return waypoint.name if not waypoint.problem else f"{waypoint.name} ({'skipped' if waypoint.fails_open else 'refused'}: not ready)"
 
 
 def policy_row(policy: Policy) -> PolicyRow:

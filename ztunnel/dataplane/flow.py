@@ -41,6 +41,8 @@ class FlowPath(msgspec.Struct, frozen=True, array_like=True, gc=False):
     service_name: str = ""
     service_namespace: str = ""
     policy: str = ""
+    waypoint: str = ""
+    """`namespace/name` of the waypoint that it was sent to."""
 
 
 class FlowRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -20,6 +20,7 @@ from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import KubeObject, RefusedPolicy
 from ztunnel.mesh.refused import refused_policy
 from ztunnel.mesh.rules import Policy, Scope
+from ztunnel.mesh.waypoints import Level, Traffic, Waypoints
 from ztunnel.mesh.workloads import Endpoint, Protocol, Service, ServicePort, Workload
 
 REDIRECTION = "ambient.istio.io/redirection"
@@ -45,6 +46,8 @@ class MeshOptions:
     hbone_needs_annotation: bool = False
     """True: a pod is dialled through HBONE only once its node has annotated it as captured (a cluster with an API server that can
     be told). False: as soon as it is wanted (files, where there is nobody to annotate)."""
+    waypoint_fails_open: bool = False
+    """Connections go on without a waypoint that is missing or not ready, as in Istio, instead of being refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +94,12 @@ def derive(objects: Mapping[ObjectKey, KubeObject], options: MeshOptions) -> Mes
     listed = [value for _, value in sorted(objects.items(), key=lambda item: item[0])]
     labels = {each.metadata.name: each.metadata.labels for each in listed if isinstance(each, Namespace)}
     pods = {each.metadata.uid: each for each in reversed(listed) if isinstance(each, Pod)}
-    attached = _Attached(listed, options.root_namespace)
+    attached = _Attached(listed, options)
     captures = {uid: _capture(pod, _enrolment(pod, labels, options), attached, options) for uid, pod in sorted(pods.items())}
     running = [pods[uid] for uid in captures if pods[uid].addresses and not pods[uid].terminal]
     by_label = _ByLabel(running)
     services = (
-        _service(each, by_label.selected(each.metadata.namespace, each.selector), options)
+        _service(each, by_label.selected(each.metadata.namespace, each.selector), attached.waypoints, options)
         for each in listed
         if isinstance(each, ServiceObject) and not each.ignored
     )
@@ -157,9 +160,11 @@ class _ByLabel:
 
 
 class _Attached:
-    """The policies, and which of them each pod lists."""
+    """The policies, and which of them each pod lists; the waypoints."""
 
-    def __init__(self, listed: Iterable[KubeObject], root_namespace: str) -> None:
+    def __init__(self, listed: list[KubeObject], options: MeshOptions) -> None:
+        root_namespace = options.root_namespace
+        self.waypoints = Waypoints.of(listed, options.trust_domain)
         self.policies: dict[str, Policy] = {}
         self._selecting: dict[str | None, list[tuple[dict[str, str], Policy]]] = {}
         """By namespace; under None those that select in every namespace."""
@@ -238,6 +243,8 @@ def _workload(pod: Pod, capture: Capture, attached: _Attached, options: MeshOpti
     metadata = pod.metadata
     announced = metadata.annotations.get(REDIRECTION) == "enabled" or not options.hbone_needs_annotation
     workload_type, workload_name = _origin(pod)
+    binding = attached.waypoints.for_pod(metadata, pod.service_account)
+    gateway = attached.waypoints.by_key.get(binding.wanted) if binding else None
     return Workload(
         uid=metadata.uid,
         name=metadata.name,
@@ -254,6 +261,11 @@ def _workload(pod: Pod, capture: Capture, attached: _Attached, options: MeshOpti
         workload_type=workload_type,
         workload_name=workload_name,
         policies=attached.keys(pod),
+        waypoint=binding.reference(capture.identity, fails_open=options.waypoint_fails_open) if binding else None,
+        waypoint_always=binding is not None
+        and binding.level is Level.SERVICE_ACCOUNT
+        and (gateway is None or gateway.traffic is Traffic.ALL),
+        sandwich=attached.waypoints.sandwich_of(metadata),
     )
 
 
@@ -279,8 +291,10 @@ def _first_label(pod: Pod, names: Iterable[str], default: str) -> str:
     return next((pod.metadata.labels[name] for name in names if pod.metadata.labels.get(name)), default)
 
 
-def _service(item: ServiceObject, pods: Iterable[Pod], options: MeshOptions) -> Service:
+def _service(item: ServiceObject, pods: Iterable[Pod], waypoints: Waypoints, options: MeshOptions) -> Service:
     metadata = item.metadata
+    binding = waypoints.for_service(metadata)
+    nobody = SpiffeId(options.trust_domain, metadata.namespace, "default")
     return Service(
         name=metadata.name,
         namespace=metadata.namespace,
@@ -288,6 +302,9 @@ def _service(item: ServiceObject, pods: Iterable[Pod], options: MeshOptions) -> 
         vips=item.vips,
         ports=tuple(ServicePort(each.port, each.target if isinstance(each.target, int) else 0, each.name) for each in item.ports),
         endpoints=tuple(Endpoint(pod.metadata.uid, _numbers(item, pod), item.publish_not_ready or _is_ready(pod)) for pod in pods),
+        waypoint=binding.reference(nobody, fails_open=options.waypoint_fails_open) if binding else None,
+        canary=binding.canary.reference() if binding and binding.canary else None,
+        canary_weight=binding.canary_weight if binding else 0,
     )
 
 

@@ -1,7 +1,8 @@
 """What an inbound connection is for: the target that a CONNECT request's authority names, and the service behind a port.
 
-The target's address is always the one that the tunnel came to: a peer cannot make a pod's proxy dial anywhere else.
-Source: Istio ztunnel `proxy/inbound.rs` (`validate_destination`, `find_inbound_upstream`), without application tunnels and waypoints.
+The target's address is always the one that the tunnel came to: a peer cannot make a pod's proxy dial anywhere else. A foreign proxy
+that serves as a waypoint (`Workload.sandwich`) is asked for what it serves, and gets it all at its own address.
+Source: Istio ztunnel `proxy/inbound.rs` (`validate_destination`, `find_inbound_upstream`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from ztunnel.mesh.addresses import canonical
 from ztunnel.mesh.errors import BadConnect
 from ztunnel.mesh.index import Index
 from ztunnel.mesh.ports import ILLEGAL_TARGETS
-from ztunnel.mesh.workloads import Service, Workload
+from ztunnel.mesh.workloads import Sandwich, Service, Workload
 
 _BAD_REQUEST: Final = 400
 _UNAVAILABLE: Final = 503
@@ -34,6 +35,8 @@ class InboundTarget(NamedTuple):
     address: str
     port: int
     service: Service | None
+    original: tuple[str, int] | None = None
+    """For a PROXY header: what the client wants, where that is another address than the pod's own or the proxy wants to know."""
 
 
 def resolve_inbound(index: Index, local: Workload, destination_ip: str, authority: HostPort, service_host: str = "") -> InboundTarget:
@@ -48,6 +51,8 @@ def resolve_inbound(index: Index, local: Workload, destination_ip: str, authorit
             port on this workload, and the proxy's own ports.
     """
     address = canonical(authority.host)
+    if local.sandwich is not None:
+        return _to_sandwiched(index, local, local.sandwich, destination_ip, authority, address)
     if address is None:
         service = index.service_named(authority.host.lower(), local.namespace)
         if service is None:
@@ -61,6 +66,25 @@ def resolve_inbound(index: Index, local: Workload, destination_ip: str, authorit
     if port in ILLEGAL_TARGETS:
         raise BadConnect(f"port {port} is the proxy itself", _UNAVAILABLE)
     return InboundTarget(destination_ip, port, service)
+
+
+def _to_sandwiched(
+    index: Index, local: Workload, sandwich: Sandwich, destination_ip: str, authority: HostPort, address: str | None
+) -> InboundTarget:
+    service = index.service_named(authority.host.lower(), local.namespace) if address is None else index.service_at(address)
+    workload = index.workload_at(address) if address is not None and service is None else None
+    if address is None and (service is None or not service.vips):
+        raise BadConnect(f"unknown service {authority.host!r:.100}", _UNAVAILABLE)
+    if address != destination_ip:
+        waypoints = (service.waypoint, service.canary) if service else (workload.waypoint if workload else None,)
+        if not any(waypoint is not None and index.is_waypoint(waypoint, local) for waypoint in waypoints):
+            raise BadConnect(f"this pod is not the waypoint of {authority.host:.100}", _BAD_REQUEST)
+    port = sandwich.port or authority.port
+    if port in ILLEGAL_TARGETS:
+        raise BadConnect(f"port {port} is the proxy itself", _UNAVAILABLE)
+    named = address if address is not None or service is None else service.vips[0]
+    original = (named or destination_ip, authority.port) if sandwich.protocol == "PROXY" else None
+    return InboundTarget(destination_ip, port, service, original)
 
 
 def service_for(index: Index, local: Workload, port: int, service_host: str = "") -> Service | None:

@@ -14,9 +14,10 @@ from typing import Final, TypeVar
 from ztunnel.mesh.balance import Candidate
 from ztunnel.mesh.delta import Delta
 from ztunnel.mesh.policy import Connection, PolicySet, Verdict
+from ztunnel.mesh.ports import INBOUND_HBONE
 from ztunnel.mesh.refused import unknown_policy
 from ztunnel.mesh.rules import Policy, Scope
-from ztunnel.mesh.workloads import Protocol, Service, Workload
+from ztunnel.mesh.workloads import Protocol, Service, WaypointRef, Workload
 
 MAX_MEMOS: Final = 4096
 """Entries in each of the tables of derived answers; a table is emptied when it would exceed this, and fills again on demand."""
@@ -45,6 +46,7 @@ class Index:
         self._policies_at: dict[str | None, tuple[Policy, ...]] = {}
         self._compiled_for: dict[tuple[str, tuple[str, ...]], PolicySet] = {}
         self._candidates: dict[tuple[str, int], tuple[Candidate, ...]] = {}
+        self._waypoints: dict[WaypointRef, tuple[Candidate, ...] | None] = {}
 
     def apply(self, delta: Delta) -> None:
         """Takes over what changed. Values equal to those held change nothing, not even the generations."""
@@ -52,6 +54,7 @@ class Index:
         changed = self._apply_services(delta) or changed
         if changed:
             self._candidates.clear()
+            self._waypoints.clear()
         if self._apply_policies(delta):
             self._compiled_for.clear()
             self.policies_generation += 1
@@ -91,6 +94,42 @@ class Index:
             found = tuple(self._serving(service, port))
             self._remember(self._candidates, memo, found)
         return found
+
+    def waypoint_candidates(self, waypoint: WaypointRef) -> tuple[Candidate, ...] | None:
+        """The pods that serve a waypoint now, with the port of their tunnels; None when nobody is known at its names and addresses."""
+        if waypoint in self._waypoints:
+            return self._waypoints[waypoint]
+        found = self._waypoint_at(waypoint)
+        self._remember(self._waypoints, waypoint, found)
+        return found
+
+    def is_waypoint(self, waypoint: WaypointRef, workload: Workload) -> bool:
+        """Whether a workload is one of a waypoint's pods, ready or not."""
+        if not set(waypoint.addresses).isdisjoint(workload.addresses):
+            return True
+        return any(endpoint.workload_uid == workload.uid for service in self._waypoint_services(waypoint) for endpoint in service.endpoints)
+
+    def _waypoint_services(self, waypoint: WaypointRef) -> Iterator[Service]:
+        for hostname in waypoint.hostnames:
+            if service := self.service_named(hostname):
+                yield service
+        for address in waypoint.addresses:
+            if service := self.service_at(address):
+                yield service
+
+    def _waypoint_at(self, waypoint: WaypointRef) -> tuple[Candidate, ...] | None:
+        for service in self._waypoint_services(waypoint):
+            found = []
+            for endpoint in service.endpoints:
+                workload = self._workloads.get(endpoint.workload_uid)
+                if workload is not None and endpoint.ready and workload.addresses:
+                    # A foreign proxy's service need not say anything of tunnels: its node ends them.
+                    port = INBOUND_HBONE if workload.protocol is Protocol.HBONE else dict(endpoint.ports).get(INBOUND_HBONE, INBOUND_HBONE)
+                    found.append(Candidate(workload, port))
+            return tuple(found)
+        owners = (self.workload_at(address) for address in waypoint.addresses)
+        known = tuple(Candidate(owner, INBOUND_HBONE) for owner in owners if owner is not None)
+        return known or None
 
     def policies_for(self, workload: Workload) -> tuple[Policy, ...]:
         """Every policy that applies to connections to a workload: those that select it, its namespace's, the mesh's.

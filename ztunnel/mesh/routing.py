@@ -1,8 +1,8 @@
 """Where an outbound connection goes: one function from (who, where to) to a route or a refusal, with every step in words.
 
-Source: Istio ztunnel `proxy/outbound.rs`, `state.rs`; without waypoints and other networks. A waypoint is one more
-question between "which service or workload is this" and "which endpoint": it belongs in `resolve`, before `_to_service` and
-`_to_workload`, and yields a Route whose authority is the original destination.
+A waypoint in front of a service or workload is asked for before an endpoint is: the Route then ends at one of the waypoint's pods and
+its authority is the original destination. Where there should be one and is none, the connection is refused.
+Source: Istio ztunnel `proxy/outbound.rs`, `state.rs`; without other networks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ztunnel.mesh.balance import pick
 from ztunnel.mesh.identity import SpiffeId
 from ztunnel.mesh.index import Index
 from ztunnel.mesh.ports import ILLEGAL_TARGETS, INBOUND_HBONE
-from ztunnel.mesh.workloads import Protocol, Service, Workload
+from ztunnel.mesh.workloads import Protocol, Service, WaypointRef, Workload
 
 
 class RouteKind(Enum):
@@ -35,6 +35,7 @@ class RefusalReason(Enum):
     LOOP = "loop"
     PORT_NOT_DECLARED = "port_not_declared"
     NO_HEALTHY_UPSTREAM = "no_healthy_upstream"
+    WAYPOINT_NOT_READY = "waypoint_not_ready"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Route:
     address: tuple[str, int]
     """What to dial. For HBONE the workload's address and 15008."""
     target: tuple[str, int]
-    """Where the connection ends: an application's own address and port."""
+    """Where the connection ends: an application's own address and port. With a waypoint: what was dialled."""
     authority: str
     """`target` as text, `[…]` around IPv6: the `:authority` of the CONNECT request."""
     workload_uid: str | None = None
@@ -55,6 +56,8 @@ class Route:
     """Hostname of the service that was addressed."""
     service_name: str = ""
     service_namespace: str = ""
+    waypoint: str = ""
+    """`namespace/name` of the waypoint that it goes to."""
     reasons: tuple[str, ...] = ()
 
 
@@ -89,35 +92,111 @@ def resolve(
         return Refusal(RefusalReason.LOOP, text, reasons=(text,))
     service = index.service_at(address, source.namespace)
     workload = index.workload_at(address)
+    asked = _Asked(index, source, active, random)
     if service is not None:
-        routed = _to_service(index, service, destination, active, random)
-        if isinstance(routed, Route) or workload is None:
+        routed = _to_service(asked, service, destination)
+        if isinstance(routed, Route) or workload is None or routed.reason is RefusalReason.WAYPOINT_NOT_READY:
             return routed
         # The address is a pod's as well: the pod is there even if the service that claims its address has nothing behind it.
-        return _to_workload(workload, destination, (*routed.reasons, f"{address} is also a workload's own address"))
+        return _to_workload(asked, workload, destination, (*routed.reasons, f"{address} is also a workload's own address"))
     if workload is not None:
-        return _to_workload(workload, destination, ())
+        return _to_workload(asked, workload, destination, ())
     text = f"{address} is neither a service nor a workload of the mesh: passed through"
     return Route(RouteKind.PASSTHROUGH, destination, destination, authority(address, port), reasons=(text,))
 
 
-def _to_service(
-    index: Index, service: Service, destination: tuple[str, int], active: Callable[[str], int], random: Callable[[int], int]
-) -> Route | Refusal:
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Who asks, and what the answer depends on besides."""
+
+    index: Index
+    source: Workload
+    active: Callable[[str], int]
+    random: Callable[[int], int]
+
+
+def _to_service(asked: _Asked, service: Service, destination: tuple[str, int]) -> Route | Refusal:
     address, port = destination
     known = f"{address} is service {service.hostname}"
     if all(declared.port != port for declared in service.ports):
         ports = ", ".join(str(declared.port) for declared in service.ports) or "none"
         text = f"service {service.hostname} does not declare port {port} (declared: {ports})"
         return Refusal(RefusalReason.PORT_NOT_DECLARED, text, service=service.hostname, reasons=(known, text))
-    candidates = index.candidates(service, port)
+    reasons: tuple[str, ...] = (known,)
+    if service.waypoint is not None:
+        routed = _to_waypoint(asked, _primary_or_canary(service, service.waypoint, asked.random), destination, service, reasons)
+        if not isinstance(routed, str):
+            return routed
+        reasons = (known, routed)
+    candidates = asked.index.candidates(service, port)
     if not candidates:
         text = f"no healthy upstream: service {service.hostname} port {port} has {_shortage(service)}"
-        return Refusal(RefusalReason.NO_HEALTHY_UPSTREAM, text, service=service.hostname, reasons=(known, text))
-    chosen = pick(candidates, active, random)
-    picked = f"endpoint {_name(chosen.workload)} port {chosen.port}, one of {len(candidates)} that can serve port {port}"
-    target = (_nearest(chosen.workload, address), chosen.port)
-    return _dial(chosen.workload, target, service, (known, picked))
+        return Refusal(RefusalReason.NO_HEALTHY_UPSTREAM, text, service=service.hostname, reasons=(*reasons, text))
+    chosen = pick(candidates, asked.active, asked.random)
+    workload = chosen.workload
+    picked = f"endpoint {_name(workload)} port {chosen.port}, one of {len(candidates)} that can serve port {port}"
+    target = (_nearest(workload, address), chosen.port)
+    reasons = (*reasons, picked)
+    if workload.waypoint is not None and workload.waypoint_always and service.waypoint is None:
+        routed = _to_waypoint(asked, workload.waypoint, target, service, (*reasons, f"{_name(workload)}'s service account has a waypoint"))
+        if not isinstance(routed, str):
+            return routed
+        reasons = (*reasons, routed)
+    return _dial(workload, target, service, reasons)
+
+
+def _primary_or_canary(service: Service, primary: WaypointRef, random: Callable[[int], int]) -> WaypointRef:
+    if service.canary is not None and service.canary_weight and random(100) < service.canary_weight:
+        return service.canary
+    return primary
+
+
+def _to_waypoint(
+    asked: _Asked, waypoint: WaypointRef, destination: tuple[str, int], service: Service | None, before: tuple[str, ...]
+) -> Route | Refusal | str:
+    """By way of a waypoint, or no way; text: why it is left out.
+
+    Args:
+        destination: what the waypoint is to be told.
+    """
+    index, hostname = asked.index, service.hostname if service else None
+    if waypoint.problem:
+        if waypoint.fails_open:
+            return f"without its waypoint, as waypoint.fallback l4 says: {waypoint.problem}"
+        text = f"{waypoint.problem}; connections are refused until it is (waypoint.fallback l4 lets them go on without)"
+        return Refusal(RefusalReason.WAYPOINT_NOT_READY, text, service=hostname, reasons=(*before, text))
+    if index.is_waypoint(waypoint, asked.source):
+        return f"its waypoint {waypoint.name} is the pod that sends this"
+    candidates = index.waypoint_candidates(waypoint)
+    uid: str | None = None
+    if candidates is None:
+        if not waypoint.addresses:
+            text = f"unknown waypoint: nothing is known of {', '.join(waypoint.hostnames)}, the address of {waypoint.name}"
+            return Refusal(RefusalReason.WAYPOINT_NOT_READY, text, service=hostname, reasons=(*before, text))
+        dialled, expected, whom = (waypoint.addresses[0], INBOUND_HBONE), waypoint.identity, "at its own address"
+    elif not candidates:
+        text = f"no healthy upstream: waypoint {waypoint.name} has no ready pod"
+        return Refusal(RefusalReason.WAYPOINT_NOT_READY, text, service=hostname, reasons=(*before, text))
+    else:
+        chosen = pick(candidates, asked.active, asked.random)
+        uid, expected = chosen.workload.uid, chosen.workload.identity
+        dialled = (_nearest(chosen.workload, destination[0]), chosen.port)
+        whom = f"pod {_name(chosen.workload)}, one of {len(candidates)}"
+    name = authority(*destination)
+    how = f"by way of waypoint {waypoint.name}, {whom}: HBONE to {authority(*dialled)} for {name}, expecting {expected}"
+    return Route(
+        kind=RouteKind.HBONE,
+        address=dialled,
+        target=destination,
+        authority=name,
+        workload_uid=uid,
+        expected=(expected,),
+        service=hostname,
+        service_name=service.name if service else "",
+        service_namespace=service.namespace if service else "",
+        waypoint=waypoint.name,
+        reasons=(*before, how),
+    )
 
 
 def _shortage(service: Service) -> str:
@@ -129,8 +208,14 @@ def _shortage(service: Service) -> str:
     return f"{len(ready)} ready endpoints, none of which has a number for that port"
 
 
-def _to_workload(workload: Workload, destination: tuple[str, int], before: tuple[str, ...]) -> Route:
-    return _dial(workload, destination, None, (*before, f"{destination[0]} is workload {_name(workload)}"))
+def _to_workload(asked: _Asked, workload: Workload, destination: tuple[str, int], before: tuple[str, ...]) -> Route | Refusal:
+    reasons = (*before, f"{destination[0]} is workload {_name(workload)}")
+    if workload.waypoint is not None:
+        routed = _to_waypoint(asked, workload.waypoint, destination, None, reasons)
+        if not isinstance(routed, str):
+            return routed
+        reasons = (*reasons, routed)
+    return _dial(workload, destination, None, reasons)
 
 
 def _dial(workload: Workload, target: tuple[str, int], service: Service | None, reasons: tuple[str, ...]) -> Route:

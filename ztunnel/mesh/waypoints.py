@@ -19,6 +19,7 @@ from ztunnel.mesh.manifests.core import Namespace, Pod, ServiceAccountObject, Se
 from ztunnel.mesh.manifests.gateway import SAME_NAMESPACE, AllowedRoutes, GatewayClassObject, GatewayObject, Listener
 from ztunnel.mesh.manifests.metadata import Metadata
 from ztunnel.mesh.ports import INBOUND_HBONE
+from ztunnel.mesh.workloads import Sandwich, WaypointRef
 
 USE_WAYPOINT = "istio.io/use-waypoint"
 USE_WAYPOINT_NAMESPACE = "istio.io/use-waypoint-namespace"
@@ -76,18 +77,6 @@ class Reason(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Sandwich:
-    """A foreign proxy as waypoint: the node agent ends the tunnel for it and passes plain bytes on.
-
-    `protocol`: NONE, or PROXY (a PROXY header, version 2, with the original destination and the peer's identity in front).
-    `port` 0: the port that the client addressed.
-    """
-
-    protocol: str
-    port: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class Waypoint:
     """One Gateway, as those who use it see it."""
 
@@ -101,13 +90,17 @@ class Waypoint:
     allowed: AllowedRoutes = SAME_NAMESPACE
     sandwich: Sandwich | None = None
     problem: str = ""
-    """Not empty: it cannot be used, and why."""
+    """Not empty: it cannot be used, and why. Having no address yet is none: it serves before it can be reached."""
     class_name: str = WAYPOINT_CLASS
 
     @property
     def key(self) -> str:
         """`namespace/name`."""
         return f"{self.namespace}/{self.name}"
+
+    def reference(self) -> WaypointRef:
+        """As services and workloads carry it."""
+        return WaypointRef(self.key, self.identity, self.addresses, self.hostnames)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +124,17 @@ class Binding:
     def closes(self) -> bool:
         """Whether there should be a waypoint in the way and is none. One that is not meant for this kind of addressing is not missed."""
         return self.waypoint is None and self.reason is not Reason.UNSUPPORTED_TRAFFIC
+
+    def reference(self, identity: SpiffeId, *, fails_open: bool) -> WaypointRef | None:
+        """What stands before the object on the data path.
+
+        Args:
+            identity: for the reference to a waypoint that is none.
+            fails_open: whether one that cannot be used is done without.
+        """
+        if self.waypoint is not None:
+            return self.waypoint.reference()
+        return WaypointRef(self.wanted, identity, problem=self.message, fails_open=fails_open) if self.closes else None
 
     def condition(self) -> Condition:
         """As the object's status has it."""
@@ -186,11 +190,12 @@ class Waypoints:
             found.by_key[waypoint.key] = waypoint
         return found
 
-    def for_service(self, metadata: Metadata, *, private: bool = False) -> Binding | None:
+    def for_service(self, metadata: Metadata, *, private: bool = False, reachable: bool = True) -> Binding | None:
         """The binding of a Service or ServiceEntry; None when no waypoint is asked for.
 
         Args:
             private: visible in its own namespace only (a ServiceEntry's `exportTo: ["."]`).
+            reachable: a waypoint without an address is not ready.
         """
         if metadata.labels.get(MANAGED) in _UNATTACHED:
             return None
@@ -198,7 +203,7 @@ class Waypoints:
         choice = _chosen(metadata, Level.OBJECT) or _chosen(namespace, Level.NAMESPACE)
         if choice is None or not choice.key:
             return None
-        binding = self._judge(choice, metadata.namespace, Traffic.SERVICE, private=private)
+        binding = self._judge(choice, metadata.namespace, Traffic.SERVICE, private=private, reachable=reachable)
         if binding is None or binding.waypoint is None:
             return binding
         ingress = _is_true(metadata, namespace, INGRESS_USE_WAYPOINT)
@@ -207,12 +212,12 @@ class Waypoints:
             if ingress
             else f"is not using the waypoint, set the {INGRESS_USE_WAYPOINT} label to true if desired."
         )
-        canary, weight, complaint = self._canary(metadata, namespace, choice)
+        canary, weight, complaint = self._canary(metadata, namespace, choice, reachable=reachable)
         text += f"; {complaint}" if complaint else ""
         return Binding(binding.wanted, binding.level, binding.reason, text, binding.waypoint, canary, weight, ingress)
 
-    def for_pod(self, metadata: Metadata, service_account: str) -> Binding | None:
-        """The binding of a pod (or WorkloadEntry); None when no waypoint is asked for."""
+    def for_pod(self, metadata: Metadata, service_account: str, *, reachable: bool = True) -> Binding | None:
+        """The binding of a pod (or WorkloadEntry); None when no waypoint is asked for. Arguments as `for_service`'s."""
         if metadata.labels.get(MANAGED) in _UNATTACHED:
             return None
         account = self._accounts.get((metadata.namespace, service_account))
@@ -223,7 +228,7 @@ class Waypoints:
         )
         if choice is None or choice.key in ("", f"{metadata.namespace}/{metadata.labels.get(GATEWAY_NAME, '')}"):
             return None
-        return self._judge(choice, metadata.namespace, Traffic.WORKLOAD)
+        return self._judge(choice, metadata.namespace, Traffic.WORKLOAD, reachable=reachable)
 
     def sandwich_of(self, pod: Metadata) -> Sandwich | None:
         """How tunnels end that come to a pod which is a foreign proxy's."""
@@ -232,19 +237,19 @@ class Waypoints:
         return waypoint.sandwich if waypoint else None
 
     def bound(self, key: str, services: Iterable[ServiceObject], pods: Iterable[Pod]) -> Bound:
-        """What a waypoint serves, as primary or as canary.
+        """What a waypoint serves, as primary or as canary, whether or not it has an address yet.
 
         Args:
             key: `Waypoint.key`.
         """
-        served = [(each, self.for_service(each.metadata)) for each in services if not each.ignored]
-        workloads = [(each, self.for_pod(each.metadata, each.service_account)) for each in pods]
+        served = [(each, self.for_service(each.metadata, reachable=False)) for each in services if not each.ignored]
+        workloads = [(each, self.for_pod(each.metadata, each.service_account, reachable=False)) for each in pods]
         return Bound(
             tuple((each, binding) for each, binding in served if binding is not None and _is_served_by(binding, key)),
             tuple((each, binding) for each, binding in workloads if binding is not None and _is_served_by(binding, key)),
         )
 
-    def _judge(self, choice: _Choice, namespace: str, traffic: Traffic, *, private: bool = False) -> Binding | None:
+    def _judge(self, choice: _Choice, namespace: str, traffic: Traffic, *, private: bool = False, reachable: bool = True) -> Binding | None:
         """None: the namespace's waypoint is not meant for workloads, which is no mistake of anybody."""
         waypoint = self.by_key.get(choice.key)
 
@@ -255,6 +260,8 @@ class Waypoints:
             return refused(Reason.NOT_READY, f'waypoint "{choice.key}" is not ready: there is no such Gateway')
         if waypoint.problem:
             return refused(Reason.NOT_READY, f'waypoint "{choice.key}" is not ready: {waypoint.problem}')
+        if reachable and not waypoint.addresses and not waypoint.hostnames:
+            return refused(Reason.NOT_READY, f'waypoint "{choice.key}" is not ready: it has no address yet')
         own = self._namespaces.get(namespace)
         if not waypoint.allowed.admits(waypoint.namespace, namespace, own.labels if own else {}):
             admitted = waypoint.allowed.namespaces.value
@@ -269,7 +276,9 @@ class Waypoints:
             return refused(Reason.CROSS_NAMESPACE, f"visible in its own namespace only, it cannot use waypoint {choice.key}")
         return Binding(choice.key, choice.level, Reason.ACCEPTED, f"Successfully attached to waypoint {choice.key}", waypoint)
 
-    def _canary(self, metadata: Metadata, namespace: Metadata | None, primary: _Choice) -> tuple[Waypoint | None, int, str]:
+    def _canary(
+        self, metadata: Metadata, namespace: Metadata | None, primary: _Choice, *, reachable: bool
+    ) -> tuple[Waypoint | None, int, str]:
         """The second waypoint, its share in percent, and what is wrong with it."""
         place: Metadata | None = metadata
         if CANARY not in metadata.labels:
@@ -282,7 +291,7 @@ class Waypoints:
         text = place.annotations.get(CANARY_WEIGHT, "0")
         if not (text.isascii() and text.isdigit() and len(text) <= 3 and int(text) <= MAX_WEIGHT):
             return None, 0, f"{Reason.CANARY_WEIGHT.value}: canary weight {text!r:.40} is not a number from 0 to {MAX_WEIGHT}"
-        judged = self._judge(_Choice(key, Level.OBJECT, "as canary"), metadata.namespace, Traffic.SERVICE)
+        judged = self._judge(_Choice(key, Level.OBJECT, "as canary"), metadata.namespace, Traffic.SERVICE, reachable=reachable)
         if judged is None or judged.waypoint is None:
             return None, 0, f"{judged.reason.value}: {judged.message}" if judged else ""
         weight = int(text)
@@ -303,8 +312,6 @@ def waypoint_of(gateway: GatewayObject, gateway_class: GatewayClassObject | None
     found = gateway.addresses or gateway.wanted_addresses
     addresses = tuple(each.value for each in found if each.type == "IPAddress")
     hostnames = tuple(each.value for each in found if each.type == "Hostname")
-    if not addresses and not hostnames:
-        problem = problem or "it has no address yet"
     if metadata.deleting:
         problem = problem or "it is being deleted"
     return Waypoint(

@@ -21,6 +21,35 @@ class Protocol(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class WaypointRef:
+    """The waypoint in front of a service or a workload: a Gateway, and where it is."""
+
+    name: str
+    """`namespace/name` of the Gateway."""
+    identity: SpiffeId
+    """Whom to expect at an address that no workload of the mesh has."""
+    addresses: tuple[str, ...] = ()
+    hostnames: tuple[str, ...] = ()
+    """Full names of its Service; looked up before the addresses."""
+    problem: str = ""
+    """Not empty: it cannot be used, and why."""
+    fails_open: bool = False
+    """With a problem: connections go on without it (Istio's way); otherwise none goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sandwich:
+    """A foreign proxy as waypoint: the node agent ends the tunnel for it and passes plain bytes on.
+
+    `protocol`: NONE, or PROXY (a PROXY header, version 2, with the original destination and the peer's identity in front).
+    `port` 0: the port that the client addressed.
+    """
+
+    protocol: str
+    port: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Workload:
     """One pod."""
 
@@ -42,6 +71,12 @@ class Workload:
     workload_name: str = ""
     policies: tuple[str, ...] = ()
     """Keys (`Policy.key`) of the selector-scoped policies that select this workload."""
+    waypoint: WaypointRef | None = None
+    """For connections that address the workload itself."""
+    waypoint_always: bool = False
+    """Also for those that address a service which has no waypoint: it is the waypoint of the workload's service account, and for all."""
+    sandwich: Sandwich | None = None
+    """It is a foreign proxy that serves as a waypoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +107,10 @@ class Service:
     vips: tuple[str, ...]
     ports: tuple[ServicePort, ...]
     endpoints: tuple[Endpoint, ...] = ()
+    waypoint: WaypointRef | None = None
+    canary: WaypointRef | None = None
+    """A second waypoint, for `canary_weight` percent of connections."""
+    canary_weight: int = 0
 
     @property
     def key(self) -> str:

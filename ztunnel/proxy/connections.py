@@ -31,7 +31,7 @@ class Facts:
 
     __slots__ = (
         "destination", "destination_identity", "destination_uid", "direction", "endpoint", "mutual_tls", "pod_uid", "policy", "protocol",
-        "service", "service_name", "service_namespace", "source", "source_identity", "source_uid", "target", "trace",
+        "service", "service_name", "service_namespace", "source", "source_identity", "source_uid", "target", "trace", "waypoint",
     )  # fmt: skip
 
     def __init__(
@@ -56,6 +56,8 @@ class Facts:
         self.service_namespace = ""
         self.policy = ""
         self.trace = ""
+        self.waypoint = ""
+        """Outbound: the waypoint that it goes to, `namespace/name`."""
 
     def inbound(self, pod_uid: str, endpoint: Address) -> Facts:
         """The same connection as the pod has it in which it ends."""
@@ -164,6 +166,7 @@ class Connection:
         key = (
             facts.direction is Direction.OUTBOUND, facts.pod_uid, facts.destination, facts.target, facts.mutual_tls, facts.source_uid,
             facts.destination_uid, id(source), id(destination), facts.service, facts.service_name, facts.service_namespace, facts.policy,
+            facts.waypoint,
         )  # fmt: skip
         known = _paths.get(key)
         if known is None:
@@ -318,6 +321,7 @@ def _path(facts: Facts) -> FlowPath:
         facts.service_name,
         facts.service_namespace,
         facts.policy,
+        facts.waypoint,
     )
 
 

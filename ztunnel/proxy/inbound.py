@@ -2,6 +2,7 @@
 
 Order per request: read it (400), find its target (400, 503), register the connection, ask for the verdict (401), connect to the
 application with the client's address as source (503), only then answer 200. The peer learns a status and nothing of policies.
+A foreign proxy that serves as a waypoint may get a PROXY header first; then it is reached by loopback, as only its own node can do.
 Source: Istio ztunnel `proxy/inbound.rs`.
 """
 
@@ -19,7 +20,7 @@ from ztunnel.dataplane.relay import StreamRelay
 from ztunnel.dataplane.sockets import reset
 from ztunnel.dataplane.splice import Splice
 from ztunnel.dataplane.tunnel import Tunnel
-from ztunnel.hbone import connect
+from ztunnel.hbone import connect, proxy_protocol
 from ztunnel.hbone.events import RequestReceived
 from ztunnel.hbone.handshake import Handshake
 from ztunnel.mesh.errors import BadConnect, LocalError, MeshError, PolicyDenied, UntrustedPeer, UpstreamRefused
@@ -97,7 +98,7 @@ class Inbound:
             tunnel.mark_dirty()
             connection.end(denied)
             return
-        self._connect(pod, workload, tunnel, connection, request)
+        self._connect(pod, workload, tunnel, connection, request, target.original)
 
     def _register(self, pod: Pod, tunnel: Tunnel, local: Address, asked: connect.ConnectRequest, target: InboundTarget) -> Connection:
         node = self._node
@@ -114,7 +115,9 @@ class Inbound:
         facts.trace = asked.traceparent
         return node.connections.register(facts)
 
-    def _connect(self, pod: Pod, workload: Workload, tunnel: Tunnel, connection: Connection, request: RequestReceived) -> None:
+    def _connect(
+        self, pod: Pod, workload: Workload, tunnel: Tunnel, connection: Connection, request: RequestReceived, original: Address | None
+    ) -> None:
         node = self._node
         stream = request.stream
         relay = StreamRelay(tunnel, stream, connection, answered=True, optimistic=True)
@@ -124,6 +127,11 @@ class Inbound:
             relay.remote_ended()
 
         def opened(sock: socket.socket) -> None:
+            if introduction and not _sent(sock, introduction):
+                node.loop.forget(sock.fileno())
+                sock.close()
+                connection.abort(UpstreamRefused("the PROXY header cannot be delivered"))
+                return
             tunnel.answer(stream, connect.response_headers(baggage_of(workload)))
             relay.attach(sock)
 
@@ -135,6 +143,11 @@ class Inbound:
         relay.on_refused = refuse
         target = connection.facts.endpoint
         source_ip = tunnel.peer_address[0]
+        introduction = b""
+        if original is not None:
+            introduction = proxy_protocol.header(tunnel.peer_address, original, str(tunnel.peer or ""))
+            source_ip = "::1" if ":" in target[0] else "127.0.0.1"
+            target = (source_ip, target[1])
         dial(node, pod, connection, target, None if source_ip == target[0] else source_ip, opened)
 
     def from_neighbour(self, client: Pod, pod: Pod, connection: Connection, sock: socket.socket, route: Route) -> Splice:
@@ -229,6 +242,14 @@ class _Both:
     def relay_done(self, error: MeshError | None) -> None:
         self._outer.end(error)
         self._inner.end(error)
+
+
+def _sent(sock: socket.socket, introduction: bytes) -> bool:
+    """Whether the first bytes of a connection went: they always fit into an empty buffer, so that nothing has to wait."""
+    try:
+        return sock.send(introduction) == len(introduction)
+    except OSError:
+        return False
 
 
 def judge(node: Node, workload: Workload, connection: Connection, cause: str = "policy rejection") -> PolicyDenied | None:

@@ -74,11 +74,13 @@ class Outbound:
             raise RouteRefused(route)
         facts = connection.facts
         facts.service, facts.service_name, facts.service_namespace = route.service or "", route.service_name, route.service_namespace
-        facts.destination, facts.target = route.address, route.authority
+        facts.destination, facts.target, facts.waypoint = route.address, route.authority, route.waypoint
         if route.workload_uid is not None:
             facts.destination_uid = route.workload_uid
             node.connections.count_towards(connection)
-        neighbour = node.pods.get(route.workload_uid or "") if node.settings.same_node_plaintext else None
+        # A waypoint has to be told what was dialled, which only a tunnel does.
+        near = node.settings.same_node_plaintext and not route.waypoint
+        neighbour = node.pods.get(route.workload_uid or "") if near else None
         # An application may bind to an address that is not its pod's, `::1` for one. A tunnel comes from the pod's own all the same;
         # without one the neighbour's policies and application would take the connection for somebody else's.
         is_itself = facts.source[0] in source.addresses

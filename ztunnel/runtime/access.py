@@ -24,10 +24,10 @@ FLOW_FIELDS = (
     *("src.addr", "src.workload", "src.namespace", "src.identity", "src.cluster"),
     *("dst.addr", "dst.hbone_addr", "dst.service", "dst.workload", "dst.namespace", "dst.identity", "dst.cluster"),
     *("direction", "bytes_sent", "bytes_recv", "duration"),
-    *("policy", "flag", "trace", "connection"),
+    *("waypoint", "policy", "flag", "trace", "connection"),
     "error",
 )
-"""Fields of a connection's line, in order; absent ones are left out. Policy to connection are ours, the others Istio's."""
+"""Fields of a connection's line, in order; absent ones are left out. Waypoint to connection are ours, the others Istio's."""
 _COMPLETE = "connection complete"
 _TRACE = slice(3, 35)
 """The trace's id in a `traceparent`."""
@@ -79,7 +79,7 @@ class Alike:
             "direction": path.direction.value,
         }
         self._given = {name: value for name, value in given.items() if value}
-        self._policy = {"policy": path.policy} if path.policy else {}
+        self._policy = {name: value for name, value in (("waypoint", path.waypoint), ("policy", path.policy)) if value}
         self._rendered: dict[_Form, tuple[str, str]] = {}
 
     def render(self, form: _Form) -> tuple[str, str]:

@@ -92,8 +92,8 @@ TABLES = {
         web web-1 10.1.0.3 node-2 TCP no
     """,
     "services": """
-        NAMESPACE NAME VIPS PORTS ENDPOINTS
-        shop cart 10.96.0.1 80→8080 1/2
+        NAMESPACE NAME VIPS PORTS ENDPOINTS WAYPOINT
+        shop cart 10.96.0.1 80→8080 1/2 none
     """,
     "policies": """
         NAMESPACE NAME KIND ACTION SCOPE RULES REASON

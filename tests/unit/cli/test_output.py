@@ -63,9 +63,9 @@ def test_cells_hold_nothing_that_moves_a_terminal() -> None:
 
 def test_a_table_is_aligned_and_has_no_trailing_spaces() -> None:
     assert table([CART, WEB], columns_of(kinds.SERVICES, wide=False, agents=False)) == [
-        "NAMESPACE   NAME   VIPS        PORTS     ENDPOINTS",
-        "shop        cart   10.96.0.1   80→8080   1/2",
-        "web         web    headless    <none>    0/0",
+        "NAMESPACE   NAME   VIPS        PORTS     ENDPOINTS   WAYPOINT",
+        "shop        cart   10.96.0.1   80→8080   1/2         none",
+        "web         web    headless    <none>    0/0         none",
     ]
     assert table([WEB], [Column("NAME", text("name"))], headers=False) == ["web"]
     assert table([], [Column("NAME", text("name"))]) == ["NAME"]

@@ -21,12 +21,12 @@ from ztunnel.mesh.waypoints import (
     Binding,
     Level,
     Reason,
-    Sandwich,
     Traffic,
     Waypoints,
     gateway_conditions,
     listener_conditions,
 )
+from ztunnel.mesh.workloads import Sandwich
 
 READY = gateway("waypoint", "10.96.0.9", traffic="all")
 

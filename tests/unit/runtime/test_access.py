@@ -31,6 +31,7 @@ PATH = FlowPath(
     destination_identity="spiffe://cluster.local/ns/back/sa/default",
     service="web.back.svc",
     policy="AuthorizationPolicy back/p",
+    waypoint="back/waypoint",
 )
 STRANGE = FlowPath(Direction.INBOUND, SERVER.uid, ("", 0), "10.0.0.2:8080", mutual_tls=False)
 RECORD = FlowRecord(
@@ -90,6 +91,7 @@ def test_what_a_line_says() -> None:
         "bytes_sent": 10,
         "bytes_recv": 100,
         "duration": "1500ms",
+        "waypoint": "back/waypoint",
         "policy": "AuthorizationPolicy back/p",
         "flag": "DENY",
         "trace": "0123456789abcdef0123456789abcdef",
@@ -105,7 +107,7 @@ def test_text_has_the_same_in_istios_order() -> None:
         "error\taccess\tconnection complete\tsrc.addr=10.0.0.1:4000 src.workload=client src.namespace=default "
         f"src.identity={PATH.source_identity} src.cluster={CLIENT.cluster} dst.addr=10.0.0.2:15008 dst.hbone_addr=10.0.0.2:8080 "
         f"dst.service=web.back.svc dst.workload=server dst.namespace=back dst.identity={PATH.destination_identity} "
-        f"dst.cluster={SERVER.cluster} direction=outbound bytes_sent=10 bytes_recv=100 duration=1500ms "
+        f"dst.cluster={SERVER.cluster} direction=outbound bytes_sent=10 bytes_recv=100 duration=1500ms waypoint=back/waypoint "
         'policy="AuthorizationPolicy back/p" flag=DENY trace=0123456789abcdef0123456789abcdef connection=c1 error="no way"'
     )
 
