@@ -27,6 +27,7 @@ from ztunnel.admin.readiness import Readiness
 from ztunnel.admin.server import AdminServer
 from ztunnel.agent import Agent
 from ztunnel.ca.authority import Authority
+from ztunnel.ca.remote import RemoteAuthority
 from ztunnel.ca.root import open_root
 from ztunnel.ca.rotation import Rotation
 from ztunnel.dataplane import kernel_tls
@@ -41,6 +42,7 @@ from ztunnel.node.pods import Enroller
 from ztunnel.node.status_files import StatusFiles
 from ztunnel.overview import Overview, Watched
 from ztunnel.plane import DataPlane, Listener
+from ztunnel.rpc.client import target_of
 from ztunnel.runtime import logs
 from ztunnel.runtime.confine import hide_memory
 from ztunnel.runtime.metrics import Metrics
@@ -74,6 +76,7 @@ class _Parts:
     agent: Agent
     plane: DataPlane
     rotation: Rotation
+    authority: RemoteAuthority | None
     enroller: Enroller
     source: FileSource
     metrics: Metrics
@@ -89,8 +92,8 @@ def _build(settings: Settings) -> _Parts:
     spawn = _spawn_thread if settings.workers == 0 else _spawner(settings)
     plane = DataPlane(_configure(settings), index, spawn, max(1, settings.workers))
     agent = Agent(settings.node, index, plane)
-    root = open_root(settings.ca.directory, settings.trust_domain, time.time())
-    rotation = Rotation(Authority(root, settings.ca.leaf_hours), agent.certificate_changed, time.time)
+    remote = _remote_authority(settings)
+    rotation = Rotation(remote or _embedded_authority(settings), agent.certificate_changed, time.time)
     enroller = _enroller(settings, plane)
     reporter = FlowReporter(metrics, agent.workload, time.monotonic)
     agent.rotation, agent.enroller = rotation, enroller
@@ -120,6 +123,7 @@ def _build(settings: Settings) -> _Parts:
         agent=agent,
         plane=plane,
         rotation=rotation,
+        authority=remote,
         enroller=enroller,
         source=_source(settings),
         metrics=metrics,
@@ -128,6 +132,17 @@ def _build(settings: Settings) -> _Parts:
         admin=AdminServer(api, readiness, metrics, settings.admin, settings.limits.admin_connections),
         status_files=StatusFiles(settings.pods.status_directory, enroller.status) if settings.pods.status_directory else None,
     )
+
+
+def _embedded_authority(settings: Settings) -> Authority:
+    return Authority(open_root(settings.ca.directory, settings.trust_domain, time.time()), settings.ca.leaf_hours)
+
+
+def _remote_authority(settings: Settings) -> RemoteAuthority | None:
+    if settings.ca.address is None:
+        return None
+    target = target_of(settings.ca.address, settings.ca.server_name or "")
+    return RemoteAuthority(target, settings.ca.roots_file, settings.ca.token_file, settings.cluster, int(settings.ca.leaf_hours * 3600))
 
 
 def _enroller(settings: Settings, plane: DataPlane) -> Enroller:
@@ -153,6 +168,8 @@ async def _main(settings: Settings) -> None:
             await nursery.start(parts.plane.run)
             parts.readiness.done(_DATA_PLANE)
             await nursery.start(parts.rotation.run)
+            if parts.authority is not None:
+                await nursery.start(parts.authority.follow_roots, parts.rotation.hasten)
             await _follow_mesh(settings, parts, signals, nursery)
             await _drain(settings, parts, signals)
             nursery.cancel_scope.cancel()

@@ -19,6 +19,7 @@ from ztunnel.configuration import Reader, between, matching
 from ztunnel.mesh.ports import ILLEGAL_TARGETS
 
 _DNS_NAME = r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?"
+_ADDRESS = r"(\[[0-9a-f:.]{2,45}\]|[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?):[1-9][0-9]{0,4}"
 _TRUST_DOMAIN = r"[a-z0-9._-]{1,255}"
 
 
@@ -107,12 +108,22 @@ class PodsSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaSettings:
-    """The embedded certificate authority."""
+    """Where certificates come from: an authority that is asked, or without `address` the embedded one."""
 
+    address: str | None = field(default=None, metadata=matching(_ADDRESS, "host:port"))
+    """`host:port` of an authority that speaks Istio's protocol: `ztunnel ca`, or istiod (port 15012). Default none: the embedded one."""
+    server_name: str | None = field(default=None, metadata=matching(_DNS_NAME, "a DNS name"))
+    """What the authority's certificate must be for. Default: the host of `address`."""
+    roots_file: Path = Path("/var/run/secrets/ztunnel/roots/root-cert.pem")
+    """Whom to believe that it is the authority, in PEM: the ConfigMap that it keeps, mounted. Looked at for changes every ten seconds."""
+    token_file: Path = Path("/var/run/secrets/tokens/istio-token")
+    """This agent's projected service account token, audience `istio-ca`, read for each request. Default as Istio."""
     directory: Path = Path("/var/lib/ztunnel/ca")
-    """Holds the root's key (mode 0600) and certificate; made on first start, shared by agents that must trust each other."""
+    """Of the embedded authority: holds the root's key (mode 0600) and certificate; made on first start, shared by agents that must trust
+    each other."""
     leaf_hours: float = field(default=24.0, metadata=between(0.001, 24 * 90))
-    """Life of a workload certificate in hours; 24 as Istio: short enough to need no revocation, renewed at half of it."""
+    """Life of a workload certificate in hours; 24 as Istio: short enough to need no revocation, renewed at half of it. An authority that
+    is asked may give less."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,6 +272,8 @@ def _contradictions(settings: Settings) -> Iterator[str]:
             yield f"{key}: {port} belongs to the data plane"
     if admin.metrics_port and admin.metrics_port == admin.readiness_port:
         yield f"admin.readiness_port: {admin.readiness_port} is admin.metrics_port as well"
+    if settings.ca.address is not None and int(settings.ca.address.rpartition(":")[2]) > 65535:
+        yield f"ca.address: {settings.ca.address} has no port"
     if admin.address != "*":
         try:
             ip_address(admin.address)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.kit import envoy
 from tests.kit.apps import connected
@@ -266,6 +267,7 @@ def test_we_refuse_an_envoy_of_another_mesh(mesh: Mesh, stranger: str) -> None:
     else:
         root = open_root(mesh.root / "ca", "cluster.local", time.time())
         pki = FakePki("elsewhere.example")
+        assert isinstance(root.key, ec.EllipticCurvePrivateKey)
         pki._key, pki._root = root.key, root.certificate
         presented = pki.credentials(roots_pem=root.pem)
     with inbound(mesh, credentials_=presented), connected(mesh.pods["theirs"], ("127.0.0.1", TUNNEL_IN)) as client:

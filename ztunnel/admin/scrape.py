@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ztunnel.runtime.http import Request, Response
-from ztunnel.runtime.metrics import OPENMETRICS, Metrics
+from ztunnel.runtime.metrics import OPENMETRICS, Registry
 
 PATHS = ("/metrics", "/stats/prometheus")
 """The second is where Istio's scrape annotations point."""
@@ -23,7 +23,7 @@ REST = 9
 class Scrape:
     """The answers of port 15020."""
 
-    metrics: Metrics
+    metrics: Registry
     clock: Callable[[], float] = time.monotonic
     _made: dict[bool, tuple[float, Response]] = field(default_factory=dict, init=False)
     """By whether it is OpenMetrics: until when it is repeated, and what it is."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -84,6 +85,31 @@ def accept(request: Request, signed: Signed) -> Credentials:
     return Credentials(request.identity, signed.chain_pem, request.key_pem, signed.roots_pem)
 
 
+def check_chain(signed: Signed, now: float) -> None:
+    """Whether the leaf of an answer leads to its roots at this time.
+
+    Peers would find out at the handshake; here it keeps a certificate that nobody accepts from replacing one that works.
+
+    Args:
+        now: seconds since the epoch.
+    Raises:
+        IssueError: it does not, or something of it cannot be read.
+    """
+    try:
+        chain = x509.load_pem_x509_certificates(signed.chain_pem)
+        roots = x509.load_pem_x509_certificates(signed.roots_pem)
+    except ValueError as error:
+        raise IssueError(f"the authority's chain cannot be read: {error}") from error
+    for certificate, issuer in zip(chain, [*chain[1:], None], strict=True):
+        if not certificate.not_valid_before_utc.timestamp() <= now < certificate.not_valid_after_utc.timestamp():
+            raise IssueError("a certificate of the authority's chain is not valid now; compare the clocks")
+        if any(is_issued_by(certificate, root) for root in roots):
+            return
+        if issuer is None or not is_issued_by(certificate, issuer):
+            break
+    raise IssueError("the authority's certificate does not lead to any of the roots that came with it")
+
+
 def validity(credentials: Credentials) -> Validity:
     """When the leaf of these credentials is valid.
 
@@ -95,3 +121,12 @@ def validity(credentials: Credentials) -> Validity:
     except ValueError as error:
         raise IssueError(f"the certificate of {credentials.identity} cannot be read: {error}") from error
     return Validity(leaf.not_valid_before_utc.timestamp(), leaf.not_valid_after_utc.timestamp(), leaf.serial_number)
+
+
+def is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Whether the issuer's name and key are those that the certificate is signed with."""
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True

@@ -7,51 +7,49 @@ is made anew, because that is what a crash between the two writes leaves.
 
 from __future__ import annotations
 
-import fcntl
-import os
-import stat
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from cryptography.x509.oid import NameOID
 
-from ztunnel.mesh.errors import LocalError
+from ztunnel.ca.files import RootError, locked, read_file, write_file
 
 ROOT_YEARS = 10
 """Life of the root; as Istio's self-signed root. Its replacement is a new directory."""
 LOCK_SECONDS = 10.0
 """How long a start waits for another agent that is making the root (it takes milliseconds)."""
-MAX_FILE_BYTES = 64 << 10
 
 _KEY = "root-key.pem"
 _CERTIFICATE = "root-cert.pem"
 
 
-class RootError(LocalError):
-    """The root on disk cannot be used; the text names the file, the reason and the way out."""
-
-
 @dataclass(frozen=True, slots=True)
 class Root:
-    """A self-signed P-256 root and its key."""
+    """A certificate that signs, with its key: a self-signed P-256 root of ours, or what an operator gives."""
 
     certificate: x509.Certificate
-    key: ec.EllipticCurvePrivateKey
+    key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
     trust_domain: str
+    intermediates_pem: bytes = b""
+    """What peers need between a leaf and their roots: this certificate and those above it; empty if this is a root."""
+    anchors_pem: bytes = b""
+    """The roots that peers are to trust; empty: this certificate."""
 
     @property
     def pem(self) -> bytes:
-        """The certificate, as peers need it."""
+        """The certificate."""
         return self.certificate.public_bytes(Encoding.PEM)
+
+    @property
+    def roots_pem(self) -> bytes:
+        """What peers are to trust."""
+        return self.anchors_pem or self.pem
 
 
 def open_root(directory: Path, trust_domain: str, now: float) -> Root:
@@ -67,7 +65,7 @@ def open_root(directory: Path, trust_domain: str, now: float) -> Root:
     """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _locked(directory / ".lock"):
+        with locked(directory / ".lock", LOCK_SECONDS):
             return _open_locked(directory, trust_domain, now)
     except OSError as error:
         raise RootError(f"{error.filename or directory}: {error.strerror}") from error
@@ -99,6 +97,11 @@ def new_root(trust_domain: str, now: float, key: ec.EllipticCurvePrivateKey | No
     return Root(certificate, key, trust_domain)
 
 
+def key_pem_of(root: Root) -> bytes:
+    """The key, unencrypted."""
+    return root.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
 def key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
     """A root signs certificates and revocation lists, a leaf signs handshakes; neither does anything else."""
     return x509.KeyUsage(
@@ -116,16 +119,15 @@ def key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
 
 def _open_locked(directory: Path, trust_domain: str, now: float) -> Root:
     key_file, certificate_file = directory / _KEY, directory / _CERTIFICATE
-    key_pem, certificate_pem = _read(key_file, secret=True), _read(certificate_file, secret=False)
+    key_pem, certificate_pem = read_file(key_file, secret=True), read_file(certificate_file, secret=False)
     if key_pem is None and certificate_pem is not None:
         raise RootError(f"{certificate_file}: its key {key_file} is missing; bring it back, or remove the certificate to make a new root")
     key = None if key_pem is None else _parse_key(key_file, key_pem)
     if certificate_pem is None:
         root = new_root(trust_domain, now, key)
         if key is None:
-            secret = root.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-            _write(key_file, secret, 0o600)
-        _write(certificate_file, root.pem, 0o644)
+            write_file(key_file, key_pem_of(root), 0o600)
+        write_file(certificate_file, root.pem, 0o644)
         return root
     assert key is not None
     return _checked(certificate_file, certificate_pem, key, trust_domain, now)
@@ -162,59 +164,3 @@ def _parse_key(file: Path, pem: bytes) -> ec.EllipticCurvePrivateKey:
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         raise RootError(f"{file}: a P-256 key is expected")
     return key
-
-
-def _read(file: Path, *, secret: bool) -> bytes | None:
-    """The file's content, None if there is none. A secret must be ours and nobody else's to read."""
-    try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    with os.fdopen(descriptor, "rb") as opened:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
-            raise RootError(f"{file}: not a file of ours")
-        if secret and (status.st_mode & 0o077 or status.st_uid != os.geteuid()):
-            mode = stat.S_IMODE(status.st_mode)
-            raise RootError(
-                f"{file}: mode {mode:04o}, owner {status.st_uid}: others may have read this key; make a new root (remove both files), "
-                f"or if you are sure that nobody did: chmod 600 {file}"
-            )
-        return opened.read()
-
-
-def _write(file: Path, content: bytes, mode: int) -> None:
-    """The file appears whole or not at all, also after a power cut."""
-    temporary = file.with_name(f".{file.name}.new")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-    with os.fdopen(descriptor, "wb") as opened:
-        # The process's umask may have taken bits away from the certificate, which is meant to be readable.
-        os.fchmod(descriptor, mode)
-        opened.write(content)
-        opened.flush()
-        os.fsync(descriptor)
-    temporary.rename(file)
-    folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-@contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise RootError(f"{file}: held by another process for over {LOCK_SECONDS:g} s; see `fuser {file}`") from None
-                time.sleep(0.01)
-        yield
-    finally:
-        os.close(descriptor)

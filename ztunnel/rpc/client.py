@@ -41,6 +41,12 @@ class Target:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+def target_of(address: str, server_name: str = "") -> Target:
+    """What settings say as `host:port`; an IPv6 address in brackets."""
+    host, _, port = address.rpartition(":")
+    return Target(host.strip("[]"), int(port), server_name)
+
+
 async def unary(
     target: Target, context: ssl.SSLContext, path: str, message: bytes, metadata: Mapping[str, str], seconds: float, limit: int = 1 << 20
 ) -> bytes:

@@ -114,43 +114,31 @@ class Series:
         return family
 
 
-class Metrics:
-    """All metrics of one daemon, on a registry of its own.
+class Registry:
+    """A program's metrics, on a registry of its own.
 
     Args:
-        version: the `tag` of istio_build.
+        component, version: what istio_build says.
         max_series: bound of every labelled metric.
     """
 
-    def __init__(self, version: str = UNKNOWN, max_series: int = 20_000) -> None:
-        def counter(name: str, text: str, *labels: str) -> Series:
-            return self._keep(Series(CounterMetricFamily, name, text, labels, max_series))
-
-        def gauge(name: str, text: str, *labels: str) -> Series:
-            return self._keep(Series(GaugeMetricFamily, name, text, labels, max_series))
-
+    def __init__(self, component: str, version: str, max_series: int) -> None:
+        self._max_series = max_series
         self._series: list[Series] = []
-        traffic = Traffic._fields
-        self.tcp_opened = counter("istio_tcp_connections_opened", "TCP connections opened", *traffic)
-        self.tcp_closed = counter("istio_tcp_connections_closed", "TCP connections closed, for whatever reason", *traffic)
-        self.tcp_failed = counter("istio_tcp_connections_failed", "TCP connections that ended with a response flag", *traffic)
-        self.tcp_received_bytes = counter("istio_tcp_received_bytes", "Bytes from client to server", *traffic)
-        self.tcp_sent_bytes = counter("istio_tcp_sent_bytes", "Bytes from server to client", *traffic)
-        self.tcp_sockets_open = gauge("istio_tcp_sockets_open", "Connections open now", "reporter")
-        self.build = gauge("istio_build", "Always 1; the tag is the version", "component", "tag")
-        self.build.set(1, "ztunnel", version)
-        self.limit_hits = counter("ztunnel_limit_hits", "How often a bound on what others can make us hold was reached", "limit")
-        self.enrolled_pods = gauge("ztunnel_enrolled_pods", "Pods of this node whose traffic is captured")
-        self.certificates_expiry = gauge(
-            "ztunnel_certificates_expiry_seconds", "Seconds until a workload certificate expires; negative when there is none", "identity"
-        )
-        self.refused_manifests = gauge("ztunnel_refused_manifests", "Documents of the sources that are not in force as written")
-        self.redirection_repairs = counter("ztunnel_redirection_repairs", "Pods whose redirection rules were found changed and restored")
-        self.worker_restarts = counter("ztunnel_worker_restarts", "Data-plane processes that ended unasked and were started again")
-        self.bugs = counter("ztunnel_bugs", "Errors of our own that cost a connection or a request; each has a traceback in the log")
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
+        self.limit_hits = self.counter("ztunnel_limit_hits", "How often a bound on what others can make us hold was reached", "limit")
+        self.bugs = self.counter("ztunnel_bugs", "Errors of our own that cost a connection or a request; each has a traceback in the log")
+        self.gauge("istio_build", "Always 1; the tag is the version", "component", "tag").set(1, component, version)
+
+    def counter(self, name: str, text: str, *labels: str) -> Series:
+        """A new counter."""
+        return self._keep(Series(CounterMetricFamily, name, text, labels, self._max_series))
+
+    def gauge(self, name: str, text: str, *labels: str) -> Series:
+        """A new gauge."""
+        return self._keep(Series(GaugeMetricFamily, name, text, labels, self._max_series))
 
     def collect(self) -> Iterator[Metric]:
         """For prometheus_client."""
@@ -173,6 +161,50 @@ class Metrics:
     def _keep(self, series: Series) -> Series:
         self._series.append(series)
         return series
+
+
+class Metrics(Registry):
+    """All metrics of a node agent.
+
+    Args:
+        version: the `tag` of istio_build.
+        max_series: bound of every labelled metric.
+    """
+
+    def __init__(self, version: str = UNKNOWN, max_series: int = 20_000) -> None:
+        super().__init__("ztunnel", version, max_series)
+        counter, gauge = self.counter, self.gauge
+        traffic = Traffic._fields
+        self.tcp_opened = counter("istio_tcp_connections_opened", "TCP connections opened", *traffic)
+        self.tcp_closed = counter("istio_tcp_connections_closed", "TCP connections closed, for whatever reason", *traffic)
+        self.tcp_failed = counter("istio_tcp_connections_failed", "TCP connections that ended with a response flag", *traffic)
+        self.tcp_received_bytes = counter("istio_tcp_received_bytes", "Bytes from client to server", *traffic)
+        self.tcp_sent_bytes = counter("istio_tcp_sent_bytes", "Bytes from server to client", *traffic)
+        self.tcp_sockets_open = gauge("istio_tcp_sockets_open", "Connections open now", "reporter")
+        self.enrolled_pods = gauge("ztunnel_enrolled_pods", "Pods of this node whose traffic is captured")
+        self.certificates_expiry = gauge(
+            "ztunnel_certificates_expiry_seconds", "Seconds until a workload certificate expires; negative when there is none", "identity"
+        )
+        self.refused_manifests = gauge("ztunnel_refused_manifests", "Documents of the sources that are not in force as written")
+        self.redirection_repairs = counter("ztunnel_redirection_repairs", "Pods whose redirection rules were found changed and restored")
+        self.worker_restarts = counter("ztunnel_worker_restarts", "Data-plane processes that ended unasked and were started again")
+
+
+class AuthorityMetrics(Registry):
+    """All metrics of a certificate authority.
+
+    Args:
+        version: the `tag` of istio_build.
+    """
+
+    def __init__(self, version: str = UNKNOWN) -> None:
+        super().__init__("ztunnel-ca", version, 1000)
+        self.requests = self.counter("ztunnel_ca_requests", "Requests for a certificate, by how they ended", "result")
+        self.root_expiry = self.gauge(
+            "ztunnel_ca_root_expiry_seconds", "Seconds until the signing certificate expires; negative when there is none"
+        )
+        self.roots = self.gauge("ztunnel_ca_roots", "Roots that peers are told to trust")
+        self.pods = self.gauge("ztunnel_ca_pods", "Pods whose place is known; -1 while they are not")
 
 
 def _label(value: str) -> str:

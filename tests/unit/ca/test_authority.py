@@ -80,7 +80,7 @@ def test_requests_that_are_not_what_they_claim_are_refused() -> None:
     cases = {
         "cannot be read": b"nonsense",
         "is not signed by its own key": x509.load_der_x509_csr(tampered).public_bytes(Encoding.PEM),
-        "not P-256": csr(ec.generate_private_key(ec.SECP384R1()), ALICE.uri),
+        "not P-256, P-384 or RSA": csr(ec.generate_private_key(ec.SECP521R1()), ALICE.uri),
         "another identity": csr(good, BOB.uri),
     }
     for expected, request in cases.items():

@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from ztunnel.ca import root as module
-from ztunnel.ca.root import RootError, new_root, open_root
+from ztunnel.ca.files import MAX_FILE_BYTES, RootError
+from ztunnel.ca.root import new_root, open_root
 
 NOW = 1_800_000_000.0
 
@@ -116,7 +117,7 @@ def test_links_directories_and_huge_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RootError):
         open_root(tmp_path, "cluster.local", NOW)
     (tmp_path / "root-key.pem").unlink()
-    (tmp_path / "root-key.pem").write_bytes(b"x" * (module.MAX_FILE_BYTES + 1))
+    (tmp_path / "root-key.pem").write_bytes(b"x" * (MAX_FILE_BYTES + 1))
     with pytest.raises(RootError, match="not a file of ours"):
         open_root(tmp_path, "cluster.local", NOW)
 
