@@ -25,11 +25,14 @@ from ztunnel import worker
 from ztunnel.admin.api import ControlApi
 from ztunnel.admin.readiness import Readiness
 from ztunnel.admin.server import AdminServer
+from ztunnel.admission import Admission
 from ztunnel.agent import Agent
 from ztunnel.ca.authority import Authority
 from ztunnel.ca.remote import RemoteAuthority
 from ztunnel.ca.root import open_root
 from ztunnel.ca.rotation import Rotation
+from ztunnel.cni.endpoint import Bounds as CniBounds
+from ztunnel.cni.endpoint import Endpoint
 from ztunnel.dataplane import kernel_tls
 from ztunnel.dataplane.channel import Configure
 from ztunnel.flows import FlowReporter
@@ -54,6 +57,8 @@ log = logging.getLogger(__name__)
 
 _DATA_PLANE = "data plane"
 _MESH = "mesh"
+_GATE_SPARE_SECONDS = 10.0
+"""For an ADD to say why it was not done in time."""
 
 
 def run(settings: Settings) -> int:
@@ -84,6 +89,8 @@ class _Parts:
     readiness: Readiness
     admin: AdminServer
     status_files: StatusFiles | None
+    admission: Admission | None
+    cni: Endpoint | None
 
 
 def _build(settings: Settings) -> _Parts:
@@ -94,7 +101,9 @@ def _build(settings: Settings) -> _Parts:
     agent = Agent(settings.node, index, plane)
     remote = _remote_authority(settings)
     rotation = Rotation(remote or _embedded_authority(settings), agent.certificate_changed, time.time)
-    enroller = _enroller(settings, plane)
+    finder = _finder(settings.pods)
+    enroller = _enroller(settings, plane, finder)
+    admission = _admission(settings, agent, enroller, finder)
     reporter = FlowReporter(metrics, agent.workload, time.monotonic)
     agent.rotation, agent.enroller = rotation, enroller
     plane.identity_of = agent.identity_of
@@ -131,6 +140,8 @@ def _build(settings: Settings) -> _Parts:
         readiness=readiness,
         admin=AdminServer(api, readiness, metrics, settings.admin, settings.limits.admin_connections),
         status_files=StatusFiles(settings.pods.status_directory, enroller.status) if settings.pods.status_directory else None,
+        admission=admission,
+        cni=_cni(settings, admission, metrics) if admission is not None else None,
     )
 
 
@@ -145,19 +156,36 @@ def _remote_authority(settings: Settings) -> RemoteAuthority | None:
     return RemoteAuthority(target, settings.ca.roots_file, settings.ca.token_file, settings.cluster, int(settings.ca.leaf_hours * 3600))
 
 
-def _enroller(settings: Settings, plane: DataPlane) -> Enroller:
+def _enroller(settings: Settings, plane: DataPlane, finder: NetnsFinder) -> Enroller:
     enrolment = EnrollerSettings(
         grace_seconds=settings.enrolment.grace_seconds,
         linger_seconds=settings.enrolment.linger_seconds,
         drift_seconds=settings.enrolment.drift_seconds,
     )
-    return Enroller(_finder(settings.pods), plane, enrolment)
+    return Enroller(finder, plane, enrolment)
 
 
 def _finder(pods: PodsSettings) -> NetnsFinder:
     if pods.find is NetnsSearch.DIRECTORY:
         return DirectoryFinder(str(pods.netns_directory))
     return NodeFinder(str(pods.runtime_directory), str(pods.proc_directory))
+
+
+def _admission(settings: Settings, agent: Agent, enroller: Enroller, finder: NetnsFinder) -> Admission | None:
+    cni = settings.cni
+    if not cni.enabled or not isinstance(finder, NodeFinder):
+        return None
+    return Admission(agent, enroller, finder, MeshOptions().excluded_namespaces, cni.known_file, cni.add_seconds)
+
+
+def _cni(settings: Settings, admission: Admission, metrics: Metrics) -> Endpoint:
+    return Endpoint(
+        settings.cni.socket,
+        admission.gate,
+        CniBounds(gate_seconds=settings.cni.add_seconds + _GATE_SPARE_SECONDS),
+        on_limit=lambda: metrics.limit_hits.add(1, "cni_requests"),
+        on_bug=lambda: metrics.bugs.add(1),
+    )
 
 
 async def _main(settings: Settings) -> None:
@@ -188,6 +216,10 @@ async def _follow_mesh(settings: Settings, parts: _Parts, signals: AsyncIterator
             # Behind the first look at the mesh: pods that were captured all the time must not be called pending, or peers
             # would send them plaintext until the next word.
             await nursery.start(parts.status_files.run)
+        if parts.admission is not None and parts.cni is not None:
+            # From here on new pods wait for us; before, and after a signal, the list says who may start.
+            await nursery.start(parts.admission.run)
+            await nursery.start(parts.cni.run)
         parts.readiness.done(_MESH)
         log.info("ready", extra=logs.fields(node=settings.node, pods=len(parts.agent.local_captures())))
         await _next_signal(signals)

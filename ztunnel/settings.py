@@ -202,6 +202,22 @@ class WaypointSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CniSettings:
+    """New pods wait, in the container runtime's CNI chain, until they are captured. Paths are on the host and, where the agent is in a
+    container, mounted at the same place, but for the two directories."""
+
+    enabled: bool = False
+    """Serve the plugin. Wants `pods: {find: node}`."""
+    socket: Path = field(default=Path("/run/ztunnel/cni.sock"), metadata={"max_bytes": 107})
+    """Where the plugin reaches the agent (mode 0600)."""
+    known_file: Path = Path("/var/lib/ztunnel/cni/known")
+    """The list of pods and namespaces outside of the mesh: whose pods start while the agent is away. It should outlive a reboot."""
+    add_seconds: float = field(default=15.0, metadata=between(0.1, 120))
+    """How long a new pod may wait for its capture before it is refused, for kubelet to try again; capturing takes some tens of
+    milliseconds, the rest is for news of the API server and certificates that are late."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogSettings:
     """Logs go to stderr, one line each."""
 
@@ -260,6 +276,7 @@ class Settings:
     deadlines: DeadlinesSettings = DeadlinesSettings()
     enrolment: EnrolmentSettings = EnrolmentSettings()
     waypoint: WaypointSettings = WaypointSettings()
+    cni: CniSettings = CniSettings()
     log: LogSettings = LogSettings()
     limits: LimitsSettings = LimitsSettings()
 
@@ -274,6 +291,8 @@ def _contradictions(settings: Settings) -> Iterator[str]:
         yield f"admin.readiness_port: {admin.readiness_port} is admin.metrics_port as well"
     if settings.ca.address is not None and int(settings.ca.address.rpartition(":")[2]) > 65535:
         yield f"ca.address: {settings.ca.address} has no port"
+    if settings.cni.enabled and settings.pods.find is not NetnsSearch.NODE:
+        yield "cni.enabled: wants pods.find: node"
     if admin.address != "*":
         try:
             ip_address(admin.address)

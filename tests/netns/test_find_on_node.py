@@ -161,7 +161,8 @@ def test_a_namespace_belongs_to_one_pod(host: Host, client: Pod) -> None:
         pass
     with pytest.raises(NetnsRefused, match=f"is that of pod {UID}"):
         finder.open(OTHER, [client.v4])
-    finder.forget(UID)
+    host.unpin("cni-1")
+    host.pin("cni-2", client)
     with found(finder, OTHER, client.v4) as namespace:
         assert namespace == identity(client)
 
@@ -271,25 +272,42 @@ def test_an_announced_process_is_looked_up_in_the_hosts_proc(host: Host, client:
         assert namespace == identity(client)
 
 
-def test_an_announced_namespace_that_is_gone_is_searched_for(host: Host, client: Pod) -> None:
-    host.pin("cni-2", client)
+def test_an_announced_namespace_that_is_gone_is_searched_for(host: Host, client: Pod, server: Pod) -> None:
+    host.pin("cni-1", server)
     finder = host.finder()
     finder.announce(UID, "/run/netns/cni-1")
+    host.unpin("cni-1")
+    host.pin("cni-2", client)
     with found(finder, UID, client.v4) as namespace:
         assert namespace == identity(client)
 
 
-@pytest.mark.parametrize("there", ["nothing", "a plain file", "another pod"])
-def test_an_announcement_is_not_believed_blindly(host: Host, client: Pod, server: Pod, there: str) -> None:
-    match there:
-        case "a plain file":
-            (host.pinned / "cni-1").touch()
-        case "another pod":
-            host.pin("cni-1", server)
+def test_an_announcement_is_not_believed_blindly(host: Host, client: Pod, server: Pod) -> None:
+    host.pin("cni-1", server)
     finder = host.finder()
     finder.announce(UID, "/run/netns/cni-1")
-    with pytest.raises((NetnsError, NetnsRefused)):
+    with pytest.raises(NetnsRefused, match="holds none of its addresses"):
         finder.open(UID, [client.v4])
+
+
+@pytest.mark.parametrize("path", ["/run/netns/none", "/run/netns/plain", "relative", "", "/etc", "/proc/0/ns/net"])
+def test_announcing_what_is_no_namespace(host: Host, client: Pod, path: str) -> None:
+    (host.pinned / "plain").touch()
+    with pytest.raises(NetnsError):
+        host.finder().announce(UID, path)
+
+
+def test_a_second_sandbox_takes_the_place_of_the_first(host: Host, client: Pod, server: Pod) -> None:
+    host.pin("cni-1", client)
+    host.pin("cni-2", server)
+    finder = host.finder()
+    finder.announce(UID, "/run/netns/cni-1")
+    with found(finder, UID, client.v4):
+        assert finder.announce(UID, "/run/netns/cni-1") == finder.identity(UID) == identity(client)
+        assert finder.announce(UID, "/run/netns/cni-2") == identity(server)
+        assert finder.identity(UID) is None
+    with found(finder, UID, server.v4):
+        assert finder.identity(UID) == identity(server)
 
 
 def test_what_is_known_of_pods_that_are_gone_does_not_add_up(host: Host, client: Pod) -> None:

@@ -15,12 +15,13 @@ import trio
 
 from tests.kit.views import CannedView
 from ztunnel.admin.api import ControlApi
-from ztunnel.admin.listen import ListenError, control_socket, open_ports
+from ztunnel.admin.listen import control_socket, open_ports
 from ztunnel.admin.readiness import Readiness
 from ztunnel.admin.scrape import REST, Scrape
 from ztunnel.admin.server import AdminServer
 from ztunnel.runtime.http import BadRequest, Request, Response
 from ztunnel.runtime.metrics import Metrics
+from ztunnel.runtime.unix_listener import ListenError
 from ztunnel.settings import AdminSettings
 
 API = ControlApi(CannedView(), "node-1")

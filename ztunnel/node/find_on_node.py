@@ -73,14 +73,23 @@ class NodeFinder:
         self._walked: dict[str, list[Process]] = {}
         self._walked_at = float("-inf")
 
-    def announce(self, uid: str, path: str) -> None:
-        """CNI says where a pod's namespace is; the next `open` looks there first."""
-        self._announced[uid] = self._as_seen_here(path)
+    def announce(self, uid: str, path: str) -> NetnsId:
+        """CNI says where a pod's namespace is; the next `open` looks there first.
 
-    def forget(self, uid: str) -> None:
-        """The pod's sandbox is gone; unknown ones are no error."""
-        self._announced.pop(uid, None)
-        self._places.pop(uid, None)
+        Args:
+            path: as the host sees it.
+        Raises: NetnsError when there is no namespace, as seen from here.
+        """
+        here = self._as_seen_here(path)
+        fd = netns.open_path(here)
+        try:
+            found = netns.identity(fd)
+        finally:
+            os.close(fd)
+        self._announced[uid] = here
+        if self.identity(uid) != found:
+            self._places.pop(uid, None)
+        return found
 
     def open(self, uid: str, addresses: Sequence[str]) -> int:
         """See `NetnsFinder.open`."""

@@ -5,6 +5,8 @@ growing waits, for ever, and shows in `status`. Rules are checked for drift and 
 removed when a pod leaves the mesh; when the agent ends they stay, and the next agent replaces them in one transaction.
 
 Order within a capture: listeners, data plane, routes, rules; so that nothing is redirected to where nobody listens.
+
+Length: one state machine's shell; what it is asked (captured where, since when, what is wrong) reads the records that its steps write.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from ztunnel.node.enrolment import (
 )
 from ztunnel.node.find import NetnsFinder
 from ztunnel.node.foothold import Foothold, sweep
+from ztunnel.node.netns import NetnsId
 from ztunnel.node.nft import Ownership, probe_ownership
 from ztunnel.node.redirect import Stage
 from ztunnel.node.sockets import Listeners, make_sockets
@@ -205,6 +208,37 @@ class Enroller:
         """Every pod that is wanted or not yet let go, by namespace and name."""
         now = trio.current_time()
         return [_status(pod, now) for pod in sorted(self._pods.values(), key=lambda pod: (pod.spec.namespace, pod.spec.name, pod.spec.uid))]
+
+    def captured_in(self, uid: str) -> NetnsId | None:
+        """The namespace in which the pod's traffic is redirected and served; None while that is nowhere so."""
+        pod = self._pods.get(uid)
+        if pod is None or pod.foothold is None or not pod.captured or not pod.wanted or pod.lock.locked():
+            return None
+        return pod.foothold.netns_id
+
+    def problem(self, uid: str) -> str:
+        """What stands in the way of capturing a pod; empty when nothing is known."""
+        pod = self._pods.get(uid)
+        return "" if pod is None else pod.problem
+
+    def hurry(self, uid: str) -> None:
+        """Have `run` look at the pod, its namespace and its rules now, whatever its timers say. Unknown ones are no error."""
+        pod = self._pods.get(uid)
+        if pod is not None:
+            pod.look_at = pod.retry_at = -math.inf
+            self._changed.set()
+
+    async def verify(self, uid: str) -> str:
+        """Check a pod's namespace, rules and routes now, and mend what is wrong.
+
+        Returns: what is wrong still, empty when the pod is captured.
+        """
+        pod = self._pods.get(uid)
+        if pod is None:
+            return "the pod is not being captured"
+        pod.look_at = -math.inf
+        await self._advance(pod)
+        return pod.problem or ("" if pod.captured else f"the pod is {pod.state.value}")
 
     def counters(self) -> EnrolmentCounters:
         """Totals so far."""

@@ -16,6 +16,7 @@ from ipaddress import ip_address
 
 from pyroute2.netlink.rtnl.fibmsg import fibmsg
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from ztunnel.node.netlink import (
@@ -37,6 +38,7 @@ _TO_TABLE = 1
 _LOCAL = 2
 _PROTO_STATIC = 4
 _SCOPE_HOST = 254
+_IFF_UP = 1
 # Addresses that no pod has: the look-up must reach the rule.
 _ANYWHERE = {socket.AF_INET: "198.51.100.1", socket.AF_INET6: "2001:db8::1"}
 _NAMES = {socket.AF_INET: "IPv4", socket.AF_INET6: "IPv6"}
@@ -45,6 +47,7 @@ _ABSENT = (errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EAFNOSUPPORT)
 
 
 class _Kind(IntEnum):
+    NEWLINK = 16
     NEWROUTE = 24
     DELROUTE = 25
     GETROUTE = 26
@@ -56,7 +59,9 @@ class _Kind(IntEnum):
 def ensure() -> None:
     """Rule and route are there for each family that the namespace speaks. Idempotent.
 
-    Raises: KernelRefused naming the operation (ENETDOWN: `lo` is down). IPv6 is passed over only where it is switched off.
+    Sets `lo` up if it is down: some container runtimes do that beside the CNI chain in which a new pod waits for us.
+
+    Raises: KernelRefused naming the operation. IPv6 is passed over only where it is switched off.
     """
     with Netlink(NETLINK_ROUTE) as netlink:
         for family in _families():
@@ -65,7 +70,12 @@ def ensure() -> None:
             except KernelRefused as error:
                 if error.errno != errno.EEXIST:
                     raise
-            netlink.change([_route(family, _Kind.NEWROUTE, CREATE | REPLACE)])
+            try:
+                netlink.change([_route(family, _Kind.NEWROUTE, CREATE | REPLACE)])
+            except KernelRefused as error:
+                if error.errno != errno.ENETDOWN:
+                    raise
+                netlink.change([_loopback_up(), _route(family, _Kind.NEWROUTE, CREATE | REPLACE)])
 
 
 def remove() -> None:
@@ -144,6 +154,13 @@ def _route(family: socket.AddressFamily, kind: _Kind, flags: int) -> Request:
     message["scope"] = _SCOPE_HOST if family == socket.AF_INET else 0
     message["attrs"] = [("RTA_TABLE", ROUTE_TABLE), ("RTA_OIF", socket.if_nametoindex("lo"))]
     return request(message, kind, flags | ACK, f"{_verb(kind)} {_NAMES[family]} route of table {ROUTE_TABLE}")
+
+
+def _loopback_up() -> Request:
+    message = ifinfmsg()
+    message["index"] = socket.if_nametoindex("lo")
+    message["flags"] = message["change"] = _IFF_UP
+    return request(message, _Kind.NEWLINK, ACK, "set lo up")
 
 
 @cache
