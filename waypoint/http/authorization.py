@@ -13,10 +13,10 @@ from typing import Final
 
 from waypoint.http.filing import Filed, Rules
 from waypoint.http.messages import Client, LocalReply, Request
+from waypoint.http.replies import rbac_denied
 from waypoint.http.rules import Facts
 from ztunnel.mesh.l7.security import Claims, ExtensionProvider, L7Action, L7Policy
 
-BODY: Final = b"RBAC: access denied"
 NAMED_POLICIES: Final = 8
 """So many policies that did not match are named in a denial's text."""
 
@@ -41,7 +41,7 @@ class Shadow:
 class Verdict:
     """Whether a request may go on, by which policy and rule, and in words."""
 
-    __slots__ = ("allowed", "audited", "details", "policy", "rule", "shadow", "text")
+    __slots__ = ("allowed", "audited", "matched", "policy", "rule", "shadow", "text")
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Verdict:
         policy: str = "",
         rule: int | None = None,
         *,
-        details: str = "",
+        matched: str = "",
         audited: tuple[str, ...] = (),
         shadow: tuple[Shadow, ...] = (),
     ) -> None:
@@ -58,20 +58,20 @@ class Verdict:
         Args:
             text: for the operator; clients never see it.
             policy: `namespace/name` of the one that decided, or empty.
-            details: response_code_details of a denial.
+            matched: which rule denied, as response_code_details name it.
             audited: AUDIT policies that matched.
         """
         self.allowed = allowed
         self.text = text
         self.policy = policy
         self.rule = rule
-        self.details = details
+        self.matched = matched
         self.audited = audited
         self.shadow = shadow
 
     def reply(self) -> LocalReply:
         """What a client is told of a denial: not which policy."""
-        return LocalReply(403, BODY, details=self.details)
+        return rbac_denied(self.matched)
 
 
 class Ask:
@@ -170,7 +170,7 @@ class Guard:
         custom = self._tcp_custom.first(facts)
         if custom is not None:
             text = f"{_label(custom)} asks an external authorizer, which there is none of for TCP"
-            verdict = Verdict(False, text, custom.policy.key, custom.index, details=_details(_id(custom)))
+            verdict = Verdict(False, text, custom.policy.key, custom.index, matched=_id(custom))
         else:
             verdict = self._enforced(facts, self._tcp_denies, self._tcp_allows)
         return verdict if self._is_plain else self._watched(verdict, facts, True)
@@ -197,15 +197,11 @@ class Guard:
         shadow = tuple(Shadow(alone.policy.key, alone.policy.action, alone.matching_rule(facts, tcp)) for alone in self._dry_run)
         if not audited and not shadow:
             return verdict
-        return Verdict(verdict.allowed, verdict.text, verdict.policy, verdict.rule, details=verdict.details, audited=audited, shadow=shadow)
+        return Verdict(verdict.allowed, verdict.text, verdict.policy, verdict.rule, matched=verdict.matched, audited=audited, shadow=shadow)
 
 
 def _id(filed: Filed) -> str:
     return f"ns[{filed.policy.namespace}]-policy[{filed.policy.name}]-rule[{filed.index}]"
-
-
-def _details(matched: str) -> str:
-    return f"rbac_access_denied_matched_policy[{matched}]"
 
 
 def _label(filed: Filed) -> str:
@@ -216,7 +212,7 @@ def _denial(filed: Filed) -> Verdict:
     text = f"denied by {_label(filed)}"
     if filed.policy.reason:
         text = f"{text}: {filed.policy.reason}"
-    return Verdict(False, text, filed.policy.key, filed.index, details=_details(_id(filed)))
+    return Verdict(False, text, filed.policy.key, filed.index, matched=_id(filed))
 
 
 def _missed(allows: Sequence[L7Policy]) -> Verdict:
@@ -224,7 +220,7 @@ def _missed(allows: Sequence[L7Policy]) -> Verdict:
     text = f"ALLOW policies apply and none matches; tried {named}"
     if len(allows) > NAMED_POLICIES:
         text += f" and {len(allows) - NAMED_POLICIES} more"
-    return Verdict(False, text, details=_details("none"))
+    return Verdict(False, text, matched="none")
 
 
 def _noted(policy: L7Policy) -> str:
@@ -235,4 +231,4 @@ def _nobody_to_ask(policy: L7Policy, rule: int, provider: ExtensionProvider | No
     why = provider.problem if provider is not None else "MeshConfig.extensionProviders has no external authorizer of this name"
     text = f"denied by AuthorizationPolicy {policy.key}, rules[{rule}]: provider {policy.provider}: {why}"
     matched = f"ns[{policy.namespace}]-policy[{policy.name}]-rule[{rule}]-deny-due-to-bad-CUSTOM-action"
-    return Verdict(False, text, policy.key, rule, details=_details(matched))
+    return Verdict(False, text, policy.key, rule, matched=matched)

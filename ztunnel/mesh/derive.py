@@ -176,7 +176,7 @@ class _Attached:
                 case AuthorizationPolicyObject(waypoint=False):
                     policy = _authorization(each, root_namespace)
                     self._add(policy, each.selector, None if policy.namespace == root_namespace else policy.namespace)
-                case RefusedPolicy(targets=()):
+                case RefusedPolicy(targets=()) if each.key.kind != "RequestAuthentication":
                     policy = refused_policy(each, root_namespace)
                     everywhere = policy.namespace == root_namespace and policy.kind == "AuthorizationPolicy"
                     self._add(policy, each.selector, None if everywhere else policy.namespace)

@@ -2,7 +2,8 @@
 
 A policy that we cannot read may have been meant to deny, so its absence would let through what somebody forbade. Until a good
 version arrives, the strictest thing that it could have meant is enforced wherever it could have applied: an AuthorizationPolicy
-denies everything, a PeerAuthentication is STRICT. Every denial says which object, field and cause.
+denies everything, a PeerAuthentication is STRICT, a RequestAuthentication accepts no token. Every denial says which object, field and
+cause.
 """
 
 from __future__ import annotations

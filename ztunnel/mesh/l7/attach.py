@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from ztunnel.mesh.l7.security import L7Policy
+from ztunnel.mesh.l7.security import JwtAuthentication, L7Policy
+from ztunnel.mesh.l7.status import Condition
 from ztunnel.mesh.manifests.authorization import AuthorizationPolicyObject
 from ztunnel.mesh.manifests.authorization_l7 import refused_l7_policy
 from ztunnel.mesh.manifests.parse import KubeObject, RefusedPolicy
+from ztunnel.mesh.manifests.request_authentication import RequestAuthenticationObject, refused_authentication
 from ztunnel.mesh.manifests.selectors import TargetRef
 
 WAYPOINT_CLASS = "istio-waypoint"
@@ -71,6 +73,21 @@ def placed_policies(objects: Iterable[KubeObject]) -> tuple[Placed[L7Policy], ..
     return _in_order(found)
 
 
+def placed_authentications(objects: Iterable[KubeObject]) -> tuple[Placed[JwtAuthentication], ...]:
+    """The RequestAuthentications likewise."""
+    found: list[Placed[JwtAuthentication]] = []
+    for item in objects:
+        match item:
+            case RequestAuthenticationObject(metadata=metadata) if item.targets:
+                found.append(Placed(metadata.namespace, metadata.name, item.authentication, item.targets))
+            case RefusedPolicy(key=key, selector=None) if key.kind == "RequestAuthentication":
+                authentication = refused_authentication(key.name, key.namespace, item.reason)
+                found.append(Placed(key.namespace, key.name, authentication, item.targets, not item.targets, item.everywhere))
+            case _:
+                pass
+    return _in_order(found)
+
+
 def _in_order(found: Iterable[Placed[_Value]]) -> tuple[Placed[_Value], ...]:
     return tuple(sorted(found, key=lambda each: (each.namespace, each.name)))
 
@@ -110,21 +127,44 @@ def _names_proxy(target: TargetRef, namespace: str, proxy: ProxyTarget, root_nam
     return target.kind == "GatewayClass" and namespace == root_namespace and target.name == proxy.gateway_class
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Keys of what applies to one service or pod."""
+
+    policies: tuple[str, ...] = ()
+    authentications: tuple[str, ...] = ()
+
+
+class Security:
+    """Policies and authentications of one proxy, and which of them apply to what it serves."""
+
+    def __init__(self, objects: Iterable[KubeObject], proxy: ProxyTarget, root_namespace: str) -> None:
+        listed = list(objects)
+        self._proxy = proxy
+        self._root_namespace = root_namespace
+        self._policies = placed_policies(listed)
+        self._authentications = placed_authentications(listed)
+        self.policies: dict[str, L7Policy] = {}
+        """Those that apply to anything that was asked about, by key."""
+        self.authentications: dict[str, JwtAuthentication] = {}
+
+    def of(self, service: ServiceTarget | None) -> Held:
+        """What applies to a service, or to anything else behind the proxy."""
+        policies = attached(self._policies, self._proxy, service, self._root_namespace)
+        authentications = attached(self._authentications, self._proxy, service, self._root_namespace)
+        self.policies.update({each.key: each for each in policies})
+        self.authentications.update({each.key: each for each in authentications})
+        return Held(tuple(each.key for each in policies), tuple(each.key for each in authentications))
+
+
 # Conditions.
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyCondition:
-    """`WaypointAccepted` of one policy."""
-
-    status: bool
-    reason: str
-    message: str
-    type: str = "WaypointAccepted"
+CONDITION = "WaypointAccepted"
 
 
 class AttachmentReason:
-    """Closed set of `PolicyCondition.reason`."""
+    """Closed set of reasons of `WaypointAccepted`."""
 
     ACCEPTED = "Accepted"
     PARTIALLY_INVALID = "PartiallyInvalid"
@@ -146,7 +186,7 @@ class World:
     """Whether a GatewayClass is of a controller of ours, by name."""
 
 
-def condition(policy: Placed[_Value], world: World) -> PolicyCondition | None:
+def condition(policy: Placed[_Value], world: World) -> Condition | None:
     """What to say of a policy's attachment; None for one without targetRefs."""
     if not policy.targets:
         return None
@@ -159,11 +199,11 @@ def condition(policy: Placed[_Value], world: World) -> PolicyCondition | None:
         else:
             problems.append(problem)
     if not problems:
-        return PolicyCondition(True, AttachmentReason.ACCEPTED, f"bound to {', '.join(bound)}")
+        return Condition(CONDITION, True, AttachmentReason.ACCEPTED, f"bound to {', '.join(bound)}")
     text = "; ".join(message for _, message in problems)
     if bound:
-        return PolicyCondition(True, AttachmentReason.PARTIALLY_INVALID, f"bound to {', '.join(bound)}. Invalid targetRefs: {text}")
-    return PolicyCondition(False, problems[0][0], text)
+        return Condition(CONDITION, True, AttachmentReason.PARTIALLY_INVALID, f"bound to {', '.join(bound)}. Invalid targetRefs: {text}")
+    return Condition(CONDITION, False, problems[0][0], text)
 
 
 def _judge(target: TargetRef, namespace: str, world: World) -> tuple[str, tuple[str, str] | None]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ztunnel.mesh.derive import MeshOptions, MeshState
 from ztunnel.mesh.identity import SpiffeId
+from ztunnel.mesh.l7.attach import ProxyTarget, Security, ServiceTarget
 from ztunnel.mesh.l7.attachments import Attachments, routes_of
 from ztunnel.mesh.l7.config import PortProtocol, ProxyConfig, ServedPort, ServedService, ServedWorkload
 from ztunnel.mesh.l7.destinations import Destination, DestinationPort, Registry
@@ -44,14 +45,17 @@ def derive_proxy(
     registry = Registry(objects, state, options)
     upstreams = Upstreams(registry, bound.services)
     routing = _Routing(objects, registry, upstreams, dict.fromkeys(bound.services, who))
-    services = tuple(_served(each, routing) for each in registry.all() if each.service.key in bound.services)
+    security = Security(objects.values(), ProxyTarget(who.namespace, who.name), options.root_namespace)
+    services = tuple(_served(each, routing, security) for each in registry.all() if each.service.key in bound.services)
     return ProxyConfig(
         name=who.name,
         namespace=who.namespace,
         identity=SpiffeId(options.trust_domain, who.namespace, who.name),
         services=services,
-        workloads=tuple(_served_workload(state.workloads[uid]) for uid in sorted(bound.workloads & state.workloads.keys())),
+        workloads=tuple(_served_workload(state.workloads[uid], security) for uid in sorted(bound.workloads & state.workloads.keys())),
         clusters=upstreams.clusters,
+        policies=security.policies,
+        authentications=security.authentications,
         peers=_peers(state.workloads.values(), objects),
         locality=registry.locality_of_node(node),
         node=node,
@@ -86,7 +90,7 @@ class _Routing:
         return routes or (TcpRoute("default", backends=(Backend(self._upstreams.key(destination, port.number, tcp=True)),)),)
 
 
-def _served(destination: Destination, routing: _Routing) -> ServedService:
+def _served(destination: Destination, routing: _Routing, security: Security) -> ServedService:
     ports = (
         ServedPort(
             port=each.number,
@@ -96,6 +100,7 @@ def _served(destination: Destination, routing: _Routing) -> ServedService:
         )
         for each in destination.ports
     )
+    held = security.of(ServiceTarget(destination.namespace, destination.key.name, destination.key.kind))
     return ServedService(
         hostname=destination.hostname,
         namespace=destination.namespace,
@@ -103,12 +108,16 @@ def _served(destination: Destination, routing: _Routing) -> ServedService:
         vips=destination.service.vips,
         ports=tuple(ports),
         kind=destination.key.kind,
+        policies=held.policies,
+        jwt=held.authentications,
     )
 
 
-def _served_workload(workload: Workload) -> ServedWorkload:
+def _served_workload(workload: Workload, security: Security) -> ServedWorkload:
     hbone = workload.protocol is Protocol.HBONE
-    return ServedWorkload(workload.uid, workload.addresses, workload.identity if hbone else None, hbone)
+    held = security.of(None)
+    identity = workload.identity if hbone else None
+    return ServedWorkload(workload.uid, workload.addresses, identity, hbone, policies=held.policies, jwt=held.authentications)
 
 
 def _peers(workloads: Iterable[Workload], objects: Mapping[ObjectKey, KubeObject]) -> dict[str, PeerWorkload]:

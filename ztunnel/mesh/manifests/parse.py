@@ -27,15 +27,14 @@ from ztunnel.mesh.manifests.fields import MAX_VALUES, Field
 from ztunnel.mesh.manifests.gateway import GATEWAY_GROUP, GatewayClassObject, GatewayObject, read_gateway, read_gateway_class
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.references import NETWORKING_GROUP, ReferenceGrantObject, read_reference_grant
+from ztunnel.mesh.manifests.request_authentication import RequestAuthenticationObject, read_request_authentication
 from ztunnel.mesh.manifests.routes import RouteObject, read_grpc_route, read_http_route, read_tcp_route, read_tls_route
 from ztunnel.mesh.manifests.selectors import TargetRef
 
 MAX_LIST_DEPTH = 4
 """Lists within lists; a YAML document can contain itself."""
 SECURITY_GROUP = "security.istio.io"
-POLICY_KINDS = ("AuthorizationPolicy", "PeerAuthentication")
-_OTHERS_KINDS = ("RequestAuthentication",)
-"""Kinds of the group that are enforced at L7 only."""
+POLICY_KINDS = ("AuthorizationPolicy", "PeerAuthentication", "RequestAuthentication")
 _LONGEST_NAME = 253
 
 
@@ -67,6 +66,7 @@ ReadObject = (
     | ServiceAccountObject
     | AuthorizationPolicyObject
     | PeerAuthenticationObject
+    | RequestAuthenticationObject
     | RouteObject
     | ReferenceGrantObject
     | GatewayObject
@@ -84,6 +84,7 @@ _KINDS: tuple[tuple[str, str, type[ReadObject], _Reader], ...] = (
     ("", "ServiceAccount", ServiceAccountObject, read_service_account),
     (SECURITY_GROUP, "AuthorizationPolicy", AuthorizationPolicyObject, read_authorization_policy),
     (SECURITY_GROUP, "PeerAuthentication", PeerAuthenticationObject, read_peer_authentication),
+    (SECURITY_GROUP, "RequestAuthentication", RequestAuthenticationObject, read_request_authentication),
     (GATEWAY_GROUP, "HTTPRoute", RouteObject, read_http_route),
     (GATEWAY_GROUP, "GRPCRoute", RouteObject, read_grpc_route),
     (GATEWAY_GROUP, "TCPRoute", RouteObject, read_tcp_route),
@@ -127,7 +128,7 @@ def parse(body: object, subject_source: str) -> KubeObject:
     if reader is None:
         if not group and kind in POLICY_KINDS:
             raise version.wrong(f"not a version of {SECURITY_GROUP}")
-        if group == SECURITY_GROUP and kind not in _OTHERS_KINDS:
+        if group == SECURITY_GROUP:
             # A misspelt policy that is taken for something foreign would be in force nowhere, and nobody would hear of it.
             raise document.get("kind").wrong(f"not a kind of {SECURITY_GROUP} (a list is kind List of v1)")
         return Ignored(object_key)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from tests.kit.builders import authorization, mesh
+from tests.kit.builders import authorization, mesh, namespace, pod, service_manifest
+from ztunnel.mesh.derive import MeshOptions
 from ztunnel.mesh.errors import ManifestError
-from ztunnel.mesh.l7.attach import PolicyCondition, ProxyTarget, ServiceTarget, World, attached, condition, placed_policies
+from ztunnel.mesh.l7.attach import ProxyTarget, ServiceTarget, World, attached, condition, placed_policies
+from ztunnel.mesh.l7.derive import Bound, derive_proxy
 from ztunnel.mesh.l7.security import L7Action
-from ztunnel.mesh.manifests.parse import KubeObject, parse
+from ztunnel.mesh.l7.status import Condition
+from ztunnel.mesh.manifests.metadata import ObjectKey
+from ztunnel.mesh.manifests.parse import KubeObject, key, parse
 from ztunnel.mesh.refused import stand_in
 
 PROXY = ProxyTarget("shop", "waypoint")
@@ -79,6 +83,10 @@ def test_l4_leaves_a_refused_policy_to_the_waypoint_only_if_its_targets_are_know
     assert (len(from_targets.targets), unknown.targets) == (1, ())
 
 
+def accepted(holds: bool, reason: str, message: str) -> Condition:
+    return Condition("WaypointAccepted", holds, reason, message)
+
+
 WORLD = World(
     root_namespace="istio-system",
     gateways={("shop", "waypoint"): "istio-waypoint"},
@@ -90,30 +98,56 @@ WORLD = World(
 @pytest.mark.parametrize(
     ("refs", "namespace", "found"),
     [
-        ([ref("Service", "reviews")], "shop", PolicyCondition(True, "Accepted", "bound to shop/waypoint")),
-        ([ref("Gateway", "waypoint")], "shop", PolicyCondition(True, "Accepted", "bound to shop/waypoint")),
+        ([ref("Service", "reviews")], "shop", accepted(True, "Accepted", "bound to shop/waypoint")),
+        ([ref("Gateway", "waypoint")], "shop", accepted(True, "Accepted", "bound to shop/waypoint")),
         (
             [ref("GatewayClass", "istio-waypoint")],
             "istio-system",
-            PolicyCondition(True, "Accepted", "bound to GatewayClass istio-waypoint"),
+            accepted(True, "Accepted", "bound to GatewayClass istio-waypoint"),
         ),
-        ([ref("Service", "gone")], "shop", PolicyCondition(False, "TargetNotFound", "Service shop/gone was not found")),
-        ([ref("Gateway", "gone")], "shop", PolicyCondition(False, "TargetNotFound", "Gateway shop/gone was not found")),
-        ([ref("GatewayClass", "gone")], "istio-system", PolicyCondition(False, "TargetNotFound", "GatewayClass gone was not found")),
-        ([ref("Service", "lonely")], "shop", PolicyCondition(False, "AncestorNotBound", "Service shop/lonely is not bound to a waypoint")),
+        ([ref("Service", "gone")], "shop", accepted(False, "TargetNotFound", "Service shop/gone was not found")),
+        ([ref("Gateway", "gone")], "shop", accepted(False, "TargetNotFound", "Gateway shop/gone was not found")),
+        ([ref("GatewayClass", "gone")], "istio-system", accepted(False, "TargetNotFound", "GatewayClass gone was not found")),
+        ([ref("Service", "lonely")], "shop", accepted(False, "AncestorNotBound", "Service shop/lonely is not bound to a waypoint")),
         (
             [ref("GatewayClass", "istio-waypoint")],
             "shop",
-            PolicyCondition(False, "Invalid", "GatewayClass istio-waypoint can only be targeted from the root namespace istio-system"),
+            accepted(False, "Invalid", "GatewayClass istio-waypoint can only be targeted from the root namespace istio-system"),
         ),
-        ([ref("GatewayClass", "nginx")], "istio-system", PolicyCondition(False, "Invalid", "GatewayClass nginx has another controller")),
+        ([ref("GatewayClass", "nginx")], "istio-system", accepted(False, "Invalid", "GatewayClass nginx has another controller")),
         (
             [ref("Service", "gone"), ref("Service", "reviews")],
             "shop",
-            PolicyCondition(True, "PartiallyInvalid", "bound to shop/waypoint. Invalid targetRefs: Service shop/gone was not found"),
+            accepted(True, "PartiallyInvalid", "bound to shop/waypoint. Invalid targetRefs: Service shop/gone was not found"),
         ),
     ],
 )
-def test_conditions(refs: list[dict[str, object]], namespace: str, found: PolicyCondition) -> None:
+def test_conditions(refs: list[dict[str, object]], namespace: str, found: Condition) -> None:
     (placed,) = placed_policies([attach_to("x", *refs, namespace=namespace)])
     assert condition(placed, WORLD) == found
+
+
+def test_a_proxy_is_told_which_policies_are_for_whom() -> None:
+    mine, everywhere = ref("Service", "web"), ref("Gateway", "waypoint")
+    authenticated = {
+        "apiVersion": "security.istio.io/v1",
+        "kind": "RequestAuthentication",
+        "metadata": {"name": "jwt", "namespace": "shop"},
+        "spec": {"targetRefs": [everywhere], "jwtRules": [{"issuer": "i"}]},
+    }
+    bodies = [
+        namespace("shop"),
+        service_manifest("web", "10.96.0.1", namespace="shop", ports=[{"port": 80, "name": "http"}]),
+        pod("a", "10.0.0.1", namespace="shop"),
+        {**authorization("own", namespace="shop"), "spec": {"targetRefs": [mine], "rules": [{}]}},
+        {**authorization("all", namespace="shop"), "spec": {"targetRefs": [everywhere], "action": "DENY"}},
+        {**authorization("other", namespace="shop"), "spec": {"targetRefs": [ref("Service", "x")]}},
+        authenticated,
+    ]
+    objects = {key(each): each for each in (parse(body, "test") for body in bodies)}
+    bound = Bound(frozenset({"shop/web.shop.svc.cluster.local"}), frozenset({"uid-a"}))
+    config = derive_proxy(objects, mesh(*bodies), MeshOptions(), ObjectKey("Gateway", "shop", "waypoint"), bound)
+    (service,), (workload,) = config.services, config.workloads
+    assert (service.policies, service.jwt) == (("shop/all", "shop/own"), ("shop/jwt",))
+    assert (workload.policies, workload.jwt) == (("shop/all",), ("shop/jwt",))
+    assert (sorted(config.policies), sorted(config.authentications)) == (["shop/all", "shop/own"], ["shop/jwt"])

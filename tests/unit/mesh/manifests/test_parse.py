@@ -11,6 +11,7 @@ from ztunnel.mesh.manifests.authorization import AuthorizationPolicyObject
 from ztunnel.mesh.manifests.core import Namespace, Node, Pod, ServiceAccountObject, ServiceObject
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import Ignored, RefusedPolicy, key, key_of, parse, unpack
+from ztunnel.mesh.manifests.request_authentication import RequestAuthenticationObject
 
 ACCOUNT = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "x"}}
 DEPLOYMENT = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "x", "namespace": "shop"}, "spec": 5}
@@ -35,8 +36,8 @@ DEPLOYMENT = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name"
         ({"apiVersion": "v1", "kind": "ConfigMap"}, Ignored, ObjectKey("ConfigMap", "default", "")),
         (
             {"apiVersion": "security.istio.io/v1", "kind": "RequestAuthentication", "metadata": {"name": "x"}},
-            Ignored,
-            ObjectKey("RequestAuthentication.security.istio.io", "default", "x"),
+            RequestAuthenticationObject,
+            ObjectKey("RequestAuthentication", "default", "x"),
         ),
         (
             {"apiVersion": "policy.linkerd.io/v1", "kind": "AuthorizationPolicy"},

@@ -105,7 +105,7 @@ def test_each_field_matches_what_it_says(matching: object, other: object) -> Non
     assert decide(policy(rules=[matching])).allowed
     assert not decide(policy(rules=[other])).allowed
     both = policy(rules=[other, matching], action="DENY")
-    assert decide(both).details == "rbac_access_denied_matched_policy[ns[default]-policy[x]-rule[1]]"
+    assert decide(both).matched == "ns[default]-policy[x]-rule[1]"
     assert decide(policy(rules=[other], action="DENY")).allowed
 
 
@@ -134,7 +134,7 @@ def test_the_order_of_actions() -> None:
     assert decide().allowed
     assert decide(policy("none", [], "DENY")).allowed
     nothing = decide(policy("nobody", []))
-    assert (nothing.allowed, nothing.details) == (False, "rbac_access_denied_matched_policy[none]")
+    assert (nothing.allowed, nothing.matched) == (False, "none")
     assert nothing.text == "ALLOW policies apply and none matches; tried AuthorizationPolicy default/nobody"
     allowed = decide(allow, audit)
     assert (allowed.allowed, allowed.policy, allowed.rule, allowed.audited) == (True, "default/allow", 0, ("default/audit",))
@@ -142,7 +142,12 @@ def test_the_order_of_actions() -> None:
     assert (denied.allowed, denied.policy, denied.audited) == (False, "default/deny", ("default/audit",))
     assert denied.text == "denied by AuthorizationPolicy default/deny, rules[0]"
     reply = denied.reply()
-    assert (reply.status, reply.body, reply.flag, reply.details) == (403, b"RBAC: access denied", "", denied.details)
+    assert (reply.status, reply.body, reply.flag, reply.details) == (
+        403,
+        b"RBAC: access denied",
+        "",
+        f"rbac_access_denied_matched_policy[{denied.matched}]",
+    )
 
 
 def test_dry_run_changes_nothing_and_says_what_it_would() -> None:
@@ -183,7 +188,7 @@ def test_custom_asks_the_providers_of_those_that_match() -> None:
 def test_custom_without_anybody_to_ask_denies() -> None:
     absent = Guard([custom(provider="none")], {"opa": OPA}).custom(request(), client())
     assert isinstance(absent, Verdict)
-    assert absent.details == "rbac_access_denied_matched_policy[ns[default]-policy[c]-rule[0]-deny-due-to-bad-CUSTOM-action]"
+    assert absent.reply().details == "rbac_access_denied_matched_policy[ns[default]-policy[c]-rule[0]-deny-due-to-bad-CUSTOM-action]"
     assert "has no external authorizer of this name" in absent.text
     broken = ExtensionProvider("opa", AuthorizerKind.HTTP, "", problem="no such service")
     found = Guard([custom()], {"opa": broken}).custom(request(), client())
