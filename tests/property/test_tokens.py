@@ -13,6 +13,7 @@ from waypoint.http.jwt import JwtGate, KeySets
 from waypoint.http.messages import LocalReply, Request
 from ztunnel.mesh.l7.security import Claims, JwtAuthentication, JwtRule
 
+NAMES = ["iss", "sub", "aud", "exp", "alg", "kid"]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: (
@@ -46,8 +47,7 @@ def test_any_payload_with_a_good_signature_is_claims_or_a_refusal(payload: objec
 @given(JSON | st.dictionaries(st.just("keys"), st.lists(st.dictionaries(st.sampled_from(["kty", "n", "e", "k", "x", "y", "crv"]), JSON))))
 def test_any_key_set_is_read_or_refused(value: object) -> None:
     try:
-        keys = read_key_set(json.dumps(value)).keys
+        keys = len(read_key_set(json.dumps(value)).keys)
     except ValueError as error:
-        assert "Jwks" in str(error)
-    else:
-        assert keys
+        keys = str(error).count("Jwks")
+    assert keys
