@@ -1,0 +1,47 @@
+"""Requests through a waypoint, from a mesh client's tunnel to an endpoint, over real TLS and sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.kit.waypoint import LoopbackWaypoint
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+GET = b"GET /path?q=1 HTTP/1.1\r\nHost: app.example\r\nUser-Agent: test\r\n\r\n"
+
+
+@pytest.fixture(name="waypoint")
+def fixture_waypoint() -> Iterator[LoopbackWaypoint]:
+    waypoint = LoopbackWaypoint()
+    yield waypoint
+    waypoint.close()
+
+
+@pytest.mark.parametrize("hbone", [True, False], ids=["hbone", "plain"])
+def test_a_request_and_its_answer(waypoint: LoopbackWaypoint, hbone: bool) -> None:
+    app = waypoint.app(hbone=hbone).answers(OK)
+    waypoint.cluster(waypoint.endpoint(app))
+    waypoint.serve()
+    client = waypoint.client()
+    client.send(GET)
+    waypoint.run_until(lambda: client.data.endswith(b"hello"))
+    head, _, body = client.take().partition(b"\r\n\r\n")
+    lines = head.split(b"\r\n")
+    assert lines[0] == b"HTTP/1.1 200 OK"
+    assert b"server: istio-envoy" in lines
+    assert body == b"hello"
+    (asked,) = app.heads
+    lines = asked.split(b"\r\n")
+    assert lines[0] == b"GET /path?q=1 HTTP/1.1"
+    assert b"host: app.example" in lines
+    assert b"user-agent: test" in lines
+    assert b"x-forwarded-proto: http" in lines
+    assert any(line.startswith(b"x-request-id: ") for line in lines)
+    if hbone:
+        assert app.authorities == [f"{app.address[0]}:8080"]
+    client.send(GET)
+    waypoint.run_until(lambda: client.data.endswith(b"hello"))
+    assert len(app.connections) == 1
+    assert len(app.heads) == 2

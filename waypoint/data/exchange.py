@@ -1,0 +1,556 @@
+"""The life of one request: judged, routed, edited, sent upstream, perhaps again, answered.
+
+Order: path normalisation, CUSTOM authorization, tokens, authorization, route, rate limit, fault, CORS, redirect or direct answer,
+backend, rewrite and edits, tries. Whatever is asked of somebody else on the way (a delay, an authorizer) leaves the exchange waiting: the
+request's body is kept meanwhile, up to a bound, and then the client waits too. Source: Istio's order of Envoy's HTTP filters.
+
+Length: one state machine over two streams; what each side tells changes what may be told to the other.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Final
+
+from waypoint.data.clusters import ClusterHere, Clusters
+from waypoint.data.ends import ClientStream, RequestUser, ResponseUser, ServerStream
+from waypoint.data.pools import Unreachable
+from waypoint.data.served import PortAtWork, Served
+from waypoint.http import fault, replies
+from waypoint.http.cors import CorsAllowed
+from waypoint.http.editing import CompiledEdits
+from waypoint.http.matching import CompiledBackend, Found, choose_backend
+from waypoint.http.messages import Client, Headers, LocalReply, Request, Response
+from waypoint.http.paths import normalize
+from waypoint.http.replies import grpc_reply
+from waypoint.http.retry import RetryState
+from waypoint.http.variables import Variables
+from waypoint.upstream.outcome import Outcome, ResetReason
+from ztunnel.dataplane.loop import Loop, Timer
+from ztunnel.mesh.l7.clusters import Endpoint
+
+SERVER: Final = b"istio-envoy"
+MAX_KEPT: Final = 1 << 20
+"""Bytes of a request's body that are kept for another try; a larger one is tried once. As Envoy's buffer limit."""
+_HELD: Final = 64 << 10
+"""Bytes of a body that wait for a decision before the client has to."""
+_STRIPPED_OF_REQUESTS: Final = frozenset(
+    (
+        b"x-envoy-peer-metadata",
+        b"x-envoy-peer-metadata-id",
+        b"x-forwarded-client-cert",
+        b"x-envoy-decorator-operation",
+        b"x-envoy-internal",
+        b"x-envoy-original-path",
+        b"x-forwarded-proto",
+    )
+)
+"""What peers may not say for themselves, or what is said anew."""
+_STRIPPED_OF_RESPONSES: Final = frozenset(
+    (b"server", b"x-envoy-upstream-service-time", b"x-envoy-peer-metadata", b"x-envoy-peer-metadata-id", b"x-envoy-decorator-operation")
+)
+_RANDOM_BYTES: Final = 4096
+_CANCEL: Final = 0x8
+
+
+class Engine:
+    """What all exchanges of a worker share."""
+
+    __slots__ = ("_date", "_date_at", "_random", "_random_at", "clusters", "dice", "hostname", "is_draining", "loop", "served")
+
+    def __init__(self, loop: Loop, served: Served, clusters: Clusters, dice: Callable[[], float], hostname: str = "") -> None:
+        self.loop = loop
+        self.served = served
+        self.clusters = clusters
+        self.dice = dice
+        self.hostname = hostname
+        self.is_draining = False
+        self._random = ""
+        self._random_at = 0
+        self._date = b""
+        self._date_at = -1
+
+    def request_id(self) -> bytes:
+        """A random UUID (version 4)."""
+        at = self._random_at
+        if at + 32 > len(self._random):
+            self._random = os.urandom(_RANDOM_BYTES).hex()
+            at = 0
+        text = self._random[at : at + 32]
+        self._random_at = at + 32
+        return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-a{text[17:20]}-{text[20:]}".encode()
+
+    def date(self) -> bytes:
+        """The value of a `date` header."""
+        now = int(self.loop.now)
+        if now != self._date_at:
+            self._date_at = now
+            self._date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime()).encode()
+        return self._date
+
+
+class Exchange(RequestUser, ResponseUser):
+    """One request and its answer."""
+
+    __slots__ = (
+        "_backend", "_body", "_body_size", "_client", "_client_paused", "_cluster", "_cors", "_done", "_endpoint", "_engine", "_forwarding",
+        "_found", "_keeps", "_port", "_request", "_responded", "_retry", "_stream", "_timer", "_total", "_trailers", "_tried",
+        "_try_at", "_upgraded", "_upstream", "_upstream_paused", "began", "bytes_in", "bytes_out", "complete", "details", "flags", "status",
+    )  # fmt: skip
+
+    def __init__(self, engine: Engine, stream: ClientStream, request: Request, client: Client, port: PortAtWork, ended: bool) -> None:
+        self._engine = engine
+        self._stream = stream
+        self._request = request
+        self._client = client
+        self._port = port
+        self._found: Found | None = None
+        self._backend: CompiledBackend | None = None
+        self._cluster: ClusterHere | None = None
+        self._endpoint: Endpoint | None = None
+        self._tried: list[Endpoint] = []
+        self._upstream: ServerStream | None = None
+        self._retry: RetryState | None = None
+        self._cors: CorsAllowed | None = None
+        self._body: list[bytes] = []
+        """Of the request: what waits to be sent, or is kept for another try."""
+        self._body_size = 0
+        self._trailers: Headers = []
+        self.complete = ended
+        """The whole request has come."""
+        self._keeps = True
+        """The body is kept from its beginning."""
+        self._forwarding = False
+        """The request has been sent upstream, as far as it has come."""
+        self._responded = False
+        """The answer's head has gone to the client."""
+        self._upgraded = False
+        self._client_paused = False
+        self._upstream_paused = False
+        self._timer: Timer | None = None
+        self._total: Timer | None = None
+        self._done = False
+        self.began = engine.loop.now
+        self._try_at = 0.0
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.status = 0
+        self.flags = ""
+        self.details = ""
+
+    # Deciding
+
+    def start(self) -> None:
+        """Takes the request on its way."""
+        request = self._request
+        path = normalize(request.path, self._engine.served.options.path_normalization)
+        if path is None:
+            self._reply(replies.bad_path())
+            return
+        request.path = request.original_path = path
+        self._identify(request)
+        verdict = self._port.guard.decide(request, self._client, request.claims)
+        if not verdict.allowed:
+            self._reply(verdict.reply())
+            return
+        self._route()
+
+    def _identify(self, request: Request) -> None:
+        has_id = False
+        stripped = False
+        for name, _ in request.headers:
+            if name == b"x-request-id":
+                has_id = True
+            elif name in _STRIPPED_OF_REQUESTS:
+                stripped = True
+        if stripped:
+            request.headers = [line for line in request.headers if line[0] not in _STRIPPED_OF_REQUESTS]
+        request.headers.append((b"x-forwarded-proto", request.scheme))
+        if not has_id:
+            request.headers.append((b"x-request-id", self._engine.request_id()))
+
+    def _route(self) -> None:
+        request, client, engine = self._request, self._client, self._engine
+        found = self._port.routes.find(request, client)
+        if found is None:
+            self._reply(replies.no_route())
+            return
+        self._found = found
+        route = found.compiled
+        if route.limiter is not None and not route.limiter.take(client, engine.loop.now):
+            self._reply(replies.rate_limited())
+            return
+        if found.route.fault is not None:
+            delay, abort = fault.plan(found.route.fault, engine.dice)
+            if delay > 0:
+                self.flags = "DI"
+                self._timer = engine.loop.call_later(delay, lambda: self._after_fault(abort))
+                return
+            if abort is not None:
+                self._reply(abort)
+                return
+        self._after_fault(None)
+
+    def _after_fault(self, abort: LocalReply | None) -> None:
+        if self._done:
+            return
+        if abort is not None:
+            self._reply(abort)
+            return
+        found = self._found
+        assert found is not None
+        request, client = self._request, self._client
+        if found.compiled.cors is not None:
+            answer = found.compiled.cors.check(request)
+            if isinstance(answer, LocalReply):
+                self._reply(answer)
+                return
+            self._cors = answer
+        if found.redirect is not None:
+            self._reply(found.redirect.answer(request, client), edited=True)
+        elif found.route.direct is not None:
+            self._reply(replies.direct(found.route.direct), edited=True)
+        else:
+            self._choose(found)
+
+    def _choose(self, found: Found) -> None:
+        backend = choose_backend(found, self._engine.dice)
+        if backend is None:
+            self._reply(replies.no_backends())
+            return
+        if backend.status:
+            self._reply(replies.backend_status(backend.status))
+            return
+        cluster = self._engine.clusters.get(backend.cluster)
+        if cluster is None and self._port.cluster is not None and backend.cluster == self._port.cluster.key:
+            cluster = self._engine.clusters.own(self._port.cluster)
+        if cluster is None:
+            self._reply(replies.no_cluster())
+            return
+        self._backend, self._cluster = backend, cluster
+        request, route = self._request, found.compiled
+        self._retry = RetryState(route.retry, request, found.route.timeout)
+        if backend.authority:
+            request.authority = backend.authority
+        if found.rewrite is not None:
+            found.rewrite.apply(request)
+        if not (backend.request.empty and route.request.empty):
+            headers = list(request.headers)
+            self._edit(backend.request, headers)
+            self._edit(route.request, headers)
+            request.headers = headers
+        self._keeps = self._retry.may_retry and not request.upgrade
+        if self.complete:
+            self._start_total()
+        self._try()
+
+    def _edit(self, edits: CompiledEdits, headers: Headers, response: Response | None = None) -> None:
+        if edits.empty:
+            return
+        variables = None
+        if edits.dynamic:
+            found = self._found
+            name = "" if found is None else found.route.name
+            variables = Variables(self._request, self._client, time.time(), name, self._engine.hostname)
+            variables.response = response
+            if self._cluster is not None:
+                variables.cluster = self._cluster.cluster.key
+            if self._endpoint is not None:
+                variables.upstream = f"{self._endpoint.address}:{self._endpoint.port}"
+        edits.apply(headers, variables)
+
+    # Trying
+
+    def _start_total(self) -> None:
+        retry = self._retry
+        if retry is not None and retry.timeout > 0 and self._total is None:
+            self._total = self._engine.loop.call_later(retry.timeout, self._timed_out)
+
+    def _timed_out(self) -> None:
+        self._total = None
+        if self._done:
+            return
+        self._cancel_upstream()
+        reply = replies.request_timeout()
+        if self._retry is not None and self._retry.grpc_deadline:
+            reply.grpc_status = 4
+        self._reply(reply)
+
+    def _try(self) -> None:
+        cluster, retry = self._cluster, self._retry
+        assert cluster is not None
+        assert retry is not None
+        endpoint = cluster.pick()
+        if endpoint is None:
+            self._reply(replies.no_healthy_upstream())
+            return
+        self._endpoint = endpoint
+        self._tried.append(endpoint)
+        self._try_at = self._engine.loop.now
+        ended = self.complete and not self._body and not self._trailers
+        try:
+            upstream = cluster.pool(endpoint).send(self._request, ended, self)
+        except Unreachable as error:
+            self.upstream_failed(error.reason, error.text)
+            return
+        self._upstream = upstream
+        self._forwarding = True
+        if retry.per_try > 0:
+            self._timer = self._engine.loop.call_later(retry.per_try, self._try_timed_out)
+        if not ended:
+            self._send_kept(upstream)
+
+    def _send_kept(self, upstream: ServerStream) -> None:
+        body = self._body
+        if not self._keeps:
+            self._body = []
+        for piece in body:
+            upstream.send(piece)
+        if self.complete:
+            upstream.end(self._trailers)
+        elif upstream.is_full:
+            self._pause_client()
+        else:
+            self._resume_client()
+
+    def _try_timed_out(self) -> None:
+        self._timer = None
+        if self._done or self._responded:
+            return
+        self._cancel_upstream()
+        outcome = Outcome(timed_out=True)
+        if self._again(outcome):
+            return
+        assert self._retry is not None
+        self._reply(replies.per_try_timeout(exhausted=self._retry.exhausted))
+
+    def _cancel_upstream(self) -> None:
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            upstream.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _again(self, outcome: Outcome) -> bool:
+        """Whether there is another try."""
+        retry = self._retry
+        if retry is None or self._responded or not self._keeps:
+            return False
+        delay = retry.wants(outcome, self._engine.dice)
+        if delay is None:
+            return False
+        self._forwarding = False
+        self._timer = self._engine.loop.call_later(delay, self._retry_now)
+        return True
+
+    def _retry_now(self) -> None:
+        self._timer = None
+        if not self._done:
+            self._try()
+
+    # What the client tells
+
+    def request_data(self, data: bytes) -> None:
+        if self._done:
+            return
+        size = len(data)
+        self.bytes_in += size
+        if self._keeps:
+            if self._body_size + size > MAX_KEPT and self._forwarding:
+                self._keeps = False
+                self._body = []
+            else:
+                self._body.append(data)
+                self._body_size += size
+        elif not self._forwarding:
+            self._body.append(data)
+            self._body_size += size
+        upstream = self._upstream
+        if upstream is not None and self._forwarding:
+            upstream.send(data)
+            if upstream.is_full:
+                self._pause_client()
+        elif not self._forwarding and self._body_size >= _HELD:
+            self._pause_client()
+
+    def request_ended(self, trailers: Headers) -> None:
+        if self._done:
+            return
+        self.complete = True
+        self._trailers = trailers
+        if self._upstream is not None and self._forwarding:
+            self._upstream.end(trailers)
+        if self._retry is not None and not self._responded:
+            self._start_total()
+
+    def client_lost(self, why: str) -> None:
+        if self._done:
+            return
+        self._cancel_upstream()
+        self.flags = "DC"
+        self.details = why
+        self._finish()
+
+    def client_writable(self) -> None:
+        if self._upstream_paused and self._upstream is not None:
+            self._upstream_paused = False
+            self._upstream.resume()
+
+    def _pause_client(self) -> None:
+        if not self._client_paused:
+            self._client_paused = True
+            self._stream.pause()
+
+    def _resume_client(self) -> None:
+        if self._client_paused:
+            self._client_paused = False
+            self._stream.resume()
+
+    # What the endpoint tells
+
+    def upstream_interim(self, response: Response) -> None:
+        if not self._done and not self._responded:
+            self._stream.interim(response)
+
+    def upstream_response(self, response: Response, ended: bool) -> None:
+        if self._done:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        retry = self._retry
+        if retry is not None and (response.status >= 400 or retry.may_retry):
+            outcome = Outcome(response.status, response.headers)
+            if self._keeps and retry.may_retry and self._again(outcome):
+                upstream, self._upstream = self._upstream, None
+                if upstream is not None and not ended:
+                    upstream.cancel()
+                return
+        if self._total is not None:
+            self._total.cancel()
+            self._total = None
+        self._keeps = False
+        self._body = []
+        if ended:
+            self._upstream = None
+        self._respond(response, ended)
+
+    def _respond(self, response: Response, ended: bool) -> None:
+        engine = self._engine
+        self._responded = True
+        self.status = response.status
+        if response.status == 101:
+            self._upgraded = True
+        headers = [line for line in response.headers if line[0] not in _STRIPPED_OF_RESPONSES]
+        response.headers = headers
+        backend, found = self._backend, self._found
+        if backend is not None and not backend.response.empty:
+            self._edit(backend.response, headers, response)
+        if found is not None and not found.compiled.response.empty:
+            self._edit(found.compiled.response, headers, response)
+        if self._cors is not None and found is not None and found.compiled.cors is not None:
+            found.compiled.cors.decorate(headers, self._cors)
+        headers.append((b"server", SERVER))
+        headers.append((b"x-envoy-upstream-service-time", b"%d" % int((engine.loop.now - self._try_at) * 1000)))
+        if response.get(b"date") is None:
+            headers.append((b"date", engine.date()))
+        self._stream.respond(response, ended)
+        if ended:
+            self._finish()
+
+    def upstream_data(self, data: bytes) -> None:
+        if self._done:
+            return
+        self.bytes_out += len(data)
+        stream = self._stream
+        stream.send(data)
+        if stream.is_full and not self._upstream_paused and self._upstream is not None:
+            self._upstream_paused = True
+            self._upstream.pause()
+
+    def upstream_ended(self, trailers: Headers) -> None:
+        if self._done:
+            return
+        if not self._upgraded:
+            self._upstream = None
+        self._stream.end(trailers)
+        self._finish()
+
+    def upstream_failed(self, reason: ResetReason, text: str) -> None:
+        if self._done:
+            return
+        self._upstream = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._responded:
+            self.flags = "UC" if reason is ResetReason.CONNECTION_TERMINATION else "UR"
+            self.details = f"upstream_reset_after_response_started{{{'_'.join(reason.value.split())}}}"
+            self._stream.reset()
+            self._finish()
+            return
+        if self._again(Outcome(reset=reason, request_begun=self._forwarding)):
+            return
+        retry = self._retry
+        retried = retry is not None and retry.retries > 0
+        exhausted = retry is not None and retry.exhausted
+        self._reply(replies.upstream_reset(reason, retried=retried, exhausted=exhausted, transport=text))
+
+    def upstream_writable(self) -> None:
+        self._resume_client()
+
+    # Answering
+
+    def _reply(self, reply: LocalReply, *, edited: bool = False) -> None:
+        """The proxy's own answer, the last thing of this exchange."""
+        if self._responded:
+            self._stream.reset()
+            self._finish()
+            return
+        self.flags = reply.flag or self.flags
+        self.details = reply.details
+        if self._request.is_grpc:
+            reply = grpc_reply(reply)
+        self.status = reply.status
+        self._responded = True
+        self._cancel_upstream()
+        answer(self._engine, self._stream, reply, self._found if edited else None, self)
+        self._finish()
+
+    def edit_own(self, found: Found, headers: Headers, response: Response) -> None:
+        """A route's edits of its own answer (a redirect's, a direct one's)."""
+        self._edit(found.compiled.response, headers, response)
+
+    def _finish(self) -> None:
+        if self._done:
+            return
+        self._done = True
+        for timer in (self._timer, self._total):
+            if timer is not None:
+                timer.cancel()
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            upstream.cancel()
+        self._body = []
+
+
+def answer(engine: Engine, stream: ClientStream, reply: LocalReply, found: Found | None = None, exchange: Exchange | None = None) -> None:
+    """Sends the proxy's own answer."""
+    headers: Headers = []
+    if reply.body:
+        headers.append((b"content-length", b"%d" % len(reply.body)))
+    headers += reply.headers
+    response = Response(reply.status, headers)
+    if found is not None and exchange is not None:
+        exchange.edit_own(found, headers, response)
+    headers.append((b"date", engine.date()))
+    headers.append((b"server", SERVER))
+    if reply.body:
+        stream.respond(response, ended=False)
+        stream.send(reply.body)
+        stream.end([])
+    else:
+        stream.respond(response, ended=True)

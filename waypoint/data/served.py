@@ -1,0 +1,134 @@
+"""What this proxy serves, ready to be asked: by address and port who judges and routes a connection's requests.
+
+Live connections hold a `PortAtWork`, which a new configuration changes in place: each request is judged by the policies of the moment.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from waypoint.http.authorization import Guard
+from waypoint.http.matching import RouteTable
+from ztunnel.mesh.l7.clusters import Cluster, Endpoint
+from ztunnel.mesh.l7.config import PortProtocol, ProxyConfig, ProxyOptions, ServedPort, ServedService, ServedWorkload
+from ztunnel.mesh.l7.routes import Backend, Route, TcpRoute
+from ztunnel.mesh.l7.security import L7Policy
+
+MAX_POD_PORTS: Final = 4096
+"""Ports of pods, addressed by themselves, that are remembered."""
+
+_NO_GUARD: Final = Guard(())
+
+
+class PortAtWork:
+    """One port of a service, or of a pod that is addressed by itself."""
+
+    __slots__ = ("cluster", "guard", "is_gone", "port", "routes", "service", "tcp_routes", "workload", "_policies", "protocol")
+
+    def __init__(self, port: int, protocol: PortProtocol) -> None:
+        self.port = port
+        self.protocol = protocol
+        self.service: ServedService | None = None
+        self.workload: ServedWorkload | None = None
+        self.cluster: Cluster | None = None
+        """Of a pod that is addressed by itself."""
+        self.routes = RouteTable(())
+        self.tcp_routes: tuple[TcpRoute, ...] = ()
+        self.guard = _NO_GUARD
+        self.is_gone = False
+        self._policies: tuple[L7Policy, ...] = ()
+
+    def serve(self, service: ServedService, config: ServedPort, policies: tuple[L7Policy, ...], proxy: ProxyConfig) -> None:
+        """From now on it is that port of that service."""
+        before = self.service
+        self.protocol = config.protocol
+        self.tcp_routes = config.tcp_routes
+        known = None if before is None else next((each for each in before.ports if each.port == config.port), None)
+        if known is None or known.routes != config.routes:
+            self.routes = RouteTable(config.routes, self.routes)
+        self.service = service
+        self._judge(policies, proxy)
+
+    def serve_pod(self, workload: ServedWorkload, address: str, policies: tuple[L7Policy, ...], proxy: ProxyConfig) -> None:
+        """From now on it is that port of that pod."""
+        self.workload = workload
+        endpoint = Endpoint(address, self.port, workload.uid, workload.identity, workload.hbone)
+        cluster = pod_cluster(workload, endpoint)
+        if self.cluster != cluster:
+            self.cluster = cluster
+            self.routes = RouteTable((Route("default", backends=(Backend(cluster.key),)),))
+            self.tcp_routes = (TcpRoute("default", backends=(Backend(cluster.key),)),)
+        self._judge(policies, proxy)
+
+    def _judge(self, policies: tuple[L7Policy, ...], proxy: ProxyConfig) -> None:
+        if policies != self._policies:
+            self._policies = policies
+            self.guard = Guard(policies, proxy.providers) if policies else _NO_GUARD
+
+
+def pod_cluster(workload: ServedWorkload, endpoint: Endpoint) -> Cluster:
+    """The cluster of a pod that is addressed by itself."""
+    return Cluster(
+        key=f"inbound-pod|{endpoint.port}||{endpoint.address}",
+        hostname=endpoint.address,
+        namespace="" if workload.identity is None else workload.identity.namespace,
+        service="",
+        port=endpoint.port,
+        endpoints=(endpoint,),
+    )
+
+
+class Served:
+    """All that is served."""
+
+    def __init__(self) -> None:
+        self.config: ProxyConfig | None = None
+        self.options = ProxyOptions()
+        self._services: dict[tuple[str, int], PortAtWork] = {}
+        self._by_name: dict[tuple[str, str, int], PortAtWork] = {}
+        self._workloads: dict[str, ServedWorkload] = {}
+        self._pods: dict[tuple[str, int], PortAtWork] = {}
+
+    def update(self, config: ProxyConfig) -> None:
+        """A new configuration is in force."""
+        self.config = config
+        self.options = config.options
+        before, self._by_name = self._by_name, {}
+        self._services = {}
+        for service in config.services:
+            policies = _named(service.policies, config)
+            for port in service.ports:
+                name = (service.namespace, service.hostname, port.port)
+                at_work = before.pop(name, None) or PortAtWork(port.port, port.protocol)
+                at_work.serve(service, port, policies, config)
+                self._by_name[name] = at_work
+                for vip in service.vips:
+                    self._services[vip, port.port] = at_work
+        for gone in before.values():
+            gone.is_gone = True
+        self._workloads = {address: workload for workload in config.workloads for address in workload.addresses}
+        for (address, number), at_work in list(self._pods.items()):
+            workload = self._workloads.get(address)
+            if workload is None:
+                at_work.is_gone = True
+                del self._pods[address, number]
+            else:
+                at_work.serve_pod(workload, address, _named(workload.policies, config), config)
+
+    def find(self, address: str, port: int) -> PortAtWork | None:
+        """Who serves an address and port. A service's address counts before a pod's."""
+        found = self._services.get((address, port)) or self._pods.get((address, port))
+        if found is not None or self.config is None:
+            return found
+        workload = self._workloads.get(address)
+        if workload is None:
+            return None
+        if len(self._pods) >= MAX_POD_PORTS:
+            del self._pods[next(iter(self._pods))]
+        found = self._pods[address, port] = PortAtWork(port, PortProtocol.AUTO)
+        found.serve_pod(workload, address, _named(workload.policies, self.config), self.config)
+        return found
+
+
+def _named(keys: tuple[str, ...], config: ProxyConfig) -> tuple[L7Policy, ...]:
+    return tuple(config.policies[key] for key in keys if key in config.policies)

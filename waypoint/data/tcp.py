@@ -1,0 +1,183 @@
+"""A connection without requests that we read: judged, sent to a weighted target, bytes both ways, judged again when policies change.
+
+Source: Envoy's `tcp_proxy` and RBAC network filter as Istio uses them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from waypoint.data.clusters import ClusterHere
+from waypoint.data.exchange import Engine
+from waypoint.data.served import PortAtWork
+from waypoint.http.messages import Client
+from ztunnel.dataplane.bytestream import Receiver, Transport
+from ztunnel.mesh.errors import MeshError
+from ztunnel.mesh.l7.clusters import Endpoint
+from ztunnel.mesh.l7.routes import Backend, TcpRoute
+
+MAX_EARLY: Final = 256 << 10
+"""Bytes of a client that may wait for a connection upstream; it is paused long before."""
+
+
+class Reusable(Transport, Protocol):
+    """A transport that can be given to another receiver."""
+
+    def use(self, receiver: Receiver) -> None:
+        """Another receiver takes over."""
+
+
+class TcpExchange:
+    """Two transports. Implements `Receiver` for the client's; `_Far` does for the endpoint's."""
+
+    __slots__ = ("_bytes_in", "_bytes_out", "_client", "_done", "_early", "_engine", "_far", "_near", "_on_done", "_port", "details")
+
+    def __init__(self, engine: Engine, near: Transport, client: Client, port: PortAtWork, on_done: Callable[[TcpExchange], None]) -> None:
+        self._engine = engine
+        self._near = near
+        self._client = client
+        self._port = port
+        self._on_done = on_done
+        self._far: Transport | None = None
+        self._done = False
+        self._bytes_in = 0
+        self._bytes_out = 0
+        self.details = ""
+
+    def start(self) -> None:
+        """Judges it and dials."""
+        if not self.judge():
+            return
+        target = self._target()
+        if target is None:
+            self._end("no_route")
+            return
+        cluster, endpoint = target
+        far = _Far(self)
+        try:
+            transport = cluster.open(endpoint, far)
+        except MeshError as error:
+            self._end(str(error))
+            return
+        if not self._done:
+            self._far = transport
+
+    def judge(self) -> bool:
+        """Whether it may be (still). If not, it has ended."""
+        verdict = self._port.guard.decide_tcp(self._client)
+        if self._port.is_gone:
+            self._end("not_served_any_more")
+        elif not verdict.allowed:
+            self._end(verdict.reply().details)
+        return not self._done
+
+    def _target(self) -> tuple[ClusterHere, Endpoint] | None:
+        route = next(iter(self._port.tcp_routes), None)
+        backend = None if route is None else choose(route, self._engine.dice)
+        if backend is None or backend.status:
+            return None
+        cluster = self._engine.clusters.get(backend.cluster)
+        own = self._port.cluster
+        if cluster is None and own is not None and own.key == backend.cluster:
+            cluster = self._engine.clusters.own(own)
+        endpoint = None if cluster is None else cluster.pick()
+        return None if cluster is None or endpoint is None else (cluster, endpoint)
+
+    # The client's side
+
+    def opened(self) -> None:
+        pass
+
+    def received(self, data: memoryview) -> None:
+        far = self._far
+        if far is None:
+            return
+        self._bytes_in += len(data)
+        far.write(bytes(data))
+        if far.is_full:
+            self._near.pause()
+
+    def peer_ended(self) -> None:
+        if self._far is not None:
+            self._far.end()
+
+    def writable(self) -> None:
+        if self._far is not None:
+            self._far.resume()
+
+    def lost(self, error: MeshError) -> None:
+        self._end("downstream_remote_disconnect", near=False)
+
+    # The endpoint's side
+
+    def far_received(self, data: memoryview) -> None:
+        """Bytes of the endpoint."""
+        self._bytes_out += len(data)
+        self._near.write(bytes(data))
+        if self._near.is_full and self._far is not None:
+            self._far.pause()
+
+    def far_ended(self) -> None:
+        """The endpoint sends no more."""
+        self._near.end()
+
+    def far_writable(self) -> None:
+        """The endpoint takes more."""
+        self._near.resume()
+
+    def far_lost(self, error: MeshError) -> None:
+        """The endpoint's connection is gone."""
+        self._far = None
+        self._end(f"upstream: {error}")
+
+    def end(self, why: str) -> None:
+        """Cuts it."""
+        self._end(why)
+
+    def _end(self, why: str, *, near: bool = True) -> None:
+        if self._done:
+            return
+        self._done = True
+        self.details = why
+        far, self._far = self._far, None
+        if far is not None:
+            far.close()
+        if near:
+            self._near.close()
+        self._on_done(self)
+
+
+class _Far:
+    """The endpoint's side of a `TcpExchange`. Implements `Receiver`."""
+
+    __slots__ = ("_exchange",)
+
+    def __init__(self, exchange: TcpExchange) -> None:
+        self._exchange = exchange
+
+    def opened(self) -> None:
+        pass
+
+    def received(self, data: memoryview) -> None:
+        self._exchange.far_received(data)
+
+    def peer_ended(self) -> None:
+        self._exchange.far_ended()
+
+    def writable(self) -> None:
+        self._exchange.far_writable()
+
+    def lost(self, error: MeshError) -> None:
+        self._exchange.far_lost(error)
+
+
+def choose(route: TcpRoute, dice: Callable[[], float]) -> Backend | None:
+    """A connection's backend, by weight."""
+    total = sum(backend.weight for backend in route.backends)
+    point = dice() * total
+    for backend in route.backends:
+        point -= backend.weight
+        if point < 0 and backend.weight:
+            return backend
+    return None
