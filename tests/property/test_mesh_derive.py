@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.kit.builders import Json, authentication, authorization, index_of, namespace, pod, selecting, service_manifest
-from ztunnel.mesh.derive import MeshOptions, MeshState, derive
+from ztunnel.mesh.derive import Derivation, MeshOptions, MeshState, derive
 from ztunnel.mesh.errors import ManifestError
+from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import KubeObject, key, parse
 from ztunnel.mesh.policy import Connection
 from ztunnel.mesh.refused import stand_in
@@ -22,9 +23,9 @@ ADDRESSES = st.lists(st.sampled_from(["10.0.0.1", "10.0.0.2", "fd00::1"]), max_s
 
 
 @st.composite
-def bodies(draw: st.DrawFn) -> Json:
+def bodies(draw: st.DrawFn, *, only_pods: bool = False) -> Json:
     name, space = draw(NAMES), draw(SPACES)
-    match draw(st.integers(0, 5)):
+    match 1 if only_pods else draw(st.integers(0, 5)):
         case 0:
             return namespace(space, ambient=draw(st.booleans()))
         case 1:
@@ -88,3 +89,19 @@ def test_strict_means_that_no_plaintext_is_allowed(objects: list[KubeObject], po
     for uid, workload in found.workloads.items():
         if found.captures[uid].strict:
             assert not index.decide(workload, Connection("10.9.9.9", None, workload.addresses[0], port)).allowed
+
+
+STEPS = st.lists(st.tuples(bodies(), st.just(False)), max_size=8)
+STEPS_OF_PODS = st.lists(st.tuples(bodies(only_pods=True), st.booleans()), max_size=4)
+
+
+@given(st.tuples(STEPS, st.lists(STEPS_OF_PODS, max_size=4), STEPS, STEPS_OF_PODS))
+def test_step_by_step_is_as_at_once(
+    steps: tuple[list[tuple[Json, bool]], list[list[tuple[Json, bool]]], list[tuple[Json, bool]], list[tuple[Json, bool]]],
+) -> None:
+    derivation = Derivation(MeshOptions())
+    objects: dict[ObjectKey, KubeObject] = {}
+    for step in (steps[0], *steps[1], steps[2], steps[3]):
+        changes = {key(each): None if goes else each for each, goes in ((read(body), goes) for body, goes in step)}
+        objects = {object_key: each for object_key, each in {**objects, **changes}.items() if each is not None}
+        assert derivation.update(changes) == derive(objects, MeshOptions())

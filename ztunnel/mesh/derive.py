@@ -5,7 +5,7 @@ set of objects only: the order in which they arrived does not show in the result
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -91,31 +91,133 @@ _Value = TypeVar("_Value")
 
 def derive(objects: Mapping[ObjectKey, KubeObject], options: MeshOptions) -> MeshState:
     """What a set of objects adds up to."""
-    listed = [value for _, value in sorted(objects.items(), key=lambda item: item[0])]
-    labels = {each.metadata.name: each.metadata.labels for each in listed if isinstance(each, Namespace)}
-    pods = {each.metadata.uid: each for each in reversed(listed) if isinstance(each, Pod)}
-    attached = _Attached(listed, options)
-    captures = {uid: _capture(pod, _enrolment(pod, labels, options), attached, options) for uid, pod in sorted(pods.items())}
-    running = [pods[uid] for uid in captures if pods[uid].addresses and not pods[uid].terminal]
-    by_label = _ByLabel(running)
-    services = (
-        _service(each, by_label.selected(each.metadata.namespace, each.selector), attached.waypoints, options)
-        for each in listed
-        if isinstance(each, ServiceObject) and not each.ignored
-    )
-    awaited = (pods[uid] for uid, each in captures.items() if not each.wanted and not pods[uid].addresses)
-    return MeshState(
-        workloads={pod.metadata.uid: _workload(pod, captures[pod.metadata.uid], attached, options) for pod in running},
-        services={service.key: service for service in services},
-        policies=attached.policies,
-        captures=captures,
-        awaited={
-            pod.metadata.uid: _workload(pod, replace(captures[pod.metadata.uid], wanted=True), attached, options)
-            for pod in awaited
-            if _enrolment(replace(pod, addresses=_ANY_ADDRESS), labels, options)[0]
-        },
-        outside=_outside(labels, pods.values(), options),
-    )
+    return Derivation(options).update(objects)
+
+
+class Derivation:
+    """`derive` of a set of objects that changes. The same result as of the whole set, but a change of pods costs what those pods cost.
+
+    Attributes:
+        state: of the present set.
+    """
+
+    def __init__(self, options: MeshOptions) -> None:
+        self._options = options
+        self._objects: dict[ObjectKey, KubeObject] = {}
+        self._pods: dict[str, Pod] = {}
+        """By UID."""
+        self._labels: dict[str, dict[str, str]] = {}
+        """Of namespaces."""
+        self._services: dict[str, list[ServiceObject]] = {}
+        """By namespace."""
+        self._attached = _Attached([], options)
+        self._by_label = _ByLabel()
+        self._has_twins = False
+        """Two pods say the same UID. Then which of them counts depends on all of them."""
+        self.state = MeshState()
+        self._whole()
+
+    def update(self, changes: Mapping[ObjectKey, KubeObject | None]) -> MeshState:
+        """The state after these objects came, changed or (None) went."""
+        pods: list[tuple[Pod | None, Pod | None]] = []
+        others = False
+        for key, new in changes.items():
+            old = self._objects.get(key)
+            if new is None:
+                self._objects.pop(key, None)
+            else:
+                self._objects[key] = new
+            if isinstance(old, Pod | None) and isinstance(new, Pod | None):
+                pods.append((old, new))
+            else:
+                others = True
+        if others or self._has_twins or (pods and not self._pods_changed(pods)):
+            self._whole()
+        return self.state
+
+    def _whole(self) -> None:
+        listed = [value for _, value in sorted(self._objects.items(), key=lambda item: item[0])]
+        self._labels = {each.metadata.name: each.metadata.labels for each in listed if isinstance(each, Namespace)}
+        pods = [each for each in reversed(listed) if isinstance(each, Pod)]
+        self._pods = {each.metadata.uid: each for each in pods}
+        self._has_twins = len(self._pods) != len(pods)
+        self._attached = _Attached(listed, self._options)
+        self._by_label = _ByLabel()
+        self._services = {}
+        for each in listed:
+            if isinstance(each, ServiceObject) and not each.ignored:
+                self._services.setdefault(each.metadata.namespace, []).append(each)
+        state = MeshState(policies=self._attached.policies, outside=_outside(self._labels, pods, self._options))
+        for _, pod in sorted(self._pods.items()):
+            self._add(pod, state)
+        for each in (one for own in self._services.values() for one in own):
+            self._put_service(each, state)
+        self.state = state
+
+    def _pods_changed(self, changes: list[tuple[Pod | None, Pod | None]]) -> bool:
+        """Bring the state up to a change of pods alone. False: that needs a look at the whole."""
+        former = self.state
+        state = replace(
+            former,
+            workloads=dict(former.workloads),
+            services=dict(former.services),
+            captures=dict(former.captures),
+            awaited=dict(former.awaited),
+        )
+        touched = [pod for change in changes for pod in change if pod is not None]
+        for old, _ in changes:
+            if old is not None:
+                self._remove(old, state)
+        for _, new in changes:
+            if new is None:
+                continue
+            if new.metadata.uid in self._pods:
+                return False
+            self._pods[new.metadata.uid] = new
+            self._add(new, state)
+        for service in self._selecting(touched):
+            self._put_service(service, state)
+        if any(pod.metadata.labels.get(MODE_LABEL) for pod in touched):
+            state = replace(state, outside=_outside(self._labels, self._pods.values(), self._options))
+        self.state = state
+        return True
+
+    def _selecting(self, pods: Iterable[Pod]) -> Iterator[ServiceObject]:
+        """The services of which one of these pods is, or was, an endpoint."""
+        labels: dict[str, list[dict[str, str]]] = {}
+        for pod in pods:
+            own = labels.setdefault(pod.metadata.namespace, [])
+            if pod.metadata.labels not in own:
+                own.append(pod.metadata.labels)
+        for namespace, candidates in labels.items():
+            for service in self._services.get(namespace, ()):
+                if any(selects(service.selector, each) for each in candidates):
+                    yield service
+
+    def _add(self, pod: Pod, state: MeshState) -> None:
+        uid, options, attached = pod.metadata.uid, self._options, self._attached
+        capture = _capture(pod, _enrolment(pod, self._labels, options), attached, options)
+        state.captures[uid] = capture
+        if _is_running(pod):
+            self._by_label.add(pod)
+            state.workloads[uid] = _workload(pod, capture, attached, options)
+        elif not (capture.wanted or pod.addresses) and _enrolment(replace(pod, addresses=_ANY_ADDRESS), self._labels, options)[0]:
+            state.awaited[uid] = _workload(pod, replace(capture, wanted=True), attached, options)
+
+    def _remove(self, pod: Pod, state: MeshState) -> None:
+        uid = pod.metadata.uid
+        self._by_label.remove(pod)
+        for each in (self._pods, state.captures, state.workloads, state.awaited):
+            each.pop(uid, None)
+
+    def _put_service(self, item: ServiceObject, state: MeshState) -> None:
+        pods = self._by_label.selected(item.metadata.namespace, item.selector)
+        service = _service(item, pods, self._attached.waypoints, self._options)
+        state.services[service.key] = service
+
+
+def _is_running(pod: Pod) -> bool:
+    return bool(pod.addresses) and not pod.terminal
 
 
 def with_addresses(state: MeshState, addresses: Mapping[str, tuple[str, ...]]) -> MeshState:
@@ -147,16 +249,26 @@ def _outside(labels: Mapping[str, Mapping[str, str]], pods: Iterable[Pod], optio
 class _ByLabel:
     """Pods by each of their labels: with thousands of pods and services, trying each selector on each pod takes seconds."""
 
-    def __init__(self, pods: Iterable[Pod]) -> None:
-        self._pods: dict[tuple[str, str, str], list[Pod]] = {}
-        for pod in pods:
-            for key, value in pod.metadata.labels.items():
-                self._pods.setdefault((pod.metadata.namespace, key, value), []).append(pod)
+    def __init__(self) -> None:
+        self._pods: dict[tuple[str, str, str], dict[str, Pod]] = {}
+
+    def add(self, pod: Pod) -> None:
+        for key, value in pod.metadata.labels.items():
+            self._pods.setdefault((pod.metadata.namespace, key, value), {})[pod.metadata.uid] = pod
+
+    def remove(self, pod: Pod) -> None:
+        for key, value in pod.metadata.labels.items():
+            place = (pod.metadata.namespace, key, value)
+            own = self._pods.get(place, {})
+            own.pop(pod.metadata.uid, None)
+            if not own:
+                self._pods.pop(place, None)
 
     def selected(self, namespace: str, selector: Mapping[str, str]) -> list[Pod]:
         """The pods of a namespace that a service's selector selects; without a selector, none. In order of their UIDs."""
-        found = [self._pods.get((namespace, key, value), []) for key, value in selector.items()]
-        return [pod for pod in min(found, key=len, default=[]) if selects(selector, pod.metadata.labels)]
+        found = [self._pods.get((namespace, key, value), {}) for key, value in selector.items()]
+        candidates = min(found, key=len, default={})
+        return [pod for _, pod in sorted(candidates.items()) if selects(selector, pod.metadata.labels)]
 
 
 class _Attached:
@@ -327,7 +439,9 @@ def diff(old: MeshState, new: MeshState) -> Delta:
 
 
 def _upserts(old: Mapping[str, _Value], new: Mapping[str, _Value]) -> tuple[_Value, ...]:
-    return tuple(value for key, value in sorted(new.items()) if old.get(key) != value)
+    # Most are the very same objects, of which only the identity is asked.
+    changed = [(key, value) for key, value in new.items() if (former := old.get(key)) is not value and former != value]
+    return tuple(value for _, value in sorted(changed, key=lambda item: item[0]))
 
 
 def _removals(old: Mapping[str, _Value], new: Mapping[str, _Value]) -> tuple[str, ...]:
