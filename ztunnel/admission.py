@@ -11,19 +11,19 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Collection
-from pathlib import Path
+from collections.abc import Callable
 
 import trio
 
 from ztunnel.agent import Agent
 from ztunnel.cni.known import MAX_BYTES, Known, text
 from ztunnel.cni.request import Code, Command, PodName, Refusal, Request
-from ztunnel.mesh.derive import Capture
+from ztunnel.mesh.derive import Capture, MeshOptions
 from ztunnel.node.find_on_node import NodeFinder
 from ztunnel.node.netns import NetnsError
 from ztunnel.node.pods import Enroller
 from ztunnel.runtime.logs import fields
+from ztunnel.settings import CniSettings
 
 log = logging.getLogger(__name__)
 
@@ -34,23 +34,15 @@ _QUIET_SECONDS = 0.2
 
 
 class Admission:
-    """Answers the CNI plugin.
+    """Answers the CNI plugin."""
 
-    Args:
-        excluded: namespaces whose pods are never captured: no need to know them.
-        known_file: where the list is kept.
-        seconds: how long an ADD may take.
-    """
-
-    def __init__(
-        self, agent: Agent, enroller: Enroller, finder: NodeFinder, excluded: Collection[str], known_file: Path, seconds: float
-    ) -> None:
+    def __init__(self, agent: Agent, enroller: Enroller, finder: NodeFinder, settings: CniSettings) -> None:
         self._agent = agent
         self._enroller = enroller
         self._finder = finder
-        self._excluded = excluded
-        self._known_file = known_file
-        self._seconds = seconds
+        self._excluded = MeshOptions().excluded_namespaces
+        self._known_file = settings.known_file
+        self._seconds = settings.add_seconds
         self._sandboxes: dict[str, str] = {}
         """Of the pods that came through ADD, by UID: the sandbox's container."""
         self._written = ""

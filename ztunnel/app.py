@@ -8,6 +8,7 @@ pods, so that nothing leaves them in plaintext until the next agent has taken ov
 from __future__ import annotations
 
 import logging
+import math
 import resource
 import signal
 import socket
@@ -31,8 +32,10 @@ from ztunnel.ca.authority import Authority
 from ztunnel.ca.remote import RemoteAuthority
 from ztunnel.ca.root import open_root
 from ztunnel.ca.rotation import Rotation
+from ztunnel.cni.conflist import TYPE
 from ztunnel.cni.endpoint import Bounds as CniBounds
 from ztunnel.cni.endpoint import Endpoint
+from ztunnel.cni.install import Host, Installer
 from ztunnel.dataplane import kernel_tls
 from ztunnel.dataplane.channel import Configure
 from ztunnel.flows import FlowReporter
@@ -57,6 +60,7 @@ log = logging.getLogger(__name__)
 
 _DATA_PLANE = "data plane"
 _MESH = "mesh"
+_CNI = "cni"
 _GATE_SPARE_SECONDS = 10.0
 """For an ADD to say why it was not done in time."""
 
@@ -89,8 +93,25 @@ class _Parts:
     readiness: Readiness
     admin: AdminServer
     status_files: StatusFiles | None
-    admission: Admission | None
-    cni: Endpoint | None
+    cni: _Cni | None
+
+
+@dataclass(slots=True)
+class _Cni:
+    """What new pods wait for."""
+
+    admission: Admission
+    endpoint: Endpoint
+    installer: Installer | None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """From here on new pods wait for us; before, and after a signal, the list says who may start. The plugin comes behind that."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.admission.run)
+            await nursery.start(self.endpoint.run)
+            if self.installer is not None:
+                await nursery.start(self.installer.run)
+            task_status.started()
 
 
 def _build(settings: Settings) -> _Parts:
@@ -103,7 +124,7 @@ def _build(settings: Settings) -> _Parts:
     rotation = Rotation(remote or _embedded_authority(settings), agent.certificate_changed, time.time)
     finder = _finder(settings.pods)
     enroller = _enroller(settings, plane, finder)
-    admission = _admission(settings, agent, enroller, finder)
+    cni = _cni(settings, Admission(agent, enroller, finder, settings.cni), metrics) if isinstance(finder, NodeFinder) else None
     reporter = FlowReporter(metrics, agent.workload, time.monotonic)
     agent.rotation, agent.enroller = rotation, enroller
     plane.identity_of = agent.identity_of
@@ -127,6 +148,9 @@ def _build(settings: Settings) -> _Parts:
     )
     overview = Overview(watched, time.monotonic, time.time)
     overview.watch(metrics)
+    if cni is not None and (installer := cni.installer) is not None:
+        readiness.watch(_CNI, lambda: not installer.problem)
+        overview.more_problems[_CNI] = lambda: installer.problem
     api = ControlApi(overview, settings.node)
     return _Parts(
         agent=agent,
@@ -140,8 +164,7 @@ def _build(settings: Settings) -> _Parts:
         readiness=readiness,
         admin=AdminServer(api, readiness, metrics, settings.admin, settings.limits.admin_connections),
         status_files=StatusFiles(settings.pods.status_directory, enroller.status) if settings.pods.status_directory else None,
-        admission=admission,
-        cni=_cni(settings, admission, metrics) if admission is not None else None,
+        cni=cni,
     )
 
 
@@ -171,21 +194,23 @@ def _finder(pods: PodsSettings) -> NetnsFinder:
     return NodeFinder(str(pods.runtime_directory), str(pods.proc_directory))
 
 
-def _admission(settings: Settings, agent: Agent, enroller: Enroller, finder: NetnsFinder) -> Admission | None:
+def _cni(settings: Settings, admission: Admission, metrics: Metrics) -> _Cni | None:
     cni = settings.cni
-    if not cni.enabled or not isinstance(finder, NodeFinder):
+    if not cni.enabled:
         return None
-    return Admission(agent, enroller, finder, MeshOptions().excluded_namespaces, cni.known_file, cni.add_seconds)
-
-
-def _cni(settings: Settings, admission: Admission, metrics: Metrics) -> Endpoint:
-    return Endpoint(
-        settings.cni.socket,
+    bounds = CniBounds(gate_seconds=cni.add_seconds + _GATE_SPARE_SECONDS)
+    endpoint = Endpoint(
+        cni.socket,
         admission.gate,
-        CniBounds(gate_seconds=settings.cni.add_seconds + _GATE_SPARE_SECONDS),
+        bounds,
+        on_answer=lambda command, answer: metrics.cni_requests.add(1, command, answer),
         on_limit=lambda: metrics.limit_hits.add(1, "cni_requests"),
         on_bug=lambda: metrics.bugs.add(1),
     )
+    if cni.plugin is None:
+        return _Cni(admission, endpoint, None)
+    entry = {"type": TYPE, "socket": str(cni.socket), "known": str(cni.known_file), "waitSeconds": math.ceil(bounds.longest_seconds)}
+    return _Cni(admission, endpoint, Installer(Host(cni.plugin, cni.bin_directory, cni.conf_directory), entry))
 
 
 async def _main(settings: Settings) -> None:
@@ -216,15 +241,15 @@ async def _follow_mesh(settings: Settings, parts: _Parts, signals: AsyncIterator
             # Behind the first look at the mesh: pods that were captured all the time must not be called pending, or peers
             # would send them plaintext until the next word.
             await nursery.start(parts.status_files.run)
-        if parts.admission is not None and parts.cni is not None:
-            # From here on new pods wait for us; before, and after a signal, the list says who may start.
-            await nursery.start(parts.admission.run)
+        if parts.cni is not None:
             await nursery.start(parts.cni.run)
         parts.readiness.done(_MESH)
         log.info("ready", extra=logs.fields(node=settings.node, pods=len(parts.agent.local_captures())))
         await _next_signal(signals)
         parts.readiness.lost(_DATA_PLANE)
         parts.overview.is_draining = True
+        if settings.cni.remove_at_exit and parts.cni is not None and parts.cni.installer is not None:
+            parts.cni.installer.remove()
         nursery.cancel_scope.cancel()
 
 

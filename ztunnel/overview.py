@@ -66,6 +66,8 @@ class Overview:
         self._wall = wall
         self._began = clock()
         self.is_draining = False
+        self.more_problems: dict[str, Callable[[], str]] = {}
+        """What else may be wrong, by its kind; empty when it is not."""
 
     def status(self) -> Status:
         """The agent in one look."""
@@ -229,5 +231,8 @@ class Overview:
         for pod in self._on.enroller.status():
             if pod.problem:
                 yield Problem("pod", f"Pod {pod.namespace}/{pod.name}", "", "", pod.problem)
+        for kind, problem in self.more_problems.items():
+            if text := problem():
+                yield Problem(kind, "", "", "", text)
         if not self._on.plane.serving:
             yield Problem("worker", "", "", "", "the data plane is being restarted: no connection is carried")

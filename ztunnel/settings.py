@@ -210,6 +210,14 @@ class CniSettings:
     """Serve the plugin. Wants `pods: {find: node}`."""
     socket: Path = field(default=Path("/run/ztunnel/cni.sock"), metadata={"max_bytes": 107})
     """Where the plugin reaches the agent (mode 0600)."""
+    plugin: Path | None = None
+    """The program to install on the host (made by `scripts/cni-plugin`). Default none: somebody else puts it and its entry there."""
+    bin_directory: Path = Path("/opt/cni/bin")
+    """Where the host's CNI plugins are, as mounted for the agent."""
+    conf_directory: Path = Path("/etc/cni/net.d")
+    """Where the host's network configuration is, as mounted for the agent; our entry goes to the end of its first list."""
+    remove_at_exit: bool = False
+    """Take program and entry away at SIGTERM. For an agent that leaves the node for good; while one is replaced, new pods must wait."""
     known_file: Path = Path("/var/lib/ztunnel/cni/known")
     """The list of pods and namespaces outside of the mesh: whose pods start while the agent is away. It should outlive a reboot."""
     add_seconds: float = field(default=15.0, metadata=between(0.1, 120))

@@ -134,6 +134,8 @@ class Chain:
     node: Place
     plugins: tuple[Json, ...]
     version: str = "1.0.0"
+    ours: Path | None = None
+    """Our plugin, if not the one of this repository."""
 
     def add(self, sandbox: Sandbox, args: str) -> Json:
         """The chain's result. Raises: Refused, with everything undone."""
@@ -163,7 +165,7 @@ class Chain:
 
     def _call(self, command: str, configuration: Json, sandbox: Sandbox, args: str, more: Json) -> Outcome:
         given = {**configuration, "cniVersion": self.version, "name": "test", **more}
-        program = plugin() if configuration["type"] == "ztunnel-cni" else DEBIANS / str(configuration["type"])
+        program = (self.ours or plugin()) if configuration["type"] == "ztunnel-cni" else DEBIANS / str(configuration["type"])
         inside = ["nsenter", f"--net={self.node.path}"]
         return call(command, given, args=args, path=sandbox.path, container=sandbox.container, program=program, before=inside)
 

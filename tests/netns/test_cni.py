@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit import apps
-from tests.kit.cni import Chain, Refused, Sandbox, arguments, call
+from tests.kit.cni import Chain, Refused, Sandbox, arguments, call, plugin
 from tests.kit.mesh import Agent, Json, Mesh
 from tests.kit.netns import Pod
 from tests.kit.polling import eventually
@@ -234,3 +235,40 @@ def test_pods_that_are_there_when_the_agent_starts_are_captured(own: Cluster) ->
         own.mesh.start(0)
         eventually(lambda: own.row("present").get("captured"), within=WAIT)
         assert carries(sandbox, own.server, own.agent) == {INBOUND_HBONE}
+
+
+def test_the_agent_installs_the_plugin_and_keeps_it_until_it_leaves_for_good(own: Cluster, tmp_path: Path) -> None:
+    programs, configurations = tmp_path / "bin", tmp_path / "net.d"
+    for directory in (programs, configurations):
+        directory.mkdir()
+    bridge = own.chain.plugins[0]
+    (configurations / "10-bridge.conf").write_text(json.dumps({"cniVersion": "0.4.0", "name": "test", **bridge}))
+    before = (configurations / "10-bridge.conf").read_bytes()
+    own.agent.overrides.update(
+        ZTUNNEL_CNI_PLUGIN=str(plugin()),
+        ZTUNNEL_CNI_BIN_DIRECTORY=str(programs),
+        ZTUNNEL_CNI_CONF_DIRECTORY=str(configurations),
+    )
+    own.start()
+    listed = json.loads((configurations / "10-bridge.conf.conflist").read_text())
+    chain = Chain(own.node, tuple(listed["plugins"]), listed["cniVersion"], programs / "ztunnel-cni")
+    args = own.schedule("first")
+    with Sandbox.make("first") as sandbox:
+        chain.add(sandbox, args)
+        assert carries(sandbox, own.server, own.agent) == {INBOUND_HBONE}
+        chain.delete(sandbox, args)
+    assert own.agent.metric("ztunnel_cni_requests_total", command="ADD", answer="ok") == 1
+    assert own.agent.stop() == 0
+    assert (programs / "ztunnel-cni").exists(), "while the agent is replaced, new pods wait"
+    with Sandbox.make("second") as sandbox, pytest.raises(Refused, match=r"11 .*the pod is in the mesh"):
+        chain.add(sandbox, args)
+    own.agent.overrides["ZTUNNEL_CNI_REMOVE_AT_EXIT"] = "true"
+    own.mesh.start(0)
+    (configurations / "05-broken.conflist").write_text("{")
+    eventually(lambda: any("05-broken.conflist: is not JSON" in problem for problem in own.agent.problems), within=WAIT)
+    assert own.agent.status()["pending"] == ["cni"]  # type: ignore[index]  # it answers
+    (configurations / "05-broken.conflist").unlink()
+    own.agent.await_ready()
+    assert own.agent.stop() == 0
+    assert {each.name: each.read_bytes() for each in configurations.iterdir()} == {"10-bridge.conf": before}
+    assert list(programs.iterdir()) == []

@@ -6,6 +6,7 @@ In namespaces for the sake of root, whom plugin, socket and list must belong to;
 from __future__ import annotations
 
 import json
+import os
 import random
 import socket
 import subprocess
@@ -246,7 +247,7 @@ listener.accept()[0].sendall(b"ok\\n")
 
 
 def test_an_agent_that_is_not_root_is_none() -> None:
-    if Path("/proc/self/uid_map").read_text().split()[2] == "1":
+    if os.stat("/proc/1").st_uid == 65534:
         pytest.skip("there is no second user in this user namespace")
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 _CHUNK = 64 << 10
 _ANSWER_SECONDS = 5.0
+_HOPELESS = 4
+"""So many times the requests that are answered may wait to be told that they are too many; others are closed."""
 _CREDENTIALS = struct.Struct("3i")
 
 Gate = Callable[[Request], Awaitable[Refusal | None]]
@@ -38,6 +40,11 @@ class Bounds:
     request_seconds: float = 10.0
     gate_seconds: float = 20.0
 
+    @property
+    def longest_seconds(self) -> float:
+        """Until the plugin has its answer, at the latest."""
+        return self.request_seconds + self.gate_seconds + _ANSWER_SECONDS
+
 
 @dataclass(slots=True)
 class Endpoint:
@@ -46,6 +53,7 @@ class Endpoint:
     Args:
         path: the socket.
         gate: see there.
+        on_answer: told of each answer: CNI's command, and `ok` or `refused`.
         on_limit: told of each request that was one too many.
         on_bug: told of each error that the gate let escape, after the log.
     """
@@ -53,6 +61,7 @@ class Endpoint:
     path: Path
     gate: Gate
     bounds: Bounds = Bounds()
+    on_answer: Callable[[str, str], None] = lambda _command, _answer: None
     on_limit: Callable[[], None] = lambda: None
     on_bug: Callable[[], None] = lambda: None
     open_requests: int = 0
@@ -72,6 +81,9 @@ class Endpoint:
             if not _is_root(stream):
                 log.warning("somebody who is not root talks to the CNI socket")
                 return
+            if self.open_requests >= _HOPELESS * self.bounds.requests:
+                self.on_limit()
+                return
             self.open_requests += 1
             try:
                 reply = answer(await self._answer(stream))
@@ -84,18 +96,25 @@ class Endpoint:
                 self.open_requests -= 1
 
     async def _answer(self, stream: trio.SocketStream) -> Refusal | None:
-        if self.open_requests > self.bounds.requests:
-            self.on_limit()
-            return Refusal(Code.TRY_LATER, f"more than {self.bounds.requests} pods are being made at once")
+        is_crowd = self.open_requests > self.bounds.requests
+        # Read in any case: closing what has not been read resets the connection, and the answer may be lost with it.
         with trio.move_on_after(self.bounds.request_seconds) as reading:
             message = await _read(stream)
         if reading.cancelled_caught:
             return Refusal(Code.TRY_LATER, f"the request did not come within {self.bounds.request_seconds:g} s")
+        if is_crowd:
+            self.on_limit()
+            return Refusal(Code.TRY_LATER, f"more than {self.bounds.requests} pods are being made at once")
         try:
             request = parse(message)
         except BadRequest as error:
             log.warning("bad request of the CNI plugin", extra=fields(problem=error))
             return Refusal(Code.BAD_CONFIGURATION, str(error))
+        refusal = await self._ask_gate(request)
+        self.on_answer(request.command.value, "ok" if refusal is None else "refused")
+        return refusal
+
+    async def _ask_gate(self, request: Request) -> Refusal | None:
         with trio.move_on_after(self.bounds.gate_seconds):
             try:
                 return await self.gate(request)
@@ -103,17 +122,17 @@ class Endpoint:
                 log.exception("bug: the CNI gate failed")
                 self.on_bug()
                 return Refusal(Code.TRY_LATER, "the node agent failed; see its log")
-        return Refusal(Code.TRY_LATER, f"not captured within {self.bounds.gate_seconds:g} s")
+        return Refusal(Code.TRY_LATER, f"no decision within {self.bounds.gate_seconds:g} s")
 
 
 async def _read(stream: trio.SocketStream) -> bytes:
-    """Until the end, or a byte more than there may be."""
-    message = bytearray()
-    while len(message) <= MAX_REQUEST_BYTES and (chunk := await stream.receive_some(_CHUNK)):
-        message += chunk
-    if len(message) > MAX_REQUEST_BYTES:
-        return b""  # no greeting: a bad request
-    return bytes(message)
+    """Until the end. One that is too large is read as well, and is nothing."""
+    message, too_large = bytearray(), False
+    while chunk := await stream.receive_some(_CHUNK):
+        too_large = too_large or len(message) + len(chunk) > MAX_REQUEST_BYTES
+        if not too_large:
+            message += chunk
+    return b"" if too_large else bytes(message)
 
 
 def _is_root(stream: trio.SocketStream) -> bool:

@@ -188,6 +188,7 @@ class Metrics(Registry):
         self.refused_manifests = gauge("ztunnel_refused_manifests", "Documents of the sources that are not in force as written")
         self.redirection_repairs = counter("ztunnel_redirection_repairs", "Pods whose redirection rules were found changed and restored")
         self.worker_restarts = counter("ztunnel_worker_restarts", "Data-plane processes that ended unasked and were started again")
+        self.cni_requests = counter("ztunnel_cni_requests", "Calls of the CNI plugin, by how they were answered", "command", "answer")
 
 
 class AuthorityMetrics(Registry):

@@ -46,6 +46,7 @@ def test_names_and_labels_are_an_interface() -> None:
         "ztunnel_refused_manifests": (),
         "ztunnel_redirection_repairs": (),
         "ztunnel_worker_restarts": (),
+        "ztunnel_cni_requests": ("command", "answer"),
         "ztunnel_bugs": (),
     }
 
