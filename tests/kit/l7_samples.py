@@ -58,4 +58,49 @@ L7_SAMPLES: list[dict[str, object]] = [
         "metadata": {"name": "a"},
         "spec": {"from": [{"group": "", "kind": "Service", "namespace": "a"}], "to": [{"group": "", "kind": "Service", "name": "a"}]},
     },
+    {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "DestinationRule",
+        "metadata": {"name": "a"},
+        "spec": {
+            "host": "a",
+            "exportTo": ["."],
+            "trafficPolicy": {
+                "loadBalancer": {
+                    "consistentHash": {"httpCookie": {"name": "a", "ttl": "1s"}, "maglev": {"tableSize": 101}},
+                    "localityLbSetting": {"distribute": [{"from": "a", "to": {"b": 100}}]},
+                    "warmup": {"duration": "1s"},
+                },
+                "connectionPool": {"tcp": {"maxConnections": 1, "tcpKeepalive": {"time": "1s"}}, "http": {"maxRetries": 1}},
+                "outlierDetection": {"interval": "1s"},
+                "tls": {"mode": "SIMPLE", "credentialName": "a", "subjectAltNames": ["a"]},
+                "portLevelSettings": [{"port": {"number": 80}, "proxyProtocol": {"version": "V1"}, "retryBudget": {"percent": 1}}],
+            },
+            "subsets": [{"name": "a", "labels": {"a": "b"}, "trafficPolicy": {"tunnel": {}}}],
+        },
+    },
+    {
+        "apiVersion": _ROUTES,
+        "kind": "BackendTLSPolicy",
+        "metadata": {"name": "a"},
+        "spec": {
+            "targetRefs": [{"group": "", "kind": "Service", "name": "a", "sectionName": "b"}],
+            "validation": {
+                "caCertificateRefs": [{"group": "", "kind": "ConfigMap", "name": "a"}],
+                "hostname": "a",
+                "subjectAltNames": [{"type": "Hostname", "hostname": "a"}],
+            },
+        },
+    },
+    {
+        "apiVersion": "gateway.networking.x-k8s.io/v1alpha1",
+        "kind": "XBackendTrafficPolicy",
+        "metadata": {"name": "a"},
+        "spec": {
+            "targetRefs": [{"group": "", "kind": "Service", "name": "a"}],
+            "retryConstraint": {"budget": {"percent": 1, "interval": "1s"}, "minRetryRate": {"count": 1, "interval": "1s"}},
+        },
+    },
+    {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "a"}, "data": {"tls.crt": "YQ=="}, "stringData": {"tls.key": "a"}},
+    {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"ca.crt": "a"}},
 ]

@@ -10,9 +10,13 @@ from __future__ import annotations
 
 from ztunnel.mesh.errors import ManifestError
 from ztunnel.mesh.manifests.authorization import DRY_RUN, is_true
+from ztunnel.mesh.manifests.backend_policies import BackendTlsPolicyObject
+from ztunnel.mesh.manifests.destination_rule import DestinationRuleObject, TrafficPolicy
 from ztunnel.mesh.manifests.fields import Field
+from ztunnel.mesh.manifests.metadata import Metadata, ObjectKey
 from ztunnel.mesh.manifests.parse import POLICY_KINDS, RefusedPolicy, key_of
 from ztunnel.mesh.manifests.selectors import TargetRef, read_selector, read_targets
+from ztunnel.mesh.manifests.virtual_hosts import read_host
 from ztunnel.mesh.rules import Action, Clause, Match, Policy, Rule, Scope, StringKind, StringMatch
 
 DENY_EVERYTHING = (Rule(),)
@@ -21,16 +25,27 @@ NOT_AUTHENTICATED = Clause((Match(not_principals=(StringMatch(StringKind.PRESENC
 """Matches a connection whose peer has no identity: plaintext."""
 
 
-def stand_in(body: object, error: ManifestError) -> RefusedPolicy | None:
+StandIn = RefusedPolicy | DestinationRuleObject | BackendTlsPolicyObject
+
+
+def stand_in(body: object, error: ManifestError) -> StandIn | None:
     """What to keep in the place of a refused document that has no earlier good version.
 
     Args:
         body: the document.
         error: what `parse` said about it.
-    Returns: None when nothing is lost by its absence: it is no policy of ours, or one that never denies (AUDIT, dry-run).
+    Returns: for a DestinationRule or BackendTLSPolicy, one that closes what it was for, since it may have asked for TLS. None when
+        nothing is lost by its absence: it is no policy of ours, or one that never denies (AUDIT, dry-run).
     """
     key = key_of(body)
-    if key is None or key.kind not in POLICY_KINDS or not isinstance(body, dict):
+    if key is None or not isinstance(body, dict):
+        return None
+    if key.kind == "DestinationRule":
+        return _closed_destination(key, body.get("spec"), error)
+    if key.kind == "BackendTLSPolicy":
+        # Whatever Service of its namespace it was for: which one would be read from a document that cannot be trusted.
+        return BackendTlsPolicyObject(Metadata(key.name, key.namespace), (), stand_in=str(error))
+    if key.kind not in POLICY_KINDS:
         return None
     if key.kind == "AuthorizationPolicy" and _never_denies(body):
         return None
@@ -64,6 +79,19 @@ def unknown_policy(key: str) -> Policy:
     namespace, _, name = rest.partition("/")
     reason = "the workload is selected by this policy, which has not been received; denied until it is"
     return Policy(name, namespace, Scope.SELECTOR, Action.DENY, DENY_EVERYTHING, kind, reason=reason)
+
+
+def is_stand_in(item: object) -> bool:
+    """Whether an object in force only stands for one that was refused."""
+    return isinstance(item, RefusedPolicy) or (isinstance(item, DestinationRuleObject | BackendTlsPolicyObject) and bool(item.stand_in))
+
+
+def _closed_destination(key: ObjectKey, spec: object, error: ManifestError) -> DestinationRuleObject:
+    try:
+        host = read_host(Field("", "spec.host", spec.get("host"))) if isinstance(spec, dict) else "*"
+    except ManifestError:
+        host = "*"
+    return DestinationRuleObject(Metadata(key.name, key.namespace), host, TrafficPolicy(refused=str(error)), stand_in=True)
 
 
 def _never_denies(body: dict[object, object]) -> bool:

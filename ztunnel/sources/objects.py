@@ -16,7 +16,7 @@ from ztunnel.mesh.manifests.authorization import AuthorizationPolicyObject
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import Ignored, KubeObject, RefusedPolicy, key, key_of, parse, unpack
 from ztunnel.mesh.manifests.selectors import TargetRef
-from ztunnel.mesh.refused import stand_in
+from ztunnel.mesh.refused import StandIn, is_stand_in, stand_in
 from ztunnel.runtime.documents import DocumentError
 
 
@@ -41,7 +41,7 @@ class Judged:
     key: ObjectKey
     file: str
     item: KubeObject | None = None
-    stand_in: RefusedPolicy | None = None
+    stand_in: StandIn | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ def _refused(body: object, error: ManifestError, file: str) -> list[Judged]:
 
 def _last_good(object_key: ObjectKey, in_force: Mapping[ObjectKey, KubeObject]) -> KubeObject | None:
     item = in_force.get(object_key)
-    return None if isinstance(item, RefusedPolicy) else item
+    return None if is_stand_in(item) else item
 
 
 def _duplicate(object_key: ObjectKey, candidates: list[Judged]) -> Refusal:

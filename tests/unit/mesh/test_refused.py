@@ -24,7 +24,7 @@ def test_a_broken_policy_leaves_a_stand_in() -> None:
 @pytest.mark.parametrize("selector", [5, {"app": "x"}, {"matchLabels": {"app": ["x"]}}, {}])
 def test_a_selector_that_cannot_be_read_means_the_whole_namespace(selector: object) -> None:
     found = stand_in(authorization("x", selector=selector), ERROR)
-    assert found is not None
+    assert isinstance(found, RefusedPolicy)
     assert found.selector is None
 
 
@@ -86,7 +86,7 @@ def test_a_stand_in_denies_everything_in_its_scope(refused: RefusedPolicy, scope
 
 def test_a_refused_peer_authentication_is_strict() -> None:
     found = stand_in(authentication("x", "STRCIT"), ERROR)
-    assert found is not None
+    assert isinstance(found, RefusedPolicy)
     policy = refused_policy(found, "istio-system")
     assert (policy.key, policy.scope, policy.rules) == ("PeerAuthentication/default/x", Scope.NAMESPACE, (Rule((NOT_AUTHENTICATED,)),))
     assert policy.reason == f"refused, so treated as STRICT: {TEXT}"

@@ -33,7 +33,7 @@ def in_force(*documents: list[Judged], before: dict[ObjectKey, KubeObject] | Non
 
 
 def test_good_documents_are_in_force_and_other_kinds_are_passed_over() -> None:
-    configmap = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x", "namespace": "shop"}}
+    configmap = {"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": "x", "namespace": "shop"}}
     assert judge(configmap, "a.yaml", 1) == ([], [])
     assert judge(None, "a.yaml", 1) == ([], [])
     objects = in_force(judged(namespace()))

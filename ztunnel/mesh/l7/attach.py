@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from ztunnel.mesh.conditions import Condition
 from ztunnel.mesh.l7.security import JwtAuthentication, L7Policy
-from ztunnel.mesh.l7.status import Condition
 from ztunnel.mesh.manifests.authorization import AuthorizationPolicyObject
 from ztunnel.mesh.manifests.authorization_l7 import refused_l7_policy
 from ztunnel.mesh.manifests.parse import KubeObject, RefusedPolicy

@@ -9,7 +9,10 @@ from ztunnel.mesh.derive import MeshOptions, MeshState
 from ztunnel.mesh.identity import SpiffeId
 from ztunnel.mesh.l7.attach import ProxyTarget, Security, ServiceTarget
 from ztunnel.mesh.l7.attachments import Attachments, routes_of
+from ztunnel.mesh.l7.backend_tls import BackendTls
 from ztunnel.mesh.l7.config import PortProtocol, ProxyConfig, ServedPort, ServedService, ServedWorkload
+from ztunnel.mesh.l7.credentials import Credentials
+from ztunnel.mesh.l7.destination_rules import DestinationRules
 from ztunnel.mesh.l7.destinations import Destination, DestinationPort, Registry
 from ztunnel.mesh.l7.gateway_routes import GatewayRoutes
 from ztunnel.mesh.l7.grants import References
@@ -43,7 +46,8 @@ def derive_proxy(
         node: where this replica runs, for locality.
     """
     registry = Registry(objects, state, options)
-    upstreams = Upstreams(registry, bound.services)
+    rules = DestinationRules(objects, who.namespace, options.root_namespace, options.cluster_domain)
+    upstreams = Upstreams(registry, rules, BackendTls(objects), Credentials(objects, who.namespace), bound.services)
     routing = _Routing(objects, registry, upstreams, dict.fromkeys(bound.services, who))
     security = Security(objects.values(), ProxyTarget(who.namespace, who.name), options.root_namespace)
     services = tuple(_served(each, routing, security) for each in registry.all() if each.service.key in bound.services)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from ztunnel.mesh.derive import MeshOptions, MeshState
-from ztunnel.mesh.l7.clusters import Endpoint, Locality
+from ztunnel.mesh.l7.clusters import Endpoint, Locality, Resolution
 from ztunnel.mesh.l7.config import PortProtocol
 from ztunnel.mesh.l7.protocols import port_protocol
 from ztunnel.mesh.manifests.core import Node, Pod, ServiceObject
@@ -40,6 +40,7 @@ class Destination:
     metadata: Metadata
     ports: tuple[DestinationPort, ...]
     traffic_distribution: str = ""
+    resolution: Resolution = Resolution.STATIC
 
     @property
     def namespace(self) -> str:
@@ -101,6 +102,10 @@ class Registry:
             if workload is not None and workload.addresses and number:
                 found.append(replace(self._endpoint(workload, number), healthy=each.ready))
         return tuple(found)
+
+    def names(self, destination: Destination, port: int) -> tuple[tuple[str, int], ...]:
+        """What the proxy is to resolve itself: (name, port)."""
+        return ()
 
     def locality_of_node(self, node: str) -> Locality:
         """Where a node is, by its labels."""

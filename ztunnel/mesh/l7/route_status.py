@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from ztunnel.mesh.conditions import Condition
 from ztunnel.mesh.derive import MeshOptions, MeshState
 from ztunnel.mesh.l7.attachments import CONFLICTED, MISSING_LABEL, NO_PARENT, Attachments, ParentFound, routes_of
 from ztunnel.mesh.l7.destinations import Registry
 from ztunnel.mesh.l7.grants import References, Unresolved
-from ztunnel.mesh.l7.status import Condition, ParentStatus, RouteStatus
+from ztunnel.mesh.l7.status import ParentStatus, RouteStatus
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import KubeObject
 from ztunnel.mesh.manifests.references import BackendRef

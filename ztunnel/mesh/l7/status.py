@@ -4,19 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ztunnel.mesh.conditions import Condition
 from ztunnel.mesh.manifests.references import ParentRef
-
-CONTROLLER = "istio.io/mesh-controller"
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """One condition. Where it holds, its reason is by custom its type."""
-
-    type: str
-    holds: bool
-    reason: str
-    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)

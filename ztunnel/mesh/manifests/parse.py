@@ -11,6 +11,13 @@ from types import MappingProxyType
 
 from ztunnel.mesh.manifests.authentication import PeerAuthenticationObject, read_peer_authentication
 from ztunnel.mesh.manifests.authorization import AuthorizationPolicyObject, read_authorization_policy
+from ztunnel.mesh.manifests.backend_policies import (
+    EXPERIMENTAL_GROUP,
+    BackendTlsPolicyObject,
+    BackendTrafficPolicyObject,
+    read_backend_tls_policy,
+    read_backend_traffic_policy,
+)
 from ztunnel.mesh.manifests.core import (
     Namespace,
     Node,
@@ -23,12 +30,14 @@ from ztunnel.mesh.manifests.core import (
     read_service,
     read_service_account,
 )
+from ztunnel.mesh.manifests.destination_rule import DestinationRuleObject, read_destination_rule
 from ztunnel.mesh.manifests.fields import MAX_VALUES, Field
 from ztunnel.mesh.manifests.gateway import GATEWAY_GROUP, GatewayClassObject, GatewayObject, read_gateway, read_gateway_class
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.references import NETWORKING_GROUP, ReferenceGrantObject, read_reference_grant
 from ztunnel.mesh.manifests.request_authentication import RequestAuthenticationObject, read_request_authentication
 from ztunnel.mesh.manifests.routes import RouteObject, read_grpc_route, read_http_route, read_tcp_route, read_tls_route
+from ztunnel.mesh.manifests.secrets import ConfigMapObject, SecretObject, read_config_map, read_secret
 from ztunnel.mesh.manifests.selectors import TargetRef
 
 MAX_LIST_DEPTH = 4
@@ -69,6 +78,11 @@ ReadObject = (
     | RequestAuthenticationObject
     | RouteObject
     | ReferenceGrantObject
+    | DestinationRuleObject
+    | BackendTlsPolicyObject
+    | BackendTrafficPolicyObject
+    | SecretObject
+    | ConfigMapObject
     | GatewayObject
     | GatewayClassObject
 )
@@ -90,6 +104,11 @@ _KINDS: tuple[tuple[str, str, type[ReadObject], _Reader], ...] = (
     (GATEWAY_GROUP, "TCPRoute", RouteObject, read_tcp_route),
     (GATEWAY_GROUP, "TLSRoute", RouteObject, read_tls_route),
     (GATEWAY_GROUP, "ReferenceGrant", ReferenceGrantObject, read_reference_grant),
+    (GATEWAY_GROUP, "BackendTLSPolicy", BackendTlsPolicyObject, read_backend_tls_policy),
+    (EXPERIMENTAL_GROUP, "XBackendTrafficPolicy", BackendTrafficPolicyObject, read_backend_traffic_policy),
+    ("", "Secret", SecretObject, read_secret),
+    ("", "ConfigMap", ConfigMapObject, read_config_map),
+    (NETWORKING_GROUP, "DestinationRule", DestinationRuleObject, read_destination_rule),
     (GATEWAY_GROUP, "Gateway", GatewayObject, read_gateway),
     (GATEWAY_GROUP, "GatewayClass", GatewayClassObject, read_gateway_class),
 )
@@ -103,7 +122,13 @@ _NAMES: Mapping[type[ReadObject], str] = MappingProxyType(
 """The kind as an object's key has it."""
 _CLUSTER_SCOPED = (("", "Namespace"), ("", "Node"), (GATEWAY_GROUP, "GatewayClass"))
 _VERSIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"": ("v1",), SECURITY_GROUP: ("v1", "v1beta1"), GATEWAY_GROUP: ("v1", "v1beta1", "v1alpha3", "v1alpha2")}
+    {
+        "": ("v1",),
+        SECURITY_GROUP: ("v1", "v1beta1"),
+        GATEWAY_GROUP: ("v1", "v1beta1", "v1alpha3", "v1alpha2"),
+        NETWORKING_GROUP: ("v1", "v1beta1", "v1alpha3"),
+        EXPERIMENTAL_GROUP: ("v1alpha1",),
+    }
 )
 
 

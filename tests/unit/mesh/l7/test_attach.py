@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from tests.kit.builders import authorization, mesh, namespace, pod, service_manifest
+from ztunnel.mesh.conditions import Condition
 from ztunnel.mesh.derive import MeshOptions
 from ztunnel.mesh.errors import ManifestError
 from ztunnel.mesh.l7.attach import ProxyTarget, ServiceTarget, World, attached, condition, placed_policies
 from ztunnel.mesh.l7.derive import Bound, derive_proxy
 from ztunnel.mesh.l7.security import L7Action
-from ztunnel.mesh.l7.status import Condition
 from ztunnel.mesh.manifests.metadata import ObjectKey
-from ztunnel.mesh.manifests.parse import KubeObject, key, parse
+from ztunnel.mesh.manifests.parse import KubeObject, RefusedPolicy, key, parse
 from ztunnel.mesh.refused import stand_in
 
 PROXY = ProxyTarget("shop", "waypoint")
@@ -78,8 +78,8 @@ def test_l4_leaves_a_refused_policy_to_the_waypoint_only_if_its_targets_are_know
         mesh(body)
     from_targets = stand_in(body, ManifestError("s", "f", "r"))
     unknown = stand_in({**body, "spec": {"targetRefs": 5}}, ManifestError("s", "f", "r"))
-    assert from_targets is not None
-    assert unknown is not None
+    assert isinstance(from_targets, RefusedPolicy)
+    assert isinstance(unknown, RefusedPolicy)
     assert (len(from_targets.targets), unknown.targets) == (1, ())
 
 

@@ -73,7 +73,7 @@ def conditions(*bodies: Json, name: str = "r", kind: str = "HTTPRoute", namespac
     objects = {key(each): each for each in (parse(body, "test") for body in everything)}
     waypoint_of = {ECHO_KEY: WAYPOINT} if bound else {}
     found = route_statuses(objects, mesh(*everything), MeshOptions(), waypoint_of)[ObjectKey(kind, namespace, name)]
-    return {each.type: ("" if each.holds else "!") + each.reason for each in found.parents[0].conditions}
+    return {each.type: ("" if each.status else "!") + each.reason for each in found.parents[0].conditions}
 
 
 def matched(**match: object) -> Json:

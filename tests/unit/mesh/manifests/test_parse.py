@@ -33,7 +33,7 @@ DEPLOYMENT = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name"
         ),
         (authentication("x"), PeerAuthenticationObject, ObjectKey("PeerAuthentication", "default", "x")),
         (DEPLOYMENT, Ignored, ObjectKey("Deployment.apps", "shop", "x")),
-        ({"apiVersion": "v1", "kind": "ConfigMap"}, Ignored, ObjectKey("ConfigMap", "default", "")),
+        ({"apiVersion": "v1", "kind": "Endpoints"}, Ignored, ObjectKey("Endpoints", "default", "")),
         (
             {"apiVersion": "security.istio.io/v1", "kind": "RequestAuthentication", "metadata": {"name": "x"}},
             RequestAuthenticationObject,
