@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from ztunnel.mesh.rules import Policy
-from ztunnel.mesh.workloads import Service, WaypointRef, Workload
+from ztunnel.mesh.workloads import Service, Workload, waypoint_text
 
 VERSION = 1
 
@@ -214,7 +214,7 @@ def workload_row(workload: Workload) -> WorkloadRow:
         ready=workload.ready,
         service=workload.canonical_name,
         policies=workload.policies,
-        waypoint=_waypoint(workload.waypoint),
+        waypoint=waypoint_text(workload.waypoint),
     )
 
 
@@ -228,14 +228,8 @@ def service_row(service: Service) -> ServiceRow:
         ports=tuple(f"{port.port}→{port.target_port or 'named'}" for port in service.ports),
         endpoints=len(service.endpoints),
         ready_endpoints=sum(endpoint.ready for endpoint in service.endpoints),
-        waypoint=_waypoint(service.waypoint),
+        waypoint=waypoint_text(service.waypoint),
     )
-
-
-def _waypoint(waypoint: WaypointRef | None) -> str:
-    if waypoint is None:
-        return ""
-    return waypoint.name if not waypoint.problem else f"{waypoint.name} ({'skipped' if waypoint.fails_open else 'refused'}: not ready)"
 
 
 def policy_row(policy: Policy) -> PolicyRow:

@@ -91,11 +91,12 @@ def _keys_named(what: tuple[str, ...], namespace: str) -> list[Tree]:
 
 def _keys_of_files(files: tuple[str, ...], namespace: str) -> list[Tree]:
     from ztunnel.lab import documents
+    from ztunnel.lab.objects import kind_of
     from ztunnel.lab.tree import branch, text
 
     bodies = [branch(entry, "body") for entry in documents.read(files)]
     return [
-        {"kind": text(body, "kind"), "namespace": text(body, "metadata", "namespace") or namespace, "name": text(body, "metadata", "name")}
+        {"kind": kind_of(body), "namespace": text(body, "metadata", "namespace") or namespace, "name": text(body, "metadata", "name")}
         for body in reversed(bodies)
     ]
 
@@ -124,7 +125,7 @@ def _keys_selected(client: Client, what: tuple[str, ...], selector: str, namespa
 @name_option
 def get_command(what: str, names: tuple[str, ...], selector: str, output: str | None, watch: bool, **rest: str | bool) -> None:
     """List objects: pods|po, services|svc, deployments|deploy, namespaces|ns, serviceaccounts|sa, nodes|no,
-    authorizationpolicies|ap, peerauthentications|pa, or all.
+    authorizationpolicies|ap, peerauthentications|pa, gateways|gtw, httproutes and the other kinds of a mesh, or all.
 
     \b
     Examples:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from ztunnel.lab import schema
 from ztunnel.lab.images import UnknownImage, command_of
-from ztunnel.lab.objects import KINDS
+from ztunnel.lab.objects import KINDS, kind_of
 from ztunnel.lab.tree import Tree, at, branch, branches, integer, put, text
 from ztunnel.mesh.errors import ManifestError
 
@@ -67,13 +67,13 @@ def admit(offered: Offered, rules: Rules, default_namespace: str = "default") ->
         ManifestError: the object is refused.
     """
     body = deepcopy(offered.body)
-    kind = KINDS.get(text(body, "kind"))
+    kind = KINDS.get(kind_of(body))
     if kind is None or kind.kind == "Node":
         known = ", ".join(name for name in KINDS if name != "Node")
         raise offered.refuse("kind", f"the lab has no kind {text(body, 'kind')!r}; it has {known}")
     if text(body, "apiVersion") not in kind.api_versions:
         raise offered.refuse("apiVersion", f"{text(body, 'apiVersion')!r} is not one of {', '.join(kind.api_versions)}")
-    _only(offered, body, "", schema.SERVICE_ACCOUNT if kind.kind == "ServiceAccount" else schema.OBJECT)
+    _only(offered, body, "", schema.TOP.get(kind.kind, schema.OBJECT))
     _metadata(offered, body, kind.namespaced, default_namespace)
     checks: dict[str, Callable[[Offered, Tree, Rules], None]] = {
         "Pod": _pod,

@@ -37,7 +37,7 @@ STOP_SECONDS = 10.0
 READY_POLL_SECONDS = 0.02
 WATCH_READY_SECONDS = 1.0
 GRACE_SECONDS = 0.5
-PASSED_ON = (variable("workers"),)
+PASSED_ON = (variable("workers"), variable("waypoint.fallback"))
 """Settings of the agents that the environment of `lab up` decides, as it does for `ztunnel run`."""
 IN_MOVED_TO, IN_CLOSE_WRITE, IN_DELETE, IN_MOVED_FROM = 0x80, 0x08, 0x200, 0x40
 

@@ -49,6 +49,9 @@ class Lab(Protocol):
     def are_services_current(self) -> bool:
         """Whether the nodes' forwarding is up to date."""
 
+    def are_gateways_current(self) -> bool:
+        """Whether what gateways need is there, and statuses are up to date."""
+
 
 class Api:
     """The verbs."""
@@ -230,6 +233,8 @@ class Api:
         found += [f"deployment {_name(item)} is rolling out" for item in self.site.cluster.select("Deployment") if not is_rolled_out(item)]
         if not self._lab.are_services_current():
             found.append("services are not yet forwarded on every node")
+        if not self._lab.are_gateways_current():
+            found.append("gateways and statuses are not yet up to date")
         for agent in self._agents.values():
             if agent.is_wanted and not agent.is_ready:
                 found.append(f"agent of {agent.name} is not ready")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from ztunnel.lab.addresses import service_addresses
 from ztunnel.lab.admission import Offered, Rules, admit
-from ztunnel.lab.objects import KINDS, Key, LabError, Requirement, is_deleting, key_of, labels_of, not_found, uid_of
+from ztunnel.lab.objects import KINDS, Key, LabError, Requirement, is_deleting, key_of, kind_of, labels_of, not_found, uid_of
 from ztunnel.lab.placement import cluster_addresses, owner_name
 from ztunnel.lab.tree import Tree, branch, drop, integer, merge, put, text, texts
 
@@ -195,7 +195,7 @@ class Cluster:
     # Inside
 
     def _merged(self, offered: Offered, scratch: dict[Key, Tree]) -> tuple[Tree, str]:
-        guess = Key(text(offered.body, "kind"), text(offered.body, "metadata", "namespace"), text(offered.body, "metadata", "name"))
+        guess = Key(kind_of(offered.body), text(offered.body, "metadata", "namespace"), text(offered.body, "metadata", "name"))
         live = scratch.get(guess)
         if live is None:
             body = self._minted(admit(offered, self.rules))
@@ -311,7 +311,7 @@ def _cleaned(body: Tree, default_namespace: str) -> Tree:
     drop(body, "status")
     for name in _SERVER_FIELDS:
         drop(body, "metadata", name)
-    kind = KINDS.get(text(body, "kind"))
+    kind = KINDS.get(kind_of(body))
     if kind is not None and kind.namespaced and not text(body, "metadata", "namespace"):
         put(body, default_namespace, "metadata", "namespace")
     return body
@@ -319,5 +319,5 @@ def _cleaned(body: Tree, default_namespace: str) -> Tree:
 
 def _rank(body: Tree) -> int:
     order = list(KINDS)
-    kind = text(body, "kind")
+    kind = kind_of(body)
     return order.index(kind) if kind in order else 0

@@ -27,6 +27,8 @@ from ztunnel.lab.admission import Offered, Rules
 from ztunnel.lab.agents import Agent, RedirectionReports
 from ztunnel.lab.api import Api
 from ztunnel.lab.cluster import Cluster, Mint
+from ztunnel.lab.gateway_controller import GatewayController
+from ztunnel.lab.gateways import Installation
 from ztunnel.lab.images import python_path
 from ztunnel.lab.objects import is_deleting, key_of, uid_of
 from ztunnel.lab.pods import Kubelet
@@ -53,6 +55,8 @@ class Controller:
         self.kubelet = Kubelet(site)
         self.agents = {name: Agent(site, node) for name, node in site.nodes.items()} if has_mesh else {}
         self.ended = trio.Event()
+        state = site.state
+        self.gateways = GatewayController(site, Installation(str(state / "manifests"), str(state / "ca"), python_path(os.environ)))
         self.forwards: tuple[placement.Forward, ...] = ()
         site.cluster.listeners.append(self._persist)
 
@@ -69,6 +73,7 @@ class Controller:
             await nursery.start(server.run)
             nursery.start_soon(self._reconcile)
             nursery.start_soon(self._program_services)
+            nursery.start_soon(self._run_gateways)
             nursery.start_soon(self._obey_signals)
             if self.agents:
                 nursery.start_soon(RedirectionReports(self.site).run)
@@ -78,6 +83,10 @@ class Controller:
             await self.ended.wait()
             await self._end()
             nursery.cancel_scope.cancel()
+
+    def are_gateways_current(self) -> bool:
+        """Whether what follows from gateways is there, and all statuses are written."""
+        return self.gateways.is_current()
 
     def are_services_current(self) -> bool:
         """Whether every node forwards to the endpoints that there are now."""
@@ -94,6 +103,12 @@ class Controller:
             while self.kubelet.runs:
                 await self.site.bell.next().wait()
 
+    async def _run_gateways(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.gateways.run)
+            await self.ended.wait()  # else gateways would be kept while their pods are being ended
+            nursery.cancel_scope.cancel()
+
     async def _obey_signals(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as arrivals:
             async for _ in arrivals:
@@ -102,6 +117,7 @@ class Controller:
     def _populate(self) -> None:
         cluster = self.site.cluster
         cluster.bootstrap()
+        self.gateways.bootstrap()
         for node in self.site.nodes.values():
             addresses = [{"type": "InternalIP", "address": node.plan.address(version)} for version in self.site.versions]
             cluster.create(

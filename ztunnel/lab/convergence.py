@@ -8,6 +8,7 @@ a moment later.
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,40 +16,60 @@ from pathlib import Path
 
 import trio
 
+from ztunnel.lab.objects import kind_of
 from ztunnel.lab.tree import Tree, branches, flag, integer, text, texts
 from ztunnel.mesh.derive import MeshOptions, MeshState, derive
 from ztunnel.mesh.manifests.parse import KubeObject, key, parse
+from ztunnel.mesh.workloads import waypoint_text
+from ztunnel.settings import WaypointFallback, variable
 
 ASK_SECONDS = 2.0
 MAX_ANSWER = 32 << 20
-MESH_KINDS = ("Namespace", "Pod", "Service", "ServiceAccount", "AuthorizationPolicy", "PeerAuthentication")
+MESH_KINDS = (
+    *("Namespace", "Pod", "Service", "ServiceAccount", "AuthorizationPolicy", "PeerAuthentication"),
+    *("Gateway", "GatewayClass"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class View:
     """What routing and authorization depend on."""
 
-    workloads: frozenset[tuple[str, str, bool, tuple[str, ...]]]
-    """UID, protocol, readiness, policies."""
-    services: frozenset[tuple[str, str, tuple[str, ...], int]]
-    """Namespace, name, addresses, ready endpoints."""
+    workloads: frozenset[tuple[str, str, bool, tuple[str, ...], str]]
+    """UID, protocol, readiness, policies, waypoint."""
+    services: frozenset[tuple[str, str, tuple[str, ...], int, str]]
+    """Namespace, name, addresses, ready endpoints, waypoint."""
     policies: frozenset[tuple[str, str]]
     """Namespace, name."""
 
 
 def state_of(bodies: Iterable[Tree]) -> MeshState:
     """The mesh that follows from the lab's objects."""
-    objects: list[KubeObject] = [parse(body, "the lab") for body in bodies if text(body, "kind") in MESH_KINDS]
-    return derive({key(item): item for item in objects}, MeshOptions(hbone_needs_annotation=True))
+    objects: list[KubeObject] = [parse(body, "the lab") for body in bodies if kind_of(body) in MESH_KINDS]
+    return derive({key(item): item for item in objects}, options())
+
+
+def options() -> MeshOptions:
+    """As the lab's agents have them."""
+    fails_open = os.environ.get(variable("waypoint.fallback")) == WaypointFallback.L4.value
+    return MeshOptions(hbone_needs_annotation=True, waypoint_fails_open=fails_open)
 
 
 def expected(state: MeshState) -> View:
     """What an agent must see."""
     workloads = state.workloads.values()
     return View(
-        frozenset((each.uid, each.protocol.value, each.ready, tuple(sorted(each.policies))) for each in workloads),
         frozenset(
-            (each.namespace, each.name, tuple(sorted(each.vips)), sum(endpoint.ready for endpoint in each.endpoints))
+            (each.uid, each.protocol.value, each.ready, tuple(sorted(each.policies)), waypoint_text(each.waypoint)) for each in workloads
+        ),
+        frozenset(
+            (
+                each.namespace,
+                each.name,
+                tuple(sorted(each.vips)),
+                sum(endpoint.ready for endpoint in each.endpoints),
+                waypoint_text(each.waypoint),
+            )
             for each in state.services.values()
         ),
         frozenset((each.namespace, each.name) for each in state.policies.values()),
@@ -66,10 +87,17 @@ async def seen_by(agent: Path) -> View | None:
     workloads, services, policies = (branches(answer, "items") for answer in answers)
     return View(
         frozenset(
-            (text(row, "uid"), text(row, "protocol"), flag(row, "ready"), tuple(sorted(texts(row, "policies")))) for row in workloads
+            (text(row, "uid"), text(row, "protocol"), flag(row, "ready"), tuple(sorted(texts(row, "policies"))), text(row, "waypoint"))
+            for row in workloads
         ),
         frozenset(
-            (text(row, "namespace"), text(row, "name"), tuple(sorted(texts(row, "vips"))), integer(row, "ready_endpoints"))
+            (
+                text(row, "namespace"),
+                text(row, "name"),
+                tuple(sorted(texts(row, "vips"))),
+                integer(row, "ready_endpoints"),
+                text(row, "waypoint"),
+            )
             for row in services
         ),
         frozenset((text(row, "namespace"), text(row, "name")) for row in policies),

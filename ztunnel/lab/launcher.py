@@ -17,6 +17,8 @@ import termios
 ORDER_FD, NETNS_FD = 3, 4
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWNET = 0x00020000, 0x04000000, 0x40000000
 MS_RDONLY, MS_BIND, MS_REC_PRIVATE = 0x1, 0x1000, 0x44000
+PR_CAPBSET_READ, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 23, 24, 38
+LAST_CAPABILITY = 63
 RESOLV_CONF = "/etc/resolv.conf"
 
 
@@ -31,6 +33,8 @@ def main() -> None:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         enter(libc, order)
         os.chdir(order["cwd"])
+        if order["capabilities"] is not None:
+            keep_only(libc, order["capabilities"])
     except OSError as error:
         refuse(125, f"cannot set the container up: {error.strerror}{f' ({error.filename})' if error.filename else ''}")
     execute(order["argv"], order["env"])
@@ -50,6 +54,19 @@ def enter(libc: ctypes.CDLL, order: dict[str, str]) -> None:
         resolve_with(libc, order["resolv_conf"])
         name = order["hostname"].encode()[:63]
         check(libc.sethostname(name, ctypes.c_size_t(len(name))), "host name")
+
+
+def keep_only(libc: ctypes.CDLL, capabilities: list[int]) -> None:
+    """Let the program have these capabilities at most, whatever it executes.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    for number in range(LAST_CAPABILITY + 1):
+        if number not in capabilities and libc.prctl(PR_CAPBSET_READ, ctypes.c_ulong(number)) == 1:
+            check(libc.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(number)), "capabilities")
+    none = ctypes.c_ulong(0)
+    check(libc.prctl(PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), none, none, none), "no new privileges")
 
 
 def resolve_with(libc: ctypes.CDLL, path: str) -> None:

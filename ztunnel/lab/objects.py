@@ -45,6 +45,7 @@ class Kind:
     """One kind and how it is spelled."""
 
     kind: str
+    """As keys have it: with its group where another kind has the same name."""
     plural: str
     short: tuple[str, ...] = ()
     group: str = ""
@@ -54,7 +55,13 @@ class Kind:
     @property
     def singular(self) -> str:
         """As in `pod/web created`."""
-        return self.kind.lower()
+        return self.kind.partition(".")[0].lower()
+
+    @property
+    def words(self) -> frozenset[str]:
+        """What a command line may call it. A name that two groups have means the kind that has no group in its key."""
+        bare = () if "." in self.kind else (self.singular, self.plural)
+        return frozenset((*bare, self.qualified, self.resource, *self.short))
 
     @property
     def api_versions(self) -> tuple[str, ...]:
@@ -72,18 +79,38 @@ class Kind:
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
 
-_SECURITY = "security.istio.io"
+_SECURITY, _GATEWAY, _NETWORKING = "security.istio.io", "gateway.networking.k8s.io", "networking.istio.io"
+_ISTIO = ("v1", "v1beta1")
+_ISTIO_GATEWAY = "Gateway.networking.istio.io"
 KINDS: dict[str, Kind] = {
     kind.kind: kind
     for kind in (
         Kind("Node", "nodes", ("no",), namespaced=False),
         Kind("Namespace", "namespaces", ("ns",), namespaced=False),
         Kind("ServiceAccount", "serviceaccounts", ("sa",)),
+        Kind("ConfigMap", "configmaps", ("cm",)),
+        Kind("Secret", "secrets"),
+        Kind("GatewayClass", "gatewayclasses", ("gc",), _GATEWAY, ("v1", "v1beta1"), namespaced=False),
+        Kind("Gateway", "gateways", ("gtw",), _GATEWAY, ("v1", "v1beta1")),
         Kind("Service", "services", ("svc",)),
         Kind("Deployment", "deployments", ("deploy",), "apps"),
         Kind("Pod", "pods", ("po",)),
-        Kind("AuthorizationPolicy", "authorizationpolicies", ("ap", "authz"), _SECURITY, ("v1", "v1beta1")),
-        Kind("PeerAuthentication", "peerauthentications", ("pa", "peerauthn"), _SECURITY, ("v1", "v1beta1")),
+        Kind("AuthorizationPolicy", "authorizationpolicies", ("ap", "authz"), _SECURITY, _ISTIO),
+        Kind("PeerAuthentication", "peerauthentications", ("pa", "peerauthn"), _SECURITY, _ISTIO),
+        Kind("RequestAuthentication", "requestauthentications", ("ra",), _SECURITY, _ISTIO),
+        Kind("HTTPRoute", "httproutes", (), _GATEWAY, ("v1", "v1beta1")),
+        Kind("GRPCRoute", "grpcroutes", (), _GATEWAY, ("v1", "v1alpha2")),
+        Kind("TCPRoute", "tcproutes", (), _GATEWAY, ("v1alpha2",)),
+        Kind("TLSRoute", "tlsroutes", (), _GATEWAY, ("v1", "v1alpha3", "v1alpha2")),
+        Kind("ReferenceGrant", "referencegrants", ("refgrant",), _GATEWAY, ("v1", "v1beta1")),
+        Kind("BackendTLSPolicy", "backendtlspolicies", ("btlspolicy",), _GATEWAY, ("v1", "v1alpha3")),
+        Kind("XBackendTrafficPolicy", "xbackendtrafficpolicies", ("xbtrafficpolicy",), "gateway.networking.x-k8s.io", ("v1alpha1",)),
+        Kind("VirtualService", "virtualservices", ("vs",), _NETWORKING, (*_ISTIO, "v1alpha3")),
+        Kind("DestinationRule", "destinationrules", ("dr",), _NETWORKING, (*_ISTIO, "v1alpha3")),
+        Kind("ServiceEntry", "serviceentries", ("se",), _NETWORKING, (*_ISTIO, "v1alpha3")),
+        Kind("WorkloadEntry", "workloadentries", ("we",), _NETWORKING, (*_ISTIO, "v1alpha3")),
+        Kind(_ISTIO_GATEWAY, "gateways", ("gw",), _NETWORKING, (*_ISTIO, "v1alpha3")),
+        Kind("Telemetry", "telemetries", ("telemetry",), "telemetry.istio.io", ("v1", "v1alpha1")),
     )
 }
 """In the order in which a batch is applied: what others refer to comes first."""
@@ -100,14 +127,20 @@ def kind_named(word: str) -> Kind:
     """
     wanted = word.lower()
     for kind in KINDS.values():
-        if wanted in (kind.singular, kind.plural, kind.qualified, kind.resource, *kind.short):
+        if wanted in kind.words:
             return kind
     raise LabError("", f"the lab doesn't have a resource type {word!r}; it has {', '.join(kind.plural for kind in KINDS.values())}")
 
 
+def kind_of(body: Tree) -> str:
+    """The kind as keys have it; empty where the object does not say."""
+    kind = text(body, "kind")
+    return _ISTIO_GATEWAY if kind == "Gateway" and text(body, "apiVersion").startswith(f"{_NETWORKING}/") else kind
+
+
 def key_of(body: Tree) -> Key:
     """The key of an object that was admitted."""
-    return Key(text(body, "kind"), text(body, "metadata", "namespace"), text(body, "metadata", "name"))
+    return Key(kind_of(body), text(body, "metadata", "namespace"), text(body, "metadata", "name"))
 
 
 def uid_of(body: Tree) -> str:

@@ -36,6 +36,8 @@ FIRST_PROBE_SECONDS = 0.02
 PROBE_SECONDS = 2.0
 FAILURES_TO_UNREADY = 3
 TEARDOWN_SECONDS = 10.0
+_CAPABILITIES = {"NET_BIND_SERVICE": 10, "NET_ADMIN": 12, "NET_RAW": 13}
+"""Those that a container can have back after `drop: [ALL]`."""
 
 
 @dataclass(slots=True)
@@ -118,6 +120,7 @@ class PodRun:
             resolv_conf=self.site.resolv_conf(self.key.namespace),
             cwd=text(container, "workingDir", default="/"),
             tty=tty,
+            capabilities=_capabilities(container),
         )
 
     # The network
@@ -361,6 +364,14 @@ class Kubelet:
     def run_of(self, uid: str) -> PodRun | None:
         """The life of the pod with that UID, if it has begun."""
         return self.runs.get(uid)
+
+
+def _capabilities(container: Tree) -> tuple[int, ...] | None:
+    """What `securityContext.capabilities` leaves; without `drop: [ALL]`, everything."""
+    capabilities = branch(container, "securityContext", "capabilities")
+    if "ALL" not in texts(capabilities, "drop"):
+        return None
+    return tuple(_CAPABILITIES[name] for name in texts(capabilities, "add") if name in _CAPABILITIES)
 
 
 def container_of(pod: Tree, name: str) -> Tree | None:

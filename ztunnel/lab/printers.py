@@ -35,7 +35,7 @@ class Look:
 
 def table(kind: str, items: Sequence[Tree], look: Look, now: datetime) -> list[Row]:
     """The rows of a table, the headings first if they are wanted."""
-    columns = _COLUMNS[kind]
+    columns = _COLUMNS.get(kind, _OTHERS)
     count = None if look.wide else columns.narrow
     rows = []
     if look.headings:
@@ -130,13 +130,33 @@ def _plain(*middle: Callable[[Tree], str]) -> Callable[[Tree, datetime], Row]:
     return lambda item, now: [_name(item), *(cell(item) for cell in middle), _age(item, now)]
 
 
+def _gateway(item: Tree, now: datetime) -> Row:
+    addresses = [text(each, "value") for each in branches(item, "status", "addresses")]
+    shown = next((each for each in addresses if each[:1].isdigit() or ":" in each), next(iter(addresses), ""))
+    programmed = condition_status(item, "Programmed")
+    return [_name(item), text(item, "spec", "gatewayClassName"), shown, programmed, _age(item, now)]
+
+
+def condition_status(item: Tree, name: str) -> str:
+    """True, False, or Unknown as long as nobody has said."""
+    found = (text(each, "status") for each in branches(item, "status", "conditions") if text(each, "type") == name)
+    return next(found, "Unknown")
+
+
+_OTHERS = Columns(("NAME", "AGE"), 2, _plain())
 _COLUMNS: dict[str, Columns] = {
     "Pod": Columns(("NAME", "READY", "STATUS", "RESTARTS", "AGE", "IP", "NODE", "MESH"), 5, _pod),
     "Service": Columns(("NAME", "TYPE", "CLUSTER-IP", "EXTERNAL-IP", "PORT(S)", "AGE", "SELECTOR"), 6, _service),
     "Deployment": Columns(("NAME", "READY", "UP-TO-DATE", "AVAILABLE", "AGE", "CONTAINERS", "IMAGES", "SELECTOR"), 5, _deployment),
     "Node": Columns(("NAME", "STATUS", "AGE", "INTERNAL-IP", "POD-CIDR"), 3, _node),
     "Namespace": Columns(("NAME", "STATUS", "AGE"), 3, _plain(lambda item: text(item, "status", "phase", default="Active"))),
-    "ServiceAccount": Columns(("NAME", "AGE"), 2, _plain()),
+    "Gateway": Columns(("NAME", "CLASS", "ADDRESS", "PROGRAMMED", "AGE"), 5, _gateway),
+    "GatewayClass": Columns(
+        ("NAME", "CONTROLLER", "ACCEPTED", "AGE"),
+        4,
+        _plain(lambda item: text(item, "spec", "controllerName"), lambda item: condition_status(item, "Accepted")),
+    ),
+    "HTTPRoute": Columns(("NAME", "HOSTNAMES", "AGE"), 3, _plain(lambda item: ",".join(texts(item, "spec", "hostnames")))),
     "AuthorizationPolicy": Columns(("NAME", "ACTION", "AGE"), 3, _plain(lambda item: text(item, "spec", "action", default="ALLOW"))),
     "PeerAuthentication": Columns(("NAME", "MODE", "AGE"), 3, _plain(lambda item: text(item, "spec", "mtls", "mode", default="UNSET"))),
 }

@@ -67,6 +67,8 @@ class Order:
     resolv_conf: str = ""
     cwd: str = "/"
     tty: bool = False
+    capabilities: tuple[int, ...] | None = None
+    """Those that it may have at most; None: as many as we."""
 
     def document(self) -> bytes:
         """As the launcher reads it."""
@@ -78,6 +80,7 @@ class Order:
                 "resolv_conf": self.resolv_conf,
                 "cwd": self.cwd,
                 "tty": self.tty,
+                "capabilities": self.capabilities,
             }
         ).encode()
 

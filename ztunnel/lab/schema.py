@@ -20,7 +20,12 @@ def _fields(names: str) -> frozenset[str]:
 
 
 OBJECT = _fields("apiVersion kind metadata spec status")
-SERVICE_ACCOUNT = _fields("apiVersion kind metadata automountServiceAccountToken imagePullSecrets secrets")
+TOP = {
+    "ServiceAccount": _fields("apiVersion kind metadata automountServiceAccountToken imagePullSecrets secrets"),
+    "ConfigMap": _fields("apiVersion kind metadata binaryData data immutable"),
+    "Secret": _fields("apiVersion kind metadata data immutable stringData type"),
+}
+"""Of kinds that have other members than a spec and a status."""
 METADATA = _fields("""
     annotations creationTimestamp deletionGracePeriodSeconds deletionTimestamp finalizers generateName generation labels managedFields
     name namespace ownerReferences resourceVersion selfLink uid

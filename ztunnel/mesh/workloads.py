@@ -116,3 +116,10 @@ class Service:
     def key(self) -> str:
         """`namespace/hostname`, the name that a delta removes it by."""
         return f"{self.namespace}/{self.hostname}"
+
+
+def waypoint_text(waypoint: WaypointRef | None) -> str:
+    """A waypoint as listings have it: its name, and what becomes of connections when it cannot be used. Empty: none."""
+    if waypoint is None:
+        return ""
+    return waypoint.name if not waypoint.problem else f"{waypoint.name} ({'skipped' if waypoint.fails_open else 'refused'}: not ready)"

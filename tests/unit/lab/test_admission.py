@@ -60,7 +60,7 @@ def test_admission_does_not_change_what_it_was_given_and_is_idempotent() -> None
 @pytest.mark.parametrize(
     ("body", "where", "why"),
     [
-        ({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "x"}}, "kind", "the lab has no kind 'Secret'"),
+        ({"apiVersion": "v1", "kind": "Lease", "metadata": {"name": "x"}}, "kind", "the lab has no kind 'Lease'"),
         ({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "x"}}, "kind", "the lab has no kind"),
         ({"apiVersion": "v2", "kind": "Pod", "metadata": {"name": "x"}}, "apiVersion", "is not one of v1"),
         (_named(_pod(), "Upper"), "metadata.name", "is not a lower-case DNS name"),

@@ -34,13 +34,16 @@ OBJECTS: list[Tree] = [
     {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {"name": "web", "namespace": "shop"},
+        "metadata": {"name": "web", "namespace": "shop", "labels": {"istio.io/use-waypoint": "proxy"}},
         "spec": {"clusterIP": "10.96.0.1", "selector": {"app": "web"}, "ports": [{"port": 80}]},
     },
     {"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": {"name": "deny", "namespace": "shop"}, "spec": {}},
     {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "ignored"}},
 ]
-WANTED = View(frozenset({("u1", "HBONE", True, ())}), frozenset({("shop", "web", ("10.96.0.1",), 1)}), frozenset({("shop", "deny")}))
+REFUSED = "shop/proxy (refused: not ready)"
+WANTED = View(
+    frozenset({("u1", "HBONE", True, (), "")}), frozenset({("shop", "web", ("10.96.0.1",), 1, REFUSED)}), frozenset({("shop", "deny")})
+)
 
 
 def test_what_follows_from_the_objects() -> None:
@@ -65,7 +68,7 @@ async def _serve(path: Path, answers: dict[str, bytes], task_status: trio.TaskSt
 async def test_an_agent_is_asked_and_may_answer_nonsense(tmp_path: Path, broken: bytes) -> None:
     rows: dict[str, list[Tree]] = {
         "/v1/workloads": [{"uid": "u1", "protocol": "HBONE", "ready": True, "policies": []}],
-        "/v1/services": [{"namespace": "shop", "name": "web", "vips": ["10.96.0.1"], "ready_endpoints": 1}],
+        "/v1/services": [{"namespace": "shop", "name": "web", "vips": ["10.96.0.1"], "ready_endpoints": 1, "waypoint": REFUSED}],
         "/v1/policies": [{"namespace": "shop", "name": "deny"}],
     }
     answers = {target: json.dumps({"items": items}).encode() for target, items in rows.items()}

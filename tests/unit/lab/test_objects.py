@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from ztunnel.lab.objects import KINDS, Key, LabError, container_port, display, kind_named, not_found, parse_selector, selects
+from ztunnel.lab.objects import KINDS, Key, LabError, container_port, display, key_of, kind_named, not_found, parse_selector, selects
 from ztunnel.lab.tree import Tree
 
 LABELS = {"app": "web", "tier": "front"}
@@ -28,13 +28,22 @@ def test_kinds_have_kubectls_spellings(word: str, kind: str) -> None:
     assert kind_named(word).kind == kind
 
 
+def test_two_groups_have_gateways() -> None:
+    istio: Tree = {"apiVersion": "networking.istio.io/v1", "kind": "Gateway", "metadata": {"name": "g", "namespace": "shop"}}
+    assert key_of(istio) == Key("Gateway.networking.istio.io", "shop", "g")
+    assert key_of({**istio, "apiVersion": "gateway.networking.k8s.io/v1"}) == Key("Gateway", "shop", "g")
+    assert display(key_of(istio)) == "gateway.networking.istio.io/g"
+    assert kind_named("gateways").kind == "Gateway"
+    assert kind_named("gw").kind == kind_named("gateways.networking.istio.io").kind == "Gateway.networking.istio.io"
+
+
 def test_an_unknown_kind_is_answered_with_those_that_there_are() -> None:
     with pytest.raises(LabError, match="'sofa'; it has nodes, namespaces"):
         kind_named("sofa")
 
 
 def test_no_spelling_means_two_kinds() -> None:
-    words = [word for kind in KINDS.values() for word in {kind.singular, kind.plural, kind.qualified, kind.resource, *kind.short}]
+    words = [word for kind in KINDS.values() for word in kind.words]
     assert len(words) == len(set(words))
 
 

@@ -1,0 +1,256 @@
+"""What follows from Gateways in a lab's cluster: what they own, where they are, and what every object is told."""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from tests.kit.builders import HBONE_LISTENER, authorization, gateway, labelled, selecting
+from ztunnel.lab.admission import Offered, Rules
+from ztunnel.lab.cluster import Cluster, Mint
+from ztunnel.lab.gateway_controller import GatewayController
+from ztunnel.lab.gateways import Installation, is_owned_by
+from ztunnel.lab.objects import Key, is_deleting, key_of, labels_of
+from ztunnel.lab.processes import Processes
+from ztunnel.lab.site import Site
+from ztunnel.lab.tree import Tree, at, branch, branches, put, strings, text, texts
+from ztunnel.mesh.manifests.parse import parse
+from ztunnel.mesh.waypoints import GATEWAY_NAME, USE_WAYPOINT
+
+WAYPOINT = gateway("waypoint")
+SERVICE: Tree = {
+    "apiVersion": "v1",
+    "kind": "Service",
+    "metadata": {"name": "web", "labels": {USE_WAYPOINT: "waypoint"}},
+    "spec": {"selector": {"app": "web"}, "ports": [{"port": 80}]},
+}
+
+
+class Lab:
+    """A cluster whose gateways are kept; nothing runs."""
+
+    def __init__(self, state: Path) -> None:
+        numbers, times = count(1), count(1)
+        mint = Mint(lambda: f"uid-{next(numbers)}", lambda: f"2030-01-01T00:00:{next(times) % 60:02}Z")
+        self.cluster = Cluster(Rules(validate=parse), (4,), mint)
+        self.site = Site(state, self.cluster, Processes(), {}, (4,), 1, -1)
+        self.cluster.bootstrap()
+        self.controller = GatewayController(self.site, Installation("/m", "/ca", "/code"))
+        self.controller.bootstrap()
+
+    def apply(self, *bodies: Tree) -> None:
+        self.cluster.apply(Offered("f", body) for body in bodies)
+        self.settle()
+
+    def settle(self) -> None:
+        """As often as the loop would."""
+        for _ in range(5):
+            before = [str(body) for body in self.cluster]
+            self.controller.reconcile()
+            if [str(body) for body in self.cluster] == before:
+                return
+        raise AssertionError("statuses do not come to rest")
+
+    def get(self, kind: str, name: str = "waypoint", namespace: str = "default") -> Tree:
+        return self.cluster.get(Key(kind, namespace, name))
+
+    def find(self, kind: str, name: str = "waypoint") -> Tree | None:
+        return self.cluster.find(Key(kind, "default", name))
+
+    def pod(self, ready: bool, name: str = "waypoint") -> None:
+        """A pod of the gateway's deployment."""
+        pod: Tree = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": f"{name}-1", "namespace": "default", "labels": {GATEWAY_NAME: name}},
+            "status": {"conditions": [{"type": "Ready", "status": str(ready)}], "podIPs": [{"ip": "10.244.1.2"}]},
+        }
+        self.cluster.create(pod)
+        self.settle()
+
+    def condition(self, kind: str, name: str, type_: str) -> Tree:
+        return next((each for each in branches(self.get(kind, name), "status", "conditions") if text(each, "type") == type_), {})
+
+
+@pytest.fixture(name="lab")
+def fixture_lab(tmp_path: Path) -> Lab:
+    return Lab(tmp_path)
+
+
+def test_a_waypoint_gets_an_account_a_service_and_a_deployment(lab: Lab) -> None:
+    lab.apply(gateway("waypoint", infrastructure={"labels": {"team": "a"}, "annotations": {"note": "b"}}))
+    account, service, deployment = (lab.get(kind) for kind in ("ServiceAccount", "Service", "Deployment"))
+    assert labels_of(account)["gateway.istio.io/managed"] == "istio.io-mesh-controller"
+    assert [(text(port, "name"), port["port"]) for port in branches(service, "spec", "ports")] == [("status-port", 15021), ("mesh", 15008)]
+    assert strings(service, "spec", "selector") == {GATEWAY_NAME: "waypoint"}
+    template = branch(deployment, "spec", "template")
+    assert (
+        strings(template, "metadata", "labels").items()
+        >= {
+            "istio.io/dataplane-mode": "none",
+            "sidecar.istio.io/inject": "false",
+            "service.istio.io/canonical-name": "waypoint",
+            "gateway.networking.k8s.io/gateway-class-name": "istio-waypoint",
+            "team": "a",
+        }.items()
+    )
+    assert strings(template, "metadata", "annotations").items() >= {"note": "b", "prometheus.io/port": "15020"}.items()
+    assert text(template, "spec", "serviceAccountName") == "waypoint"
+    (container,) = branches(template, "spec", "containers")
+    assert texts(container, "command")[1:8] == ["-m", "waypoint", "run", "--name", "waypoint", "--namespace", "default"]
+    assert texts(container, "securityContext", "capabilities", "drop") == ["ALL"]
+
+
+def test_it_has_an_address_once_a_pod_is_ready_and_keeps_it(lab: Lab) -> None:
+    lab.apply(WAYPOINT)
+    lab.pod(ready=False)
+    assert branches(lab.get("Gateway"), "status", "addresses") == []
+    programmed = lab.condition("Gateway", "waypoint", "Programmed")
+    assert (text(programmed, "status"), text(programmed, "reason")) == ("False", "AddressNotAssigned")
+    pod = lab.get("Pod", "waypoint-1")
+    ready = [{"type": "Ready", "status": "True"}]
+    lab.cluster.update(key_of(pod), text(pod, "metadata", "uid"), lambda body: put(body, ready, "status", "conditions"))
+    lab.settle()
+    vip = text(lab.get("Service"), "spec", "clusterIP")
+    wanted = [{"type": "IPAddress", "value": vip}, {"type": "Hostname", "value": "waypoint.default.svc.cluster.local"}]
+    assert branches(lab.get("Gateway"), "status", "addresses") == wanted
+    assert text(lab.condition("Gateway", "waypoint", "Programmed"), "status") == "True"
+    lab.cluster.finalize(key_of(pod), text(pod, "metadata", "uid"))
+    lab.settle()
+    assert branches(lab.get("Gateway"), "status", "addresses") == wanted
+
+
+def test_what_a_gateway_owns_goes_with_it(lab: Lab) -> None:
+    lab.apply(WAYPOINT, gateway("other"))
+    lab.cluster.delete(Key("Gateway", "default", "waypoint"))
+    lab.settle()
+    assert [lab.find(kind) for kind in ("ServiceAccount", "Service", "Deployment")] == [None, None, None]
+    assert lab.find("Deployment", "other") is not None
+    assert is_owned_by(lab.get("Deployment", "other"), ()) is False
+    assert is_owned_by(lab.get("Gateway", "other"), ()) is None
+
+
+def test_what_is_taken_away_comes_back_and_scaling_stays(lab: Lab) -> None:
+    lab.apply(WAYPOINT)
+    lab.cluster.scale("waypoint", "default", 3)
+    lab.cluster.delete(Key("Service", "default", "waypoint"))
+    lab.settle()
+    assert lab.find("Service") is not None
+    assert at(lab.get("Deployment"), "spec", "replicas") == 3
+
+
+@pytest.mark.parametrize(
+    "body",
+    [gateway("waypoint", class_name="nginx"), gateway("waypoint", meta={"labels": {"istio.io/rev": "other"}})],
+    ids=["another class", "another revision"],
+)
+def test_gateways_of_others_are_left_alone(lab: Lab, body: Tree) -> None:
+    lab.apply(body)
+    assert lab.find("Deployment") is None
+    assert branch(lab.get("Gateway"), "status") == {}
+
+
+def test_an_ingress_gateway_has_its_class_in_the_names_and_its_listeners_ports(lab: Lab) -> None:
+    http: Tree = {"name": "http", "port": 80, "protocol": "HTTP"}
+    lab.apply(gateway("front", class_name="istio", listeners=[http, {**http, "name": "b", "hostname": "b.example"}]))
+    ports = [(text(port, "name"), port["port"]) for port in branches(lab.get("Service", "front-istio"), "spec", "ports")]
+    assert ports == [("status-port", 15021), ("http-80", 80)]
+    (container,) = branches(lab.get("Deployment", "front-istio"), "spec", "template", "spec", "containers")
+    assert texts(container, "command")[3] == "gateway"
+    assert texts(container, "securityContext", "capabilities", "add") == ["NET_BIND_SERVICE"]
+
+
+def test_a_gateway_that_cannot_be_run_is_said_once(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    lab.apply(gateway("waypoint", infrastructure={"labels": {"-bad-": "x"}}))
+    assert lab.find("Deployment") is None
+    assert sum("cannot be run" in each.getMessage() for each in caplog.records) == 1
+
+
+def test_listeners_are_told_and_count_their_routes(lab: Lab) -> None:
+    route: Tree = {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": {"name": "r"},
+        "spec": {"parentRefs": [{"name": "waypoint"}], "rules": [{"backendRefs": [{"name": "web", "port": 80}]}]},
+    }
+    lab.apply(WAYPOINT, SERVICE, route)
+    (listener,) = branches(lab.get("Gateway"), "status", "listeners")
+    assert (text(listener, "name"), listener["attachedRoutes"]) == ("mesh", 1)
+    assert {text(each, "type"): text(each, "status") for each in branches(listener, "conditions")}["Accepted"] == "True"
+    lab.apply(gateway("waypoint", listeners=[{**HBONE_LISTENER, "port": 80}]))
+    (listener,) = branches(lab.get("Gateway"), "status", "listeners")
+    accepted = next(each for each in branches(listener, "conditions") if text(each, "type") == "Accepted")
+    assert (text(accepted, "reason"), accepted["observedGeneration"]) == ("UnsupportedProtocol", 2)
+    assert text(lab.condition("Gateway", "waypoint", "Accepted"), "status") == "True"
+
+
+def test_a_service_is_told_of_its_waypoint(lab: Lab) -> None:
+    lab.apply(SERVICE)
+    missing = lab.condition("Service", "web", "istio.io/WaypointBound")
+    assert (text(missing, "status"), text(missing, "reason")) == ("False", "WaypointIsNotReady")
+    lab.apply(WAYPOINT)
+    lab.pod(ready=True)
+    bound = lab.condition("Service", "web", "istio.io/WaypointBound")
+    assert (text(bound, "status"), text(bound, "reason")) == ("True", "WaypointAccepted")
+    assert text(bound, "lastTransitionTime") > text(missing, "lastTransitionTime")
+    assert text(bound, "message").startswith("Successfully attached to waypoint default/waypoint")
+    lab.cluster.label(Key("Service", "default", "web"), {USE_WAYPOINT: "none"}, overwrite=True)
+    lab.settle()
+    assert lab.condition("Service", "web", "istio.io/WaypointBound") == {}
+
+
+def test_policies_are_told_where_they_are_enforced(lab: Lab) -> None:
+    rule = [{"to": [{"operation": {"methods": ["GET"]}}]}]
+    lab.apply(
+        SERVICE,
+        authorization("l7", targetRefs=[{"group": "", "kind": "Service", "name": "web"}], rules=rule),
+        authorization("l4", selector=selecting(app="web"), rules=rule),
+        authorization("good", rules=[{}]),
+    )
+    lost = lab.condition("AuthorizationPolicy", "l7", "WaypointAccepted")
+    assert (text(lost, "status"), text(lost, "reason")) == ("False", "AncestorNotBound")
+    assert text(lab.condition("AuthorizationPolicy", "l4", "ZtunnelAccepted"), "reason") == "UnsupportedValue"
+    assert text(lab.condition("AuthorizationPolicy", "good", "ZtunnelAccepted"), "status") == "True"
+    lab.apply(WAYPOINT)
+    lab.pod(ready=True)
+    assert text(lab.condition("AuthorizationPolicy", "l7", "WaypointAccepted"), "status") == "True"
+
+
+def test_routes_are_told_by_parent(lab: Lab) -> None:
+    parent = {"group": "", "kind": "Service", "name": "web", "port": 80}
+    route: Tree = {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": {"name": "r"},
+        "spec": {"parentRefs": [parent], "rules": [{"backendRefs": [{"name": "web", "port": 80}]}]},
+    }
+    lab.apply(SERVICE, WAYPOINT, route)
+    lab.pod(ready=True)
+    (told,) = branches(lab.get("HTTPRoute", "r"), "status", "parents")
+    assert told["parentRef"] == {**parent, "namespace": "default"}
+    assert {text(each, "type"): text(each, "status") for each in branches(told, "conditions")} == {
+        "Accepted": "True",
+        "ResolvedRefs": "True",
+        "ResolvedWaypoints": "True",
+    }
+
+
+def test_the_classes_are_there_and_are_told_again_when_somebody_wipes_them(lab: Lab) -> None:
+    lab.settle()
+    place = Key("GatewayClass", "", "istio-waypoint")
+    wiped = lab.cluster.get(place)
+    lab.cluster.update(place, text(wiped, "metadata", "uid"), lambda body: put(body, {}, "status"))
+    lab.settle()
+    (condition,) = branches(lab.cluster.get(place), "status", "conditions")
+    assert (text(condition, "type"), text(condition, "status")) == ("Accepted", "True")
+
+
+def test_a_namespace_takes_its_gateways_along(lab: Lab) -> None:
+    lab.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}, labelled(gateway("waypoint", namespace="shop")))
+    lab.cluster.delete(Key("Namespace", "", "shop"))
+    lab.settle()
+    left = [key_of(body) for body in lab.cluster if key_of(body).namespace == "shop"]
+    assert left == []
+    assert not any(is_deleting(body) for body in lab.cluster)

@@ -1,0 +1,101 @@
+"""Runs gateways and writes statuses: what istiod does in a cluster. The loop; what follows from what is in `gateways` and `statuses`."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+import trio
+
+from ztunnel.lab import convergence, gateways
+from ztunnel.lab.admission import Offered
+from ztunnel.lab.objects import Key, LabError, is_deleting, key_of, uid_of
+from ztunnel.lab.site import Site
+from ztunnel.lab.statuses import Reader, Statuses, differs
+from ztunnel.lab.tree import Tree, branch, put, text
+from ztunnel.mesh.errors import ManifestError
+
+log = logging.getLogger(__name__)
+
+PAUSE_SECONDS = 0.02
+"""After a change, so that a batch of changes is looked at once."""
+
+
+class GatewayController:
+    """Keeps what gateways own, and every status that is not a pod's, a deployment's or a node's."""
+
+    def __init__(self, site: Site, installation: gateways.Installation) -> None:
+        self._site = site
+        self._installation = installation
+        self._reader = Reader()
+        self._seen = -1
+        self._changes = 0
+        self._refused: dict[str, str] = {}
+        """Errors that were logged, by the gateway's UID: the same one is not logged again and again."""
+        site.cluster.listeners.append(self._changed)
+
+    def is_current(self) -> bool:
+        """Whether everything that follows from the objects is done."""
+        return self._seen == self._changes
+
+    def bootstrap(self) -> None:
+        """Make the classes of gateways that a new cluster has."""
+        for name in gateways.CLASSES:
+            self._site.cluster.create(gateways.gateway_class(name))
+
+    async def run(self) -> None:
+        """Follow the cluster for ever."""
+        while True:
+            changed = self._site.bell.next()
+            if not self.is_current():
+                seen = self._changes
+                self.reconcile()
+                self._seen = seen
+                if self.is_current():
+                    self._site.bell.ring()  # whoever waits for that may look again
+            else:
+                await changed.wait()
+            await trio.sleep(PAUSE_SECONDS)
+
+    def reconcile(self) -> None:
+        """One look at everything."""
+        cluster = self._site.cluster
+        ours = [body for body in cluster.select("Gateway") if gateways.is_ours(body) and not is_deleting(body)]
+        for gateway in ours:
+            self._keep(gateway)
+        uids = {uid_of(body) for body in ours}
+        for key in [key_of(body) for body in cluster if gateways.is_owned_by(body, uids) is False]:
+            if cluster.find(key) is not None:
+                cluster.delete(key)
+        self._write_statuses()
+
+    def _keep(self, gateway: Tree) -> None:
+        cluster, key, uid = self._site.cluster, key_of(gateway), uid_of(gateway)
+        try:
+            cluster.apply(Offered(gateways.CONTROLLER, body) for body in gateways.belongings(gateway, self._installation))
+        except (ManifestError, LabError) as error:
+            if self._refused.get(uid) != str(error):
+                self._refused[uid] = str(error)
+                log.warning("gateway=%s/%s cannot be run: %s", key.namespace, key.name, error)
+                self._site.happened(uid, "FailedCreate", str(error))
+            return
+        service = cluster.find(Key("Service", key.namespace, gateways.name_of(gateway)))
+        found = gateways.addresses(gateway, service, cluster.pods())
+        if found and found != branch(gateway, "status").get("addresses"):
+            cluster.update(key, uid, lambda body: put(body, found, "status", "addresses"))
+
+    def _write_statuses(self) -> None:
+        cluster = self._site.cluster
+        now = cluster.mint.timestamp()
+        for key, wanted in Statuses(cluster, self._reader, convergence.options(), now).all().items():
+            body = cluster.find(key)
+            if body is not None and differs(body, wanted):
+                cluster.update(key, uid_of(body), partial(_set_status, wanted=wanted))
+
+    def _changed(self, _event: str, body: Tree) -> None:
+        if text(body, "kind") != "Node":
+            self._changes += 1
+
+
+def _set_status(body: Tree, wanted: Tree) -> None:
+    put(body, {**branch(body, "status"), **wanted}, "status")

@@ -1,0 +1,215 @@
+"""What objects are told of themselves: conditions of gateways, routes, services and policies. Pure, from the lab's objects.
+
+The decisions are `mesh`'s; here they get the form that Kubernetes gives them: observed generations and times of transition, which change
+only with what they are about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from ztunnel.lab import gateways
+from ztunnel.lab.objects import Key, key_of
+from ztunnel.lab.tree import Tree, branches, integer, text
+from ztunnel.mesh.conditions import Condition
+from ztunnel.mesh.derive import MeshOptions, derive
+from ztunnel.mesh.errors import ManifestError
+from ztunnel.mesh.l7.attach import ServiceTarget, World, condition, placed_policies
+from ztunnel.mesh.l7.attachments import routes_of
+from ztunnel.mesh.l7.route_status import route_statuses
+from ztunnel.mesh.manifests.authorization import AuthorizationPolicyObject
+from ztunnel.mesh.manifests.core import ServiceObject
+from ztunnel.mesh.manifests.gateway import GatewayClassObject, GatewayObject
+from ztunnel.mesh.manifests.metadata import ObjectKey
+from ztunnel.mesh.manifests.parse import Ignored, KubeObject, key, parse
+from ztunnel.mesh.manifests.references import ParentRef
+from ztunnel.mesh.waypoints import WAYPOINT_BOUND, WAYPOINT_CLASS, Waypoints, gateway_conditions, listener_conditions
+
+_ROUTE_KINDS = [{"group": "gateway.networking.k8s.io", "kind": kind} for kind in ("HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute")]
+
+
+@dataclass(slots=True)
+class Reader:
+    """Objects as the mesh reads them. Bodies are never changed in place, so one that is the same object was read before."""
+
+    _read: dict[Key, tuple[Tree, KubeObject | None]] = field(default_factory=dict)
+
+    def read(self, bodies: Iterable[Tree]) -> dict[ObjectKey, KubeObject]:
+        """All that can be read; what cannot was admitted before the mesh knew its kind."""
+        listed = {key_of(body): body for body in bodies}
+        self._read = {place: entry for place, entry in self._read.items() if listed.get(place) is entry[0]}
+        for place, body in listed.items():
+            if place not in self._read:
+                self._read[place] = (body, _parsed(body))
+        return {key(item): item for _, item in self._read.values() if item is not None}
+
+
+def _parsed(body: Tree) -> KubeObject | None:
+    try:
+        item = parse(body, "the lab")
+    except ManifestError:
+        return None
+    return None if isinstance(item, Ignored) else item
+
+
+def conditions_of(before: Iterable[Tree], given: Iterable[Condition], generation: int, now: str) -> list[Tree]:
+    """Conditions as an object's status has them; those of other types that are there stay.
+
+    Args:
+        before: what the status has now.
+        now: the time of transition of what changes.
+    """
+    last = {text(each, "type"): each for each in before}
+    made: dict[str, Tree] = {}
+    for each in given:
+        status, old = "True" if each.status else "False", last.get(each.type, {})
+        moved = now if text(old, "status") != status else text(old, "lastTransitionTime")
+        made[each.type] = {
+            "type": each.type,
+            "status": status,
+            "reason": each.reason,
+            "message": each.message,
+            "observedGeneration": generation,
+            "lastTransitionTime": moved,
+        }
+    return [*(each for name, each in last.items() if name not in made), *made.values()]
+
+
+class Statuses:
+    """The statuses that follow from a set of objects."""
+
+    def __init__(self, bodies: Iterable[Tree], reader: Reader, options: MeshOptions, now: str) -> None:
+        self._bodies = {key_of(body): body for body in bodies}
+        self._objects = reader.read(self._bodies.values())
+        self._options = options
+        self._now = now
+        self._waypoints = Waypoints.of(self._objects.values(), options.trust_domain)
+
+    def all(self) -> dict[Key, Tree]:
+        """By object: the members of its status that are ours."""
+        found: dict[Key, Tree] = {}
+        for place, item in self._objects.items():
+            match item:
+                case GatewayObject() if gateways.is_ours(self._bodies[Key(*place)]):
+                    found[Key(*place)] = self._gateway(Key(*place), item)
+                case GatewayClassObject() if place.name in gateways.CLASSES:
+                    accepted = Condition("Accepted", True, "Accepted", "Handled by Istio controller")
+                    found[Key(*place)] = {"conditions": self._conditions(Key(*place), (accepted,))}
+                case ServiceObject():
+                    found[Key(*place)] = self._service(Key(*place), item)
+                case AuthorizationPolicyObject() if not item.waypoint:
+                    note = item.note
+                    told = Condition("ZtunnelAccepted", not note, "UnsupportedValue" if note else "Accepted", note or "attached to ztunnel")
+                    found[Key(*place)] = {"conditions": self._conditions(Key(*place), (told,))}
+                case _:
+                    pass
+        return found | self._policies() | self._routes()
+
+    def _conditions(self, place: Key, given: Iterable[Condition]) -> list[Tree]:
+        body = self._bodies[place]
+        return conditions_of(branches(body, "status", "conditions"), given, integer(body, "metadata", "generation"), self._now)
+
+    def _gateway(self, place: Key, item: GatewayObject) -> Tree:
+        body = self._bodies[place]
+        before = {text(each, "name"): each for each in branches(body, "status", "listeners")}
+        attached = self._attached(place)
+        listeners: list[Tree] = []
+        for each in item.listeners:
+            old = branches(before.get(each.name, {}), "conditions")
+            listeners.append(
+                {
+                    "name": each.name,
+                    "attachedRoutes": attached,
+                    "supportedKinds": _ROUTE_KINDS,
+                    "conditions": conditions_of(old, listener_conditions(item, each), integer(body, "metadata", "generation"), self._now),
+                }
+            )
+        return {"conditions": self._conditions(place, gateway_conditions(item)), "listeners": listeners}
+
+    def _attached(self, place: Key) -> int:
+        """How many routes have this Gateway as a parent."""
+        return sum(
+            any(each.kind == "Gateway" and (each.namespace, each.name) == (place.namespace, place.name) for each in route.parents)
+            for route in routes_of(self._objects)
+        )
+
+    def _service(self, place: Key, item: ServiceObject) -> Tree:
+        binding = None if item.ignored else self._waypoints.for_service(item.metadata)
+        if binding is not None:
+            return {"conditions": self._conditions(place, (binding.condition(),))}
+        before = branches(self._bodies[place], "status", "conditions")
+        return {"conditions": [each for each in before if text(each, "type") != WAYPOINT_BOUND]}
+
+    def _policies(self) -> dict[Key, Tree]:
+        world = self._world()
+        found: dict[Key, Tree] = {}
+        for placed in placed_policies(self._objects.values()):
+            place = Key("AuthorizationPolicy", placed.namespace, placed.name)
+            told = condition(placed, world)
+            if told is not None and place in self._bodies:
+                found[place] = {"conditions": self._conditions(place, (Condition(told.type, told.status, told.reason, told.message),))}
+        return found
+
+    def _world(self) -> World:
+        served: dict[ServiceTarget, str] = {}
+        classes = dict.fromkeys(gateways.CLASSES, False) | {WAYPOINT_CLASS: True}
+        known: dict[tuple[str, str], str] = {}
+        for item in self._objects.values():
+            match item:
+                case ServiceObject():
+                    binding = self._waypoints.for_service(item.metadata)
+                    name = binding.waypoint.key if binding and binding.waypoint else ""
+                    served[ServiceTarget(item.metadata.namespace, item.metadata.name, "Service")] = name
+                case GatewayObject():
+                    known[item.metadata.namespace, item.metadata.name] = item.class_name
+                case _:
+                    pass
+        return World(self._options.root_namespace, known, served, classes)
+
+    def _routes(self) -> dict[Key, Tree]:
+        if not routes_of(self._objects):
+            return {}
+        state = derive(self._objects, self._options)
+        waypoint_of = {
+            name: ObjectKey("Gateway", *each.waypoint.name.split("/", 1))
+            for name, each in state.services.items()
+            if each.waypoint is not None and not each.waypoint.problem
+        }
+        found: dict[Key, Tree] = {}
+        for place, status in route_statuses(self._objects, state, self._options, waypoint_of).items():
+            body = self._bodies[Key(*place)]
+            parents: list[Tree] = []
+            for each, old in zip(status.parents, _parents_before(body, len(status.parents)), strict=True):
+                given = (Condition(told.type, told.holds, told.reason, told.message) for told in each.conditions)
+                parents.append(
+                    {
+                        "controllerName": gateways.CLASSES[WAYPOINT_CLASS],
+                        "parentRef": _reference(each.parent),
+                        "conditions": conditions_of(branches(old, "conditions"), given, integer(body, "metadata", "generation"), self._now),
+                    }
+                )
+            found[Key(*place)] = {"parents": parents}
+        return found
+
+
+def _parents_before(body: Tree, count: int) -> list[Tree]:
+    """As many as there are parents now; a changed list of parents only moves times of transition."""
+    before = branches(body, "status", "parents")[:count]
+    return [*before, *({} for _ in range(count - len(before)))]
+
+
+def _reference(parent: ParentRef) -> Tree:
+    found: Tree = {"group": parent.group, "kind": parent.kind, "namespace": parent.namespace, "name": parent.name}
+    if parent.section:
+        found["sectionName"] = parent.section
+    if parent.port:
+        found["port"] = parent.port
+    return found
+
+
+def differs(body: Tree, wanted: Mapping[str, object]) -> bool:
+    """Whether a status is not yet what it should be."""
+    status = body.get("status")
+    have = status if isinstance(status, dict) else {}
+    return any(have.get(name, [] if value == [] else None) != value for name, value in wanted.items())
