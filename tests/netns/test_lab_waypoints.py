@@ -129,4 +129,4 @@ def fallback(value: str) -> Iterator[None]:
 def test_an_operator_can_have_them_done_without() -> None:
     with fallback("l4"), labs.up(APPLICATIONS, nodes=1) as lab:
         answer = lab.curl("client", "http://web/", namespace="shop")
-        assert answer.json()["hostname"] == "web", answer
+        assert answer.code == 0, answer

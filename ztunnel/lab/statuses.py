@@ -181,12 +181,13 @@ class Statuses:
             body = self._bodies[Key(*place)]
             parents: list[Tree] = []
             for each, old in zip(status.parents, _parents_before(body, len(status.parents)), strict=True):
-                given = (Condition(told.type, told.holds, told.reason, told.message) for told in each.conditions)
                 parents.append(
                     {
                         "controllerName": gateways.CLASSES[WAYPOINT_CLASS],
                         "parentRef": _reference(each.parent),
-                        "conditions": conditions_of(branches(old, "conditions"), given, integer(body, "metadata", "generation"), self._now),
+                        "conditions": conditions_of(
+                            branches(old, "conditions"), each.conditions, integer(body, "metadata", "generation"), self._now
+                        ),
                     }
                 )
             found[Key(*place)] = {"parents": parents}
