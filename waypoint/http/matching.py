@@ -4,8 +4,7 @@ Matches are indexed by their path (exact, or by what every matching path begins 
 parameter that most of them compare exactly. What the index leaves is asked in order, so the result is that of a plain scan
 (tests/property/test_waypoint_matching.py), and 1,000 routes cost about what ten cost.
 
-A table is made for each list of routes of a configuration by `RouteTable(routes, previous)`: rate limits of routes that stay go on
-counting.
+A table is made for each list of routes of a configuration by `RouteTable(routes, previous)`: rate limits that stay go on counting.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from waypoint.http.conditions import CompiledMatch, NamedTest, parameter_of, val
 from waypoint.http.cors import CompiledCors
 from waypoint.http.editing import CompiledEdits, CompiledRewrite
 from waypoint.http.messages import Client, Request
-from waypoint.http.rate_limit import Limiter
+from waypoint.http.rate_limit import LimitAtWork, Limiter
 from waypoint.http.redirects import CompiledRedirect
 from waypoint.http.retry import CompiledRetry
-from ztunnel.mesh.l7.routes import Backend, PathMatch, RequestMatch, Route
+from ztunnel.mesh.l7.routes import Backend, PathMatch, RateLimit, RequestMatch, Route
 
 _SCANNED = 4
 """So many matches are asked one after the other; more are indexed."""
@@ -47,8 +46,6 @@ class CompiledRoute:
 
     def __init__(self, route: Route, limiter: Limiter | None = None) -> None:
         """
-        Args:
-            limiter: of the same route before, whose limits are the same.
         Raises:
             BadPattern: one of its regular expressions is none.
         """
@@ -57,8 +54,6 @@ class CompiledRoute:
         self.response = CompiledEdits(route.response)
         self.cors = None if route.cors is None else CompiledCors(route.cors)
         self.retry = CompiledRetry(route.retry)
-        if limiter is None and route.rate_limits:
-            limiter = Limiter(route.rate_limits)
         self.limiter = limiter
         self.backends: list[CompiledBackend] = []
         self.weights = 0
@@ -107,7 +102,19 @@ def choose_backend(found: Found, dice: Callable[[], float]) -> CompiledBackend |
 class RouteTable:
     """The routes of one port or virtual host, in the order in which they win."""
 
-    __slots__ = ("_always", "_end", "_exact", "_exact_lower", "_founds", "_lengths", "_lengths_lower", "_starts", "_starts_lower", "routes")
+    __slots__ = (
+        "_always",
+        "_end",
+        "_exact",
+        "_exact_lower",
+        "_founds",
+        "_lengths",
+        "_lengths_lower",
+        "_starts",
+        "_starts_lower",
+        "limits",
+        "routes",
+    )
 
     def __init__(self, routes: Sequence[Route], previous: RouteTable | None = None) -> None:
         """
@@ -116,14 +123,21 @@ class RouteTable:
         Raises:
             BadPattern: a regular expression is none (`derive` refuses such routes with their objects' names).
         """
-        kept = {} if previous is None else {(each.route.origin, each.route.name): each for each in previous.routes}
+        before = {} if previous is None else previous.limits
+        self.limits: dict[tuple[str, RateLimit], LimitAtWork] = {}
+        """By whose they are: of an object, or of one route."""
         self.routes: list[CompiledRoute] = []
         self._founds: list[Found] = []
         matches: list[CompiledMatch] = []
         for route in routes:
-            before = kept.get((route.origin, route.name))
-            same_limits = before is not None and before.route.rate_limits == route.rate_limits
-            compiled = CompiledRoute(route, before.limiter if before is not None and same_limits else None)
+            limits: list[LimitAtWork] = []
+            for limit in route.rate_limits:
+                whose = (limit.origin or f"{route.origin}/{route.name}", limit)
+                if whose not in self.limits:
+                    self.limits[whose] = before.get(whose) or LimitAtWork(limit)
+                if self.limits[whose] not in limits:
+                    limits.append(self.limits[whose])
+            compiled = CompiledRoute(route, Limiter(limits) if limits else None)
             self.routes.append(compiled)
             for match in route.matches or (None,):
                 matches.append(CompiledMatch(match or RequestMatch(), len(matches)))

@@ -1,4 +1,4 @@
-"""Local rate limits: token buckets of one route, for all clients together or for each client identity.
+"""Local rate limits: token buckets, for all clients together or for each client identity.
 
 Each worker process counts for itself, as Envoy's local rate limit counts for each proxy. Buckets of clients are bounded; who has been
 quiet longest loses his, and begins anew with a full one, which is what waiting that long would have given him in most cases.
@@ -23,8 +23,8 @@ class _Bucket:
         self.at = at
 
 
-class _Limit:
-    """One `RateLimit` and its buckets."""
+class LimitAtWork:
+    """One `RateLimit` and its buckets; several routes may share it."""
 
     __slots__ = ("_buckets", "burst", "per_client", "rate")
 
@@ -56,8 +56,8 @@ class Limiter:
 
     __slots__ = ("_limits",)
 
-    def __init__(self, limits: Sequence[RateLimit]) -> None:
-        self._limits = [_Limit(limit) for limit in limits]
+    def __init__(self, limits: Sequence[LimitAtWork]) -> None:
+        self._limits = limits
 
     def take(self, client: Client, now: float) -> bool:
         """Whether the client's request may go on.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ztunnel.mesh.derive import MeshOptions, MeshState
 from ztunnel.mesh.identity import SpiffeId
@@ -16,6 +16,7 @@ from ztunnel.mesh.l7.destination_rules import DestinationRules
 from ztunnel.mesh.l7.destinations import Destination, DestinationPort, Registry
 from ztunnel.mesh.l7.gateway_routes import GatewayRoutes
 from ztunnel.mesh.l7.grants import References
+from ztunnel.mesh.l7.rate_limit import rate_limits
 from ztunnel.mesh.l7.routes import Backend, Route, TcpRoute
 from ztunnel.mesh.l7.telemetry import PeerWorkload
 from ztunnel.mesh.l7.upstreams import Upstreams
@@ -99,7 +100,7 @@ def _served(destination: Destination, routing: _Routing, security: Security) -> 
         ServedPort(
             port=each.number,
             protocol=each.protocol,
-            routes=routing.http(destination, each) if each.protocol is not PortProtocol.TCP else (),
+            routes=_limited(routing.http(destination, each), destination) if each.protocol is not PortProtocol.TCP else (),
             tcp_routes=routing.tcp(destination, each) if not each.protocol.is_http else (),
         )
         for each in destination.ports
@@ -115,6 +116,12 @@ def _served(destination: Destination, routing: _Routing, security: Security) -> 
         policies=held.policies,
         jwt=held.authentications,
     )
+
+
+def _limited(routes: tuple[Route, ...], destination: Destination) -> tuple[Route, ...]:
+    """The routes under the limits of the service as well."""
+    limits = rate_limits(destination.metadata.annotations, str(destination.key))
+    return tuple(replace(each, rate_limits=(*limits, *each.rate_limits)) for each in routes) if limits else routes
 
 
 def _served_workload(workload: Workload, security: Security) -> ServedWorkload:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from ztunnel.mesh.l7.attachments import Attached
 from ztunnel.mesh.l7.grants import References, Unresolved
+from ztunnel.mesh.l7.rate_limit import rate_limits
 from ztunnel.mesh.l7.routes import Backend, DirectResponse, Mirror, PathKind, RequestMatch, Route, TcpRoute
 from ztunnel.mesh.l7.upstreams import Upstreams
 from ztunnel.mesh.manifests.references import BackendRef
@@ -81,6 +82,7 @@ class GatewayRoutes:
             cors=rule.cors,
             timeout=rule.timeout,
             retry=rule.retry,
+            rate_limits=rate_limits(route.metadata.annotations, origin),
         )
 
     def _backend(self, ref: BackendRef, route: RouteObject, *, tcp: bool = False) -> Backend:

@@ -224,6 +224,8 @@ class RateLimit:
     burst: int
     per_client: bool = False
     """A bucket for each client identity."""
+    origin: str = ""
+    """The object that it is on. Routes of one port with the same limit of the same object share its buckets; empty: each has its own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from ztunnel.mesh.l7.rate_limit import check_rate_limits
 from ztunnel.mesh.manifests.fields import Field
 from ztunnel.mesh.manifests.metadata import Metadata, read_metadata
 
@@ -126,6 +127,7 @@ def read_service(document: Field) -> ServiceObject:
         ManifestError: a field that we read is not what it should be.
     """
     metadata = read_metadata(document)
+    check_rate_limits(document)
     spec = document.get("spec")
     kind = spec.get("type")
     if kind.text("ClusterIP") not in _TYPES:

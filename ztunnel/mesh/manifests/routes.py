@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
+from ztunnel.mesh.l7.rate_limit import check_rate_limits
 from ztunnel.mesh.l7.routes import (
     DEFAULT_RETRY,
     NO_EDITS,
@@ -117,6 +118,8 @@ def read_tls_route(document: Field) -> RouteObject:
 def _route(kind: str, document: Field) -> RouteObject:
     document.only(SPEC)
     metadata = read_metadata(document)
+    if kind in ("HTTPRoute", "GRPCRoute"):
+        check_rate_limits(document)
     spec = document.get("spec")
     spec.only(("parentRefs", "rules", *(() if kind == "TCPRoute" else ("hostnames",))))
     rules = spec.get("rules")

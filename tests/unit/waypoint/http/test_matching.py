@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.kit.l7 import client, exact, named, path, regex, request, route
@@ -205,10 +207,26 @@ def test_backends_by_weight(weights: list[int], dice: float, chosen: int | None)
 
 
 def test_limits_of_a_route_that_stays_go_on_counting() -> None:
-    limited = Route("it", origin="HTTPRoute/a", rate_limits=(RateLimit(1, 60.0, 1),))
+    once = RateLimit(1, 60.0, 1)
+    limited = Route("it", origin="HTTPRoute/a", rate_limits=(once,))
     table = RouteTable([limited])
-    limiter = table.routes[0].limiter
+    assert admitted(table, "it") == 1
+    table = RouteTable([route("other"), limited], table)
+    assert admitted(table, "it") == 0
+    assert admitted(RouteTable([replace(limited, rate_limits=(RateLimit(2, 60.0, 1),))], table), "it") == 1
+    assert admitted(RouteTable([limited], RouteTable([], table)), "it") == 1
+
+
+def test_limits_of_an_object_are_shared_by_its_routes() -> None:
+    shared = RateLimit(1, 60.0, 1, origin="Service default/a")
+    one, other = (Route(name, rate_limits=(shared,)) for name in ("one", "other"))
+    table = RouteTable(
+        [one, other, Route("third", rate_limits=(RateLimit(1, 60.0, 1),)), Route("fourth", rate_limits=(RateLimit(1, 60.0, 1),))]
+    )
+    assert [admitted(table, name) for name in ("one", "other", "third", "fourth")] == [1, 0, 1, 1]
+
+
+def admitted(table: RouteTable, name: str) -> int:
+    limiter = next(each.limiter for each in table.routes if each.route.name == name)
     assert limiter is not None
-    assert RouteTable([route("other"), limited], table).routes[1].limiter is limiter
-    changed = Route("it", origin="HTTPRoute/a", rate_limits=(RateLimit(2, 60.0, 1),))
-    assert RouteTable([changed], table).routes[0].limiter is not limiter
+    return sum(limiter.take(client(), 0.0) for _ in range(3))
