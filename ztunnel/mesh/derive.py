@@ -15,9 +15,10 @@ from ztunnel.mesh.enrolment import MODE_LABEL, NO_ADDRESS, enrolment
 from ztunnel.mesh.identity import SpiffeId
 from ztunnel.mesh.manifests.authentication import PeerAuthenticationObject
 from ztunnel.mesh.manifests.authorization import AuthorizationPolicyObject
-from ztunnel.mesh.manifests.core import Namespace, Pod, ServiceObject
+from ztunnel.mesh.manifests.core import Namespace, Pod, ServiceAccountObject, ServiceObject
+from ztunnel.mesh.manifests.gateway import GatewayClassObject, GatewayObject
 from ztunnel.mesh.manifests.metadata import ObjectKey
-from ztunnel.mesh.manifests.parse import KubeObject, RefusedPolicy
+from ztunnel.mesh.manifests.parse import KubeObject, ReadObject, RefusedPolicy
 from ztunnel.mesh.refused import refused_policy
 from ztunnel.mesh.rules import Policy, Scope
 from ztunnel.mesh.waypoints import Level, Traffic, Waypoints
@@ -85,6 +86,18 @@ class MeshState:
     outside: frozenset[str] = frozenset()
     """Namespaces none of whose pods is in the mesh, nor a new one would be unless its own label says so."""
 
+
+OF_USE: tuple[type[ReadObject], ...] = (
+    Namespace,
+    Pod,
+    ServiceObject,
+    ServiceAccountObject,
+    AuthorizationPolicyObject,
+    PeerAuthenticationObject,
+    GatewayObject,
+    GatewayClassObject,
+)
+"""What a mesh is derived from; other kinds change nothing here."""
 
 _Value = TypeVar("_Value")
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from itertools import chain
@@ -26,7 +25,7 @@ from ztunnel.mesh.errors import ConfigError
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import KubeObject
 from ztunnel.runtime.documents import PAUSE, DocumentError, read_json, read_yaml_in_turns
-from ztunnel.sources.objects import Judged, Refusal, combine, judge, unreadable
+from ztunnel.sources.objects import Judged, Refusal, Sink, combine, judge, unreadable
 
 SUFFIXES = (".yaml", ".yml", ".json")
 TRUST_SECONDS = 1.0
@@ -37,8 +36,6 @@ DOCUMENTS_PER_TURN = 32
 
 _KEPT = "what it said before stays in force"
 _UNKNOWN = "it may hold policies, so everything is denied until it can be read"
-
-Sink = Callable[[MeshState, tuple[Refusal, ...]], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)

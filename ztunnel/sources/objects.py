@@ -7,9 +7,13 @@ refused in the same way, because which of them wins would depend on file names.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
+import trio
+
+from ztunnel.mesh.derive import MeshState
 from ztunnel.mesh.errors import ManifestError
 from ztunnel.mesh.manifests.authentication import PeerAuthenticationObject
 from ztunnel.mesh.manifests.authorization import AuthorizationPolicyObject
@@ -32,6 +36,18 @@ class Refusal:
     reason: str
     unknown: bool = False
     """Nobody can tell which object it is."""
+
+
+Sink = Callable[[MeshState, tuple[Refusal, ...]], Awaitable[None]]
+"""Who is told what the mesh is, and what of it is refused."""
+
+
+class Source(Protocol):
+    """Where the mesh comes from."""
+
+    async def run(self, sink: Sink, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Tell the sink what there is, say "started", then tell every change of it, for ever."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +85,27 @@ def judge(body: object, file: str, number: int) -> tuple[list[Judged], list[Refu
     judged: list[Judged] = []
     refusals: list[Refusal] = []
     for index, each in enumerate(bodies, 1):
-        where = place if len(bodies) == 1 else f"{place} item {index}"
-        try:
-            item = parse(each, where)
-        except ManifestError as error:
-            refusals.append(Refusal(file, error.subject, error.field, error.reason, unknown=key_of(each) is None))
-            judged.extend(_refused(each, error, file))
-        else:
-            if not isinstance(item, Ignored):
-                judged.append(Judged(key(item), file, item))
+        found, refusal = judge_one(each, file, place if len(bodies) == 1 else f"{place} item {index}")
+        if found is not None:
+            judged.append(found)
+        if refusal is not None:
+            refusals.append(refusal)
     return judged, refusals
+
+
+def judge_one(body: object, file: str, where: str) -> tuple[Judged | None, Refusal | None]:
+    """One object and what is wrong with it. None of both: a kind that the mesh has no use for.
+
+    Args:
+        where: it stands; for errors of an object without a name.
+    """
+    try:
+        item = parse(body, where)
+    except ManifestError as error:
+        object_key = key_of(body)
+        refusal = Refusal(file, error.subject, error.field, error.reason, unknown=object_key is None)
+        return None if object_key is None else Judged(object_key, file, stand_in=stand_in(body, error)), refusal
+    return None if isinstance(item, Ignored) else Judged(key(item), file, item), None
 
 
 def combine(documents: Iterable[Judged], in_force: Mapping[ObjectKey, KubeObject]) -> Combined:
@@ -99,10 +126,10 @@ def combine(documents: Iterable[Judged], in_force: Mapping[ObjectKey, KubeObject
         if len(candidates) > 1 and object_key.name:
             refusal = _duplicate(object_key, candidates)
             refusals.append(refusal)
-            chosen = _last_good(object_key, in_force) or _stand_in_of_duplicates(object_key, candidates, refusal)
+            chosen = last_good(object_key, in_force) or _stand_in_of_duplicates(object_key, candidates, refusal)
         elif chosen is None:
             stand_ins = (candidate.stand_in for candidate in candidates if candidate.stand_in is not None)
-            chosen = _last_good(object_key, in_force) or next(stand_ins, None)
+            chosen = last_good(object_key, in_force) or next(stand_ins, None)
         if chosen is not None:
             objects[object_key] = chosen
     return Combined(objects, tuple(refusals))
@@ -114,12 +141,8 @@ def unreadable(file: str, reason: str) -> Judged:
     return Judged(object_key, file, stand_in=RefusedPolicy(object_key, None, everywhere=True, reason=reason))
 
 
-def _refused(body: object, error: ManifestError, file: str) -> list[Judged]:
-    object_key = key_of(body)
-    return [] if object_key is None else [Judged(object_key, file, stand_in=stand_in(body, error))]
-
-
-def _last_good(object_key: ObjectKey, in_force: Mapping[ObjectKey, KubeObject]) -> KubeObject | None:
+def last_good(object_key: ObjectKey, in_force: Mapping[ObjectKey, KubeObject]) -> KubeObject | None:
+    """The version that stays in force when a later one is refused."""
     item = in_force.get(object_key)
     return None if is_stand_in(item) else item
 

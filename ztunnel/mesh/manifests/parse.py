@@ -5,7 +5,7 @@ Only `ManifestError` leaves this module, whatever the document is made of.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -160,6 +160,11 @@ def parse(body: object, subject_source: str) -> KubeObject:
     if number not in _VERSIONS[group]:
         raise version.wrong(f"not a version of {kind} that is known ({', '.join(_VERSIONS[group])})")
     return reader(document)
+
+
+def kinds(read_into: Collection[type[ReadObject]]) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
+    """API group, kind and known versions, best first, of what is read into certain types."""
+    return tuple((group, kind, _VERSIONS[group]) for group, kind, what, _ in _KINDS if what in read_into)
 
 
 def key(item: KubeObject) -> ObjectKey:
