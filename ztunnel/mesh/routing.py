@@ -8,15 +8,19 @@ Source: Istio ztunnel `proxy/outbound.rs`, `state.rs`; without other networks.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import Final
 
 from ztunnel.mesh.addresses import is_ipv6, is_loopback
-from ztunnel.mesh.balance import pick
+from ztunnel.mesh.balance import Candidate, pick
 from ztunnel.mesh.identity import SpiffeId
 from ztunnel.mesh.index import Index
 from ztunnel.mesh.ports import ILLEGAL_TARGETS, INBOUND_HBONE
 from ztunnel.mesh.workloads import Protocol, Service, WaypointRef, Workload
+
+MAX_ROUTES: Final = 512
+"""Destinations of which a `Router` remembers routes: there is one for each pod, and a pod may dial what it likes."""
 
 
 class RouteKind(Enum):
@@ -59,6 +63,8 @@ class Route:
     waypoint: str = ""
     """`namespace/name` of the waypoint that it goes to."""
     reasons: tuple[str, ...] = ()
+    candidates: tuple[Candidate, ...] | None = field(default=None, compare=False, repr=False)
+    """Among whom `workload_uid` was picked, if that was the only choice: it can be made again without asking for the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,38 @@ class Refusal:
     text: str
     service: str | None = None
     reasons: tuple[str, ...] = ()
+
+
+class Router:
+    """`resolve` for one worker: remembers what the same source was told of the same destination, until the mesh changes."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._generation = index.generation
+        self._known: dict[tuple[str, tuple[str, int]], tuple[tuple[Candidate, ...], dict[str | None, Route]]] = {}
+
+    def resolve(
+        self, source: Workload, destination: tuple[str, int], active: Callable[[str], int], random: Callable[[int], int]
+    ) -> Route | Refusal:
+        """As the function of this name; the same object for the same answer."""
+        if self._generation != self._index.generation:
+            self._generation = self._index.generation
+            self._known.clear()
+        asked = (source.uid, destination)
+        known = self._known.get(asked)
+        if known is not None:
+            candidates, routes = known
+            route = routes.get(pick(candidates, active, random).workload.uid if candidates else None)
+            if route is not None:
+                return route
+        found = resolve(self._index, source, destination, active, random)
+        if isinstance(found, Route) and found.candidates is not None:
+            if known is None:
+                if len(self._known) >= MAX_ROUTES:
+                    self._known.clear()
+                known = self._known[asked] = (found.candidates, {})
+            known[1][found.workload_uid if found.candidates else None] = found
+        return found
 
 
 def authority(address: str, port: int) -> str:
@@ -126,7 +164,7 @@ def _to_service(asked: _Asked, service: Service, destination: tuple[str, int]) -
     if service.waypoint is not None:
         routed = _to_waypoint(asked, _primary_or_canary(service, service.waypoint, asked.random), destination, service, reasons)
         if not isinstance(routed, str):
-            return routed
+            return replace(routed, candidates=None) if isinstance(routed, Route) and service.canary is not None else routed
         reasons = (known, routed)
     candidates = asked.index.candidates(service, port)
     if not candidates:
@@ -140,9 +178,9 @@ def _to_service(asked: _Asked, service: Service, destination: tuple[str, int]) -
     if workload.waypoint is not None and workload.waypoint_always and service.waypoint is None:
         routed = _to_waypoint(asked, workload.waypoint, target, service, (*reasons, f"{_name(workload)}'s service account has a waypoint"))
         if not isinstance(routed, str):
-            return routed
+            return replace(routed, candidates=None) if isinstance(routed, Route) else routed
         reasons = (*reasons, routed)
-    return _dial(workload, target, service, reasons)
+    return _dial(workload, target, service, reasons, candidates if service.canary is None else None)
 
 
 def _primary_or_canary(service: Service, primary: WaypointRef, random: Callable[[int], int]) -> WaypointRef:
@@ -170,6 +208,7 @@ def _to_waypoint(
     candidates = index.waypoint_candidates(waypoint)
     uid: str | None = None
     if candidates is None:
+        candidates = ()
         if not waypoint.addresses:
             text = f"unknown waypoint: nothing is known of {', '.join(waypoint.hostnames)}, the address of {waypoint.name}"
             return Refusal(RefusalReason.WAYPOINT_NOT_READY, text, service=hostname, reasons=(*before, text))
@@ -196,6 +235,7 @@ def _to_waypoint(
         service_namespace=service.namespace if service else "",
         waypoint=waypoint.name,
         reasons=(*before, how),
+        candidates=candidates,
     )
 
 
@@ -215,10 +255,16 @@ def _to_workload(asked: _Asked, workload: Workload, destination: tuple[str, int]
         if not isinstance(routed, str):
             return routed
         reasons = (*reasons, routed)
-    return _dial(workload, destination, None, reasons)
+    return _dial(workload, destination, None, reasons, ())
 
 
-def _dial(workload: Workload, target: tuple[str, int], service: Service | None, reasons: tuple[str, ...]) -> Route:
+def _dial(
+    workload: Workload,
+    target: tuple[str, int],
+    service: Service | None,
+    reasons: tuple[str, ...],
+    candidates: tuple[Candidate, ...] | None,
+) -> Route:
     address, port = target
     tunnelled = workload.protocol is Protocol.HBONE
     if tunnelled:
@@ -238,6 +284,7 @@ def _dial(workload: Workload, target: tuple[str, int], service: Service | None, 
         service_name=service.name if service else "",
         service_namespace=service.namespace if service else "",
         reasons=(*reasons, how),
+        candidates=candidates,
     )
 
 

@@ -15,7 +15,7 @@ from ztunnel.hbone import connect
 from ztunnel.mesh.addresses import is_loopback
 from ztunnel.mesh.errors import LocalError, MeshError, UpstreamError, UpstreamTimeout
 from ztunnel.mesh.ports import ILLEGAL_TARGETS
-from ztunnel.mesh.routing import Refusal, Route, RouteKind, resolve
+from ztunnel.mesh.routing import MAX_ROUTES, Refusal, Route, RouteKind, Router
 from ztunnel.mesh.workloads import Workload
 from ztunnel.proxy.connections import Connection, Facts
 from ztunnel.proxy.inbound import Inbound
@@ -43,6 +43,9 @@ class Outbound:
         self._pool = pool
         self._inbound = inbound
         self._random = b""
+        self._router = Router(node.index)
+        self._keys: dict[int, tuple[Route, Key]] = {}
+        """By their route's place in memory, which a route that is kept here does not leave to another."""
 
     def accept(self, pod: Pod, sock: socket.socket, peer: Address) -> None:
         """One connection that nftables redirected to us."""
@@ -68,7 +71,7 @@ class Outbound:
         source = node.index.workload(pod.uid)
         if source is None:
             raise LocalError("failed to fetch information about local workload")
-        route = resolve(node.index, source, destination, node.connections.towards.__getitem__, node.random)
+        route = self._router.resolve(source, destination, node.connections.towards.__getitem__, node.random)
         if isinstance(route, Refusal):
             connection.facts.service = route.service or ""
             raise RouteRefused(route)
@@ -94,8 +97,7 @@ class Outbound:
     def _tunnel(self, pod: Pod, source: Workload, connection: Connection, sock: socket.socket, route: Route) -> None:
         node = self._node
         facts = connection.facts
-        key = Key(pod.uid, pod.identity, route.expected, route.address, route.workload_uid or "")
-        tunnel = self._pool.tunnel(pod, key)
+        tunnel = self._pool.tunnel(pod, self._key(pod, route))
         facts.protocol, facts.mutual_tls = "HBONE", True
         facts.source_identity, facts.destination_identity = pod.identity, route.expected[0]
         facts.trace = self._new_trace()
@@ -120,6 +122,17 @@ class Outbound:
         if node.settings.optimistic_data and tunnel.mux.peer_takes_early_data:
             # What the application has to say first is mostly there already: it leaves together with the request.
             node.loop.hold()
+
+    def _key(self, pod: Pod, route: Route) -> Key:
+        """The same object for the same route, since a key is looked up several times and hashing it is work."""
+        known = self._keys.get(id(route))
+        if known is not None and known[0] is route and known[1].pod_uid == pod.uid:
+            return known[1]
+        key = Key(pod.uid, pod.identity, route.expected, route.address, route.workload_uid or "")
+        if len(self._keys) >= MAX_ROUTES:
+            self._keys.clear()
+        self._keys[id(route)] = (route, key)
+        return key
 
     def _new_trace(self) -> str:
         if not self._random:

@@ -9,7 +9,6 @@ Source: Istio ztunnel `proxy/pool.rs` for the key and the idle time.
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from ztunnel.dataplane.addresses import Address
@@ -31,15 +30,25 @@ class PolicySuspected(UpstreamTimeout):
     flag: ClassVar[Flag] = Flag.NETWORK_POLICY
 
 
-@dataclass(frozen=True, slots=True)
 class Key:
-    """What a tunnel is good for."""
+    """What a tunnel is good for. Not to be changed; its hash is made once."""
 
-    pod_uid: str
-    source: SpiffeId
-    expected: tuple[SpiffeId, ...]
-    address: Address
-    workload_uid: str
+    __slots__ = ("_hash", "_values", "address", "expected", "pod_uid", "source", "workload_uid")
+
+    def __init__(self, pod_uid: str, source: SpiffeId, expected: tuple[SpiffeId, ...], address: Address, workload_uid: str) -> None:
+        self.pod_uid = pod_uid
+        self.source = source
+        self.expected = expected
+        self.address = address
+        self.workload_uid = workload_uid
+        self._values = (pod_uid, source, expected, address, workload_uid)
+        self._hash = hash(self._values)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Key) and self._values == other._values)
 
 
 class _Member:

@@ -8,9 +8,10 @@ import pytest
 
 from tests.kit import builders
 from tests.kit.builders import identity, service, workload
+from ztunnel.mesh.delta import Delta
 from ztunnel.mesh.index import Index
-from ztunnel.mesh.routing import Refusal, RefusalReason, Route, RouteKind, authority, resolve
-from ztunnel.mesh.workloads import Endpoint, ServicePort, Workload
+from ztunnel.mesh.routing import MAX_ROUTES, Refusal, RefusalReason, Route, RouteKind, Router, authority, resolve
+from ztunnel.mesh.workloads import Endpoint, Protocol, ServicePort, Workload
 
 CLIENT = workload("client", "10.0.0.9", "fd00::9")
 A = workload("a", "10.0.0.1", "fd00::1", account="a")
@@ -157,3 +158,37 @@ def test_a_shared_vip_is_the_service_of_the_clients_namespace() -> None:
     found = ask(index, "10.1.0.1", 80, source=b)
     assert isinstance(found, Route)
     assert found.workload_uid == "uid-b"
+
+
+class TestRouter:
+    """What it remembers is what it would be told again."""
+
+    b = workload("b", "10.0.0.2", account="b")
+    mesh = builders.index(CLIENT, A, b, service("web", "10.96.0.1", behind=(A, b)))
+
+    def asked(self, router: Router, place: int, address: str = "10.96.0.1") -> Route:
+        found = router.resolve(CLIENT, (address, 80), lambda _: 0, lambda count: min(place, count - 1))
+        assert isinstance(found, Route)
+        return found
+
+    def test_the_same_answer_is_the_same_object_and_each_endpoint_has_its_turn(self) -> None:
+        router = Router(self.mesh)
+        first, second = self.asked(router, 0), self.asked(router, 1)
+        assert {first.workload_uid, second.workload_uid} == {"uid-a", "uid-b"}
+        assert self.asked(router, 0) is first
+        assert self.asked(router, 1) is second
+        assert self.asked(router, 0, "10.0.0.1") is self.asked(router, 0, "10.0.0.1")
+
+    def test_a_change_of_the_mesh_is_seen_at_once(self) -> None:
+        index = builders.index(CLIENT, A)
+        router = Router(index)
+        assert self.asked(router, 0, "10.0.0.1").kind is RouteKind.HBONE
+        index.apply(Delta(workloads=(replace(A, protocol=Protocol.TCP),)))
+        assert self.asked(router, 0, "10.0.0.1").kind is RouteKind.TCP
+
+    def test_a_pod_that_dials_everything_fills_no_memory(self) -> None:
+        many = [workload(f"w{number}", f"10.1.{number >> 8}.{number & 255}") for number in range(MAX_ROUTES + 9)]
+        router = Router(builders.index(CLIENT, *many))
+        for each in many:
+            self.asked(router, 0, each.addresses[0])
+        assert len(router._known) <= MAX_ROUTES
