@@ -225,6 +225,31 @@ async def test_one_connection_too_many_ends_the_idlest() -> None:
     assert limits == [1]
 
 
+async def test_a_drain_ends_what_is_idle_and_answers_what_is_under_way() -> None:
+    entered, leave = trio.Event(), trio.Event()
+
+    async def wait(call: Call) -> bytes:
+        entered.set()
+        await leave.wait()
+        return b"done"
+
+    async with serving(PKI, {PATH: wait}) as (target, server), raw_client(PKI, target) as idle, raw_client(PKI, target) as busy:
+        for client in (idle, busy):
+            client.http.initiate_connection()
+        busy.http.send_headers(1, request_headers("x", PATH, 30, {}))
+        busy.http.send_data(1, framed(b""), end_stream=True)
+        await busy.flush()
+        await entered.wait()
+        await idle.flush()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.drain)
+            await idle.until_closed()
+            leave.set()
+            await busy.next(h2.events.TrailersReceived)
+            await busy.until_closed()
+        assert server.open_connections == 0
+
+
 def test_credentials_that_cannot_be_used_are_refused() -> None:
     credentials, others = PKI.credentials(), PKI.credentials()
     with pytest.raises(TlsError):

@@ -1,5 +1,5 @@
-"""Workload certificates: the embedded authority that issues them and the rotation that keeps them fresh.
+"""Workload certificates: authorities that issue them, the client that asks one, the rotation that keeps them fresh.
 
-Belongs here: making keys and requests, issuing, deciding when to renew, and the clients of other authorities that may follow.
+Belongs here: making keys and requests, issuing, who may have what, roots and their succession, when to renew.
 Does not belong here: what a handshake does with a certificate (`hbone`), and which identities a node needs (`app`).
 """

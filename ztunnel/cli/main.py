@@ -31,6 +31,7 @@ COMMANDS = {
     "log-level": Lazy("ztunnel.cli.show", "log_level", "Show or change what a running agent logs."),
     "lab": Lazy("ztunnel.cli.lab", "lab", "A cluster in network namespaces, without Kubernetes."),
     "run": Lazy("ztunnel.cli.run", "run", "Run the node agent."),
+    "ca": Lazy("ztunnel.cli.ca", "ca", "Run the certificate authority of a cluster."),
     "completion": Lazy("ztunnel.cli.completion", "completion", "Shell completion for bash, zsh and fish."),
     "version": Lazy("ztunnel.cli.completion", "version", "Which version this is."),
 }

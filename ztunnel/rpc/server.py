@@ -86,12 +86,22 @@ class RpcServer:
     on_bug: Callable[[], None] = lambda: None
     on_limit: Callable[[], None] = lambda: None
     open_connections: int = 0
+    is_draining: bool = False
     idle: dict[trio.CancelScope, None] = field(default_factory=dict, init=False)
     """Connections without calls, longest first."""
+    _emptied: trio.Event = field(default_factory=trio.Event, init=False)
 
     async def run(self, listeners: Sequence[trio.SocketListener], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled. "Started" means that connections are accepted. The listeners are closed at the end."""
         await trio.serve_listeners(self.serve, list(listeners), task_status=_Announce(task_status))
+
+    async def drain(self) -> None:
+        """Ends every connection that has no call, the others after their last answer, and returns when none is left."""
+        self.is_draining = True
+        while self.idle:
+            self._evict()
+        if self.open_connections:
+            await self._emptied.wait()
 
     async def serve(self, transport: trio.SocketStream) -> None:
         """Serve one connection to its end, and close it."""
@@ -105,6 +115,8 @@ class RpcServer:
                 await self._serve(transport)
             finally:
                 self.open_connections -= 1
+                if self.is_draining and not self.open_connections:
+                    self._emptied.set()
         finally:
             await trio.aclose_forcefully(transport)
 
@@ -195,6 +207,10 @@ class _Connection:
                     await self._flush()
                 nursery.cancel_scope.cancel()
 
+    @property
+    def _is_over(self) -> bool:
+        return self._over or self._server.is_draining
+
     async def _retire(self) -> None:
         await trio.sleep(self._bounds.life_seconds)
         self._over = True
@@ -203,7 +219,7 @@ class _Connection:
 
     async def _read(self, nursery: trio.Nursery) -> None:
         code = h2.errors.ErrorCodes.NO_ERROR
-        while not (self._over and not self._streams):
+        while not (self._is_over and not self._streams):
             data = await self._receive()
             if not data:
                 break
@@ -236,7 +252,7 @@ class _Connection:
     def _take(self, event: h2.events.Event, nursery: trio.Nursery) -> None:
         match event:
             case h2.events.RequestReceived(stream_id=int() as number, headers=headers):
-                if self._over or headers is None:
+                if self._is_over or headers is None:
                     self._http.reset_stream(number, h2.errors.ErrorCodes.REFUSED_STREAM)
                     return
                 self._calls += 1
@@ -289,7 +305,7 @@ class _Connection:
             if self._waiting is not None and not self._streams:
                 # The reader waits since before this call ended; from now on it is idle.
                 self._server.idle[self._waiting] = None
-                self._waiting.deadline = trio.current_time() + (0 if self._over else self._bounds.idle_seconds)
+                self._waiting.deadline = trio.current_time() + (0 if self._is_over else self._bounds.idle_seconds)
 
     async def _answer(self, call: _Stream) -> bytes:
         method = self._server.methods.get(call.headers.get(b":path", b"").decode("latin-1"))
