@@ -232,7 +232,7 @@ def test_the_command_line_speaks_like_kubectl(lab: Lab) -> None:
 def test_nonsense_is_refused_whole(lab: Lab) -> None:
     good: Tree = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "half"}}
     cases: list[tuple[Tree, str]] = [
-        ({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x"}}, "kind: the lab has no kind 'ConfigMap'"),
+        ({"apiVersion": "v1", "kind": "Lease", "metadata": {"name": "x"}}, "kind: the lab has no kind 'Lease'"),
         (
             {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": [{"name": "db", "image": "mysql:8"}]}},
             "Pod default/p: spec.containers[0].image: no command, and nothing is known about image 'mysql:8'",
