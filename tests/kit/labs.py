@@ -28,7 +28,7 @@ from ztunnel.lab.client import Client
 from ztunnel.lab.isolation import ProcessId, start_time
 from ztunnel.lab.objects import kind_named
 from ztunnel.lab.paths import LAB_DIR_VARIABLE, lab_state_dir
-from ztunnel.lab.tree import Tree, at, branches, integer, strings, text
+from ztunnel.mesh.manifests.tree import Tree, at, branches, integer, strings, text
 
 REPOSITORY = Path(__file__).parents[2]
 SAMPLES = REPOSITORY / "deploy" / "samples"

@@ -18,7 +18,7 @@ from tests.kit.polling import eventually
 from ztunnel.lab import lifecycle
 from ztunnel.lab.client import NoLab
 from ztunnel.lab.objects import LabError
-from ztunnel.lab.tree import Tree, at, branches, integer, text
+from ztunnel.mesh.manifests.tree import Tree, at, branches, integer, text
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from tests.kit.mesh import children_of
 from tests.kit.polling import eventually
 from tests.kit.workers import worker_count
 from ztunnel.lab.objects import REDIRECTION
-from ztunnel.lab.tree import branches, flag, integer, text
+from ztunnel.mesh.manifests.tree import branches, flag, integer, text
 
 pytestmark = pytest.mark.slow
 

@@ -18,7 +18,7 @@ from tests.kit.labs import REPOSITORY, Lab
 from tests.kit.polling import eventually
 from ztunnel.lab.objects import LabError
 from ztunnel.lab.paths import LAB_DIR_VARIABLE
-from ztunnel.lab.tree import at, branches, text
+from ztunnel.mesh.manifests.tree import at, branches, text
 
 pytestmark = pytest.mark.slow
 

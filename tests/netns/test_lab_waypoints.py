@@ -12,7 +12,7 @@ import pytest
 from tests.kit import labs
 from tests.kit.labs import Lab
 from tests.kit.polling import eventually
-from ztunnel.lab.tree import branches, text
+from ztunnel.mesh.manifests.tree import branches, text
 from ztunnel.mesh.waypoints import GATEWAY_NAME
 from ztunnel.settings import variable
 

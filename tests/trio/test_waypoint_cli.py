@@ -28,9 +28,9 @@ from ztunnel.lab.pods import Kubelet
 from ztunnel.lab.processes import Processes
 from ztunnel.lab.server import Server
 from ztunnel.lab.site import Site
-from ztunnel.lab.tree import Tree, branches, put, strings, text
 from ztunnel.lab.wire import socket_path
 from ztunnel.mesh.manifests.parse import parse
+from ztunnel.mesh.manifests.tree import Tree, branches, put, strings, text
 
 SERVICE: Tree = {
     "apiVersion": "v1",
@@ -48,7 +48,7 @@ class Lab:
         self.cluster = Cluster(Rules(validate=parse), (4,), Mint(lambda: f"uid-{next(numbers)}", lambda: "2030-01-01T00:00:00Z"))
         self.site = Site(state, self.cluster, Processes(), {}, (4,), 1, -1)
         self.cluster.listeners.append(lambda _event, _body: self.site.bell.ring())
-        self.controller = GatewayController(self.site, Installation("/m", "/ca", "/code"))
+        self.controller = GatewayController(self.site, Installation("/m", "/ca", "/code").container)
         self.cluster.bootstrap()
         self.controller.bootstrap()
         self.path = socket_path(state)

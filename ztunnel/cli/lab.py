@@ -122,7 +122,7 @@ def up(files: tuple[str, ...], nodes: int, ip_family: str, images: tuple[str, ..
 
 
 def _report(status: object, lab_name: str, seconds: float) -> None:
-    from ztunnel.lab.tree import branches, integer, texts
+    from ztunnel.mesh.manifests.tree import branches, integer, texts
 
     nodes = ", ".join(f"{node['name']} ({', '.join(texts(node, 'addresses'))})" for node in branches(status, "nodes"))
     agents = (
@@ -137,7 +137,7 @@ def _report(status: object, lab_name: str, seconds: float) -> None:
 
 
 def _timings(status: object) -> None:
-    from ztunnel.lab.tree import branch
+    from ztunnel.mesh.manifests.tree import branch
 
     for step, seconds in branch(status, "timings").items():
         click.echo(f"  {step}: {seconds:.3f} s")
@@ -146,7 +146,7 @@ def _timings(status: object) -> None:
 def _complain(lab_name: str, missing: object, timeout: float) -> None:
     from ztunnel.lab.lifecycle import log_tail, state_of, tail_of
     from ztunnel.lab.objects import LabError
-    from ztunnel.lab.tree import texts
+    from ztunnel.mesh.manifests.tree import texts
 
     state, lines = state_of(lab_name), [f"not everything was ready within {timeout:g} s:"]
     for reason in texts({"missing": missing}, "missing"):
@@ -211,7 +211,7 @@ def status(output: str, lab_name: str) -> None:
       ztunnel lab status -o json
     """
     from ztunnel.lab.printers import aligned
-    from ztunnel.lab.tree import branches, integer, text, texts
+    from ztunnel.mesh.manifests.tree import branches, integer, text, texts
 
     found = client_of(lab_name).call("status")
     if output == "json":
@@ -286,7 +286,7 @@ def _await_agent(client: Client, lab_name: str, node: str) -> None:
         LabError: it is not, in time.
     """
     from ztunnel.lab.objects import LabError
-    from ztunnel.lab.tree import branches, text
+    from ztunnel.mesh.manifests.tree import branches, text
 
     deadline = time.monotonic() + AGENT_SECONDS
     while not any(agent["ready"] is True for agent in branches(client.call("status"), "agents") if text(agent, "node") == node):

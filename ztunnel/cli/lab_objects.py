@@ -13,7 +13,7 @@ from ztunnel.cli.lab_common import LabCommand, client_of, files_option, kind_and
 
 if TYPE_CHECKING:
     from ztunnel.lab.client import Client
-    from ztunnel.lab.tree import Tree
+    from ztunnel.mesh.manifests.tree import Tree
 
 
 @click.command("apply", cls=LabCommand)
@@ -29,7 +29,7 @@ def apply_command(files: tuple[str, ...], namespace: str, lab_name: str) -> None
       cat policy.yaml | ztunnel lab apply -f -
     """
     from ztunnel.lab import documents
-    from ztunnel.lab.tree import branches, text
+    from ztunnel.mesh.manifests.tree import branches, text
 
     done = client_of(lab_name).call("apply", objects=documents.read(files), namespace=namespace)
     for each in branches({"done": done}, "done"):
@@ -57,7 +57,7 @@ def delete_command(
       ztunnel lab delete -f policy.yaml
       ztunnel lab delete pods -l app=web
     """
-    from ztunnel.lab.tree import at, texts
+    from ztunnel.mesh.manifests.tree import at, texts
 
     client, namespace = client_of(place["lab_name"]), place["namespace"]
     if files:
@@ -92,7 +92,7 @@ def _keys_named(what: tuple[str, ...], namespace: str) -> list[Tree]:
 def _keys_of_files(files: tuple[str, ...], namespace: str) -> list[Tree]:
     from ztunnel.lab import documents
     from ztunnel.lab.objects import kind_of
-    from ztunnel.lab.tree import branch, text
+    from ztunnel.mesh.manifests.tree import branch, text
 
     bodies = [branch(entry, "body") for entry in documents.read(files)]
     return [
@@ -103,7 +103,7 @@ def _keys_of_files(files: tuple[str, ...], namespace: str) -> list[Tree]:
 
 def _keys_selected(client: Client, what: tuple[str, ...], selector: str, namespace: str) -> list[Tree]:
     from ztunnel.lab.objects import key_of, kind_named
-    from ztunnel.lab.tree import branches
+    from ztunnel.mesh.manifests.tree import branches
 
     if len(what) != 1:
         raise click.UsageError("give one KIND with -l or --all")
@@ -149,7 +149,7 @@ def get_command(what: str, names: tuple[str, ...], selector: str, output: str | 
 
 
 def _fetch(client: Client, kind: str, names: list[str], namespace: str, selector: str) -> list[Tree]:
-    from ztunnel.lab.tree import branches
+    from ztunnel.mesh.manifests.tree import branches
 
     found: list[Tree] = []
     for name in names or [""]:
@@ -224,7 +224,7 @@ def describe_command(what: tuple[str, ...], namespace: str, lab_name: str) -> No
     """
     from ztunnel.lab.objects import uid_of
     from ztunnel.lab.printers import description
-    from ztunnel.lab.tree import branches
+    from ztunnel.mesh.manifests.tree import branches
 
     kind, name = kind_and_name(what)
     client = client_of(lab_name)

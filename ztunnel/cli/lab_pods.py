@@ -98,7 +98,7 @@ def logs_command(name: str, follow: bool, tail: int, namespace: str, lab_name: s
       ztunnel lab logs deploy/orders -n shop
       ztunnel lab logs node-1 -f --tail 20
     """
-    from ztunnel.lab.tree import text
+    from ztunnel.mesh.manifests.tree import text
 
     client = client_of(lab_name)
     found = client.call("logs", name=name, namespace=namespace)
@@ -134,8 +134,8 @@ def _to_tail(fd: int, lines: int) -> None:
 
 def _goes_on(client: Client, path: str, uid: str, name: str, namespace: str) -> bool:
     """Whether more can come: the file, and the pod that wrote it, are still there."""
-    from ztunnel.lab.tree import text
     from ztunnel.mesh.errors import LocalError
+    from ztunnel.mesh.manifests.tree import text
 
     if not os.path.exists(path):
         return False

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from ztunnel.lab.client import Client
-    from ztunnel.lab.tree import Tree
+    from ztunnel.mesh.manifests.tree import Tree
 
 DEFAULT_NAME = "waypoint"
 WAIT_SECONDS = 90.0
@@ -210,7 +210,7 @@ def list_command(everywhere: bool, namespace: str, lab: str) -> None:
     """
     from ztunnel.lab.objects import labels_of
     from ztunnel.lab.printers import aligned, condition_status
-    from ztunnel.lab.tree import text
+    from ztunnel.mesh.manifests.tree import text
     from ztunnel.mesh.waypoints import WAYPOINT_FOR
 
     found = _waypoints(client_of(lab), "" if everywhere else namespace)
@@ -239,7 +239,7 @@ def status(name: str, namespace: str, lab: str) -> None:
       ztunnel waypoint status -n shop
     """
     from ztunnel.lab.printers import aligned
-    from ztunnel.lab.tree import text
+    from ztunnel.mesh.manifests.tree import text
 
     client = client_of(lab)
     found = [body for body in _waypoints(client, namespace) if name in ("", text(body, "metadata", "name"))]
@@ -258,7 +258,7 @@ def status(name: str, namespace: str, lab: str) -> None:
 
 
 def _bound(client: Client, namespace: str) -> Iterator[list[str]]:
-    from ztunnel.lab.tree import branches
+    from ztunnel.mesh.manifests.tree import branches
 
     for kind, types in _TOLD:
         for body in _get(client, kind, namespace):
@@ -270,7 +270,7 @@ def _bound(client: Client, namespace: str) -> Iterator[list[str]]:
 
 
 def _conditions(body: Tree, kind: str, types: Sequence[str]) -> Iterator[list[str]]:
-    from ztunnel.lab.tree import branches, text
+    from ztunnel.mesh.manifests.tree import branches, text
 
     for each in branches(body, "status", "conditions"):
         if text(each, "type") in types:
@@ -293,7 +293,7 @@ def delete(names: tuple[str, ...], every: bool, revision: str, namespace: str, l
       ztunnel waypoint delete -n shop --all
     """
     from ztunnel.lab.objects import LabError, labels_of
-    from ztunnel.lab.tree import text
+    from ztunnel.mesh.manifests.tree import text
 
     if every is bool(names):
         raise click.UsageError("give the names of waypoints, or --all")
@@ -311,7 +311,7 @@ def delete(names: tuple[str, ...], every: bool, revision: str, namespace: str, l
 
 
 def _waypoints(client: Client, namespace: str) -> list[Tree]:
-    from ztunnel.lab.tree import text
+    from ztunnel.mesh.manifests.tree import text
     from ztunnel.mesh.waypoints import WAYPOINT_CLASS
 
     return [body for body in _get(client, "Gateway", namespace) if text(body, "spec", "gatewayClassName") == WAYPOINT_CLASS]
@@ -323,6 +323,6 @@ def _get(client: Client, kind: str, namespace: str, name: str = "") -> list[Tree
     Raises:
         LabError: NotFound, of a name.
     """
-    from ztunnel.lab.tree import branches
+    from ztunnel.mesh.manifests.tree import branches
 
     return branches({"items": client.call("get", kind=kind, namespace=namespace, name=name, selector="")}, "items")

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from ztunnel.lab import schema
 from ztunnel.lab.images import UnknownImage, command_of
 from ztunnel.lab.objects import KINDS, kind_of
-from ztunnel.lab.tree import Tree, at, branch, branches, integer, put, text
 from ztunnel.mesh.errors import ManifestError
+from ztunnel.mesh.manifests.tree import Tree, at, branch, branches, integer, put, text
 
 Validate = Callable[[Tree, str], object]
 """Raises ManifestError for an object that the mesh would refuse."""

@@ -24,7 +24,7 @@ from ztunnel.lab.images import python_path
 from ztunnel.lab.objects import REDIRECTION, key_of, uid_of
 from ztunnel.lab.processes import Order, Process, base_environment, host_pid
 from ztunnel.lab.site import NodeSite, Site, trim_log
-from ztunnel.lab.tree import Tree, drop, put, strings, text
+from ztunnel.mesh.manifests.tree import Tree, drop, put, strings, text
 from ztunnel.mesh.ports import READINESS
 from ztunnel.settings import variable
 

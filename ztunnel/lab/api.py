@@ -33,7 +33,7 @@ from ztunnel.lab.objects import (
 from ztunnel.lab.placement import is_rolled_out, owner_name
 from ztunnel.lab.pods import Kubelet, PodRun
 from ztunnel.lab.site import Site
-from ztunnel.lab.tree import Tree, at, branch, branches, flag, integer, strings, text
+from ztunnel.mesh.manifests.tree import Tree, at, branch, branches, flag, integer, strings, text
 
 MAX_WAIT_SECONDS = 600.0
 CONVERGENCE_SECONDS = 0.05

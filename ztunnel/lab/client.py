@@ -10,9 +10,9 @@ from pathlib import Path
 
 from ztunnel.lab.objects import LabError
 from ztunnel.lab.paths import name_option_of
-from ztunnel.lab.tree import Tree, at, integer, text
 from ztunnel.lab.wire import MAX_ANSWER, MAX_REQUEST, MAX_SOCKET_PATH, decode, encode, socket_path
 from ztunnel.mesh.errors import LocalError
+from ztunnel.mesh.manifests.tree import Tree, at, integer, text
 
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 660.0

@@ -14,7 +14,7 @@ from ztunnel.lab.addresses import service_addresses
 from ztunnel.lab.admission import Offered, Rules, admit
 from ztunnel.lab.objects import KINDS, Key, LabError, Requirement, is_deleting, key_of, kind_of, labels_of, not_found, uid_of
 from ztunnel.lab.placement import cluster_addresses, owner_name
-from ztunnel.lab.tree import Tree, branch, drop, integer, merge, put, text, texts
+from ztunnel.mesh.manifests.tree import Tree, branch, drop, integer, merge, put, text, texts
 
 MAX_OBJECTS = 5000
 SYSTEM_NAMESPACES = ("default", "kube-system", "istio-system")

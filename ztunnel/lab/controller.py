@@ -35,10 +35,10 @@ from ztunnel.lab.pods import Kubelet
 from ztunnel.lab.processes import Processes
 from ztunnel.lab.server import Server
 from ztunnel.lab.site import NodeSite, Site, in_thread, replace_file
-from ztunnel.lab.tree import Tree, integer, put, text
 from ztunnel.lab.wire import PROCESS_FILE, encode, socket_path
 from ztunnel.mesh.errors import LocalError, leaves
 from ztunnel.mesh.manifests.parse import parse
+from ztunnel.mesh.manifests.tree import Tree, integer, put, text
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,9 @@ class Controller:
         self.agents = {name: Agent(site, node) for name, node in site.nodes.items()} if has_mesh else {}
         self.ended = trio.Event()
         state = site.state
-        self.gateways = GatewayController(site, Installation(str(state / "manifests"), str(state / "ca"), python_path(os.environ)))
+        self.gateways = GatewayController(
+            site, Installation(str(state / "manifests"), str(state / "ca"), python_path(os.environ)).container
+        )
         self.forwards: tuple[placement.Forward, ...] = ()
         site.cluster.listeners.append(self._persist)
 

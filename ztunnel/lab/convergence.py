@@ -17,9 +17,9 @@ from pathlib import Path
 import trio
 
 from ztunnel.lab.objects import kind_of
-from ztunnel.lab.tree import Tree, branches, flag, integer, text, texts
 from ztunnel.mesh.derive import MeshOptions, MeshState, derive
 from ztunnel.mesh.manifests.parse import KubeObject, key, parse
+from ztunnel.mesh.manifests.tree import Tree, branches, flag, integer, text, texts
 from ztunnel.mesh.workloads import waypoint_text
 from ztunnel.settings import WaypointFallback, variable
 

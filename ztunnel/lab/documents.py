@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ztunnel.lab.objects import LabError
-from ztunnel.lab.tree import Tree
 from ztunnel.mesh.errors import ManifestError
 from ztunnel.mesh.manifests.parse import unpack
+from ztunnel.mesh.manifests.tree import Tree
 from ztunnel.runtime.documents import DocumentError, read_yaml
 
 SUFFIXES = (".yaml", ".yml", ".json")

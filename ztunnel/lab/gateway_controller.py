@@ -1,4 +1,4 @@
-"""Runs gateways and writes statuses: what istiod does in a cluster. The loop; what follows from what is in `gateways` and `statuses`."""
+"""Runs gateways and writes statuses: what istiod does in a cluster. The loop; what follows from what is in `ztunnel.controller`."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from functools import partial
 
 import trio
 
-from ztunnel.lab import convergence, gateways
+from ztunnel.controller import belongings
+from ztunnel.controller.statuses import Reader, Statuses, differs
+from ztunnel.lab import convergence
 from ztunnel.lab.admission import Offered
 from ztunnel.lab.objects import Key, LabError, is_deleting, key_of, uid_of
 from ztunnel.lab.site import Site
-from ztunnel.lab.statuses import Reader, Statuses, differs
-from ztunnel.lab.tree import Tree, branch, put, text
 from ztunnel.mesh.errors import ManifestError
+from ztunnel.mesh.manifests.tree import Tree, branch, put, text
 
 log = logging.getLogger(__name__)
 
+CONTROLLER = "the lab's gateway controller"
 PAUSE_SECONDS = 0.02
 """After a change, so that a batch of changes is looked at once."""
 
@@ -24,9 +26,9 @@ PAUSE_SECONDS = 0.02
 class GatewayController:
     """Keeps what gateways own, and every status that is not a pod's, a deployment's or a node's."""
 
-    def __init__(self, site: Site, installation: gateways.Installation) -> None:
+    def __init__(self, site: Site, container: belongings.Container) -> None:
         self._site = site
-        self._installation = installation
+        self._container = container
         self._reader = Reader()
         self._seen = -1
         self._changes = 0
@@ -40,8 +42,8 @@ class GatewayController:
 
     def bootstrap(self) -> None:
         """Make the classes of gateways that a new cluster has."""
-        for name in gateways.CLASSES:
-            self._site.cluster.create(gateways.gateway_class(name))
+        for name in belongings.CLASSES:
+            self._site.cluster.create(belongings.gateway_class(name))
 
     async def run(self) -> None:
         """Follow the cluster for ever."""
@@ -60,11 +62,11 @@ class GatewayController:
     def reconcile(self) -> None:
         """One look at everything."""
         cluster = self._site.cluster
-        ours = [body for body in cluster.select("Gateway") if gateways.is_ours(body) and not is_deleting(body)]
+        ours = [body for body in cluster.select("Gateway") if belongings.is_ours(body) and not is_deleting(body)]
         for gateway in ours:
             self._keep(gateway)
         uids = {uid_of(body) for body in ours}
-        for key in [key_of(body) for body in cluster if gateways.is_owned_by(body, uids) is False]:
+        for key in [key_of(body) for body in cluster if belongings.is_owned_by(body, uids) is False]:
             if cluster.find(key) is not None:
                 cluster.delete(key)
         self._write_statuses()
@@ -72,22 +74,23 @@ class GatewayController:
     def _keep(self, gateway: Tree) -> None:
         cluster, key, uid = self._site.cluster, key_of(gateway), uid_of(gateway)
         try:
-            cluster.apply(Offered(gateways.CONTROLLER, body) for body in gateways.belongings(gateway, self._installation))
+            cluster.apply(Offered(CONTROLLER, body) for body in belongings.belongings(gateway, self._container))
         except (ManifestError, LabError) as error:
             if self._refused.get(uid) != str(error):
                 self._refused[uid] = str(error)
                 log.warning("gateway=%s/%s cannot be run: %s", key.namespace, key.name, error)
                 self._site.happened(uid, "FailedCreate", str(error))
             return
-        service = cluster.find(Key("Service", key.namespace, gateways.name_of(gateway)))
-        found = gateways.addresses(gateway, service, cluster.pods())
+        service = cluster.find(Key("Service", key.namespace, belongings.name_of(gateway)))
+        found = belongings.addresses(gateway, service, cluster.pods())
         if found and found != branch(gateway, "status").get("addresses"):
             cluster.update(key, uid, lambda body: put(body, found, "status", "addresses"))
 
     def _write_statuses(self) -> None:
         cluster = self._site.cluster
         now = cluster.mint.timestamp()
-        for key, wanted in Statuses(cluster, self._reader, convergence.options(), now).all().items():
+        for place, wanted in Statuses(cluster, self._reader, convergence.options(), now).all().items():
+            key = Key(*place)
             body = cluster.find(key)
             if body is not None and differs(body, wanted):
                 cluster.update(key, uid_of(body), partial(_set_status, wanted=wanted))

@@ -1,30 +1,13 @@
-"""What a Gateway of ours makes: the deployment controller's part. A service account, a deployment and a service, and where it then is.
-
-Everything that a Gateway owns is recognised by its owner reference and goes when it goes. Pure; who writes is `statuses`' and the
-controller's business. Source: Istio `pilot/pkg/config/kube/gateway/deploymentcontroller.go` and its templates.
-"""
+"""How a lab starts a gateway: the container of its pod."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ztunnel.lab.objects import is_ready, labels_of, uid_of
-from ztunnel.lab.placement import cluster_addresses
-from ztunnel.lab.tree import Tree, branches, integer, strings, text
-from ztunnel.mesh.ports import INBOUND_HBONE, METRICS, READINESS
-from ztunnel.mesh.waypoints import GATEWAY_CLASS_NAME, GATEWAY_NAME, MANAGED, MANAGED_WAYPOINT, WAYPOINT_CLASS
-
-INGRESS_CLASS = "istio"
-REVISION = "istio.io/rev"
-CLASSES: dict[str, str] = {
-    WAYPOINT_CLASS: "istio.io/mesh-controller",
-    INGRESS_CLASS: "istio.io/gateway-controller",
-}
-"""The classes that the lab runs gateways of, and the controllers that are named in them."""
-CONTROLLER = "the lab's gateway controller"
-_MANAGED_GATEWAY = "istio.io-gateway-controller"
+from ztunnel.controller.belongings import container_basics
+from ztunnel.mesh.manifests.tree import Tree, text
+from ztunnel.mesh.waypoints import WAYPOINT_CLASS
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,124 +18,12 @@ class Installation:
     ca: str
     python_path: str
 
-
-def is_ours(gateway: Tree) -> bool:
-    """Whether the lab runs it: its class is ours, and it is not for another revision."""
-    return text(gateway, "spec", "gatewayClassName") in CLASSES and labels_of(gateway).get(REVISION, "default") == "default"
-
-
-def name_of(gateway: Tree) -> str:
-    """The name of what is made for a gateway: a waypoint's is its own, an ingress gateway's has its class behind it."""
-    name, gateway_class = text(gateway, "metadata", "name"), text(gateway, "spec", "gatewayClassName")
-    return name if gateway_class == WAYPOINT_CLASS else f"{name}-{gateway_class}"
-
-
-def belongings(gateway: Tree, installation: Installation) -> list[Tree]:
-    """The objects that a gateway needs: ServiceAccount, Service, Deployment. Its number of pods is left to whoever scales it."""
-    name, gateway_name = name_of(gateway), text(gateway, "metadata", "name")
-    gateway_class = text(gateway, "spec", "gatewayClassName")
-    is_waypoint = gateway_class == WAYPOINT_CLASS
-    labels = {
-        **strings(gateway, "spec", "infrastructure", "labels"),
-        GATEWAY_NAME: gateway_name,
-        GATEWAY_CLASS_NAME: gateway_class,
-        MANAGED: MANAGED_WAYPOINT if is_waypoint else _MANAGED_GATEWAY,
-    }
-    pod_labels = {
-        **labels,
-        "sidecar.istio.io/inject": "false",
-        "istio.io/dataplane-mode": "none",
-        "service.istio.io/canonical-name": name[:63].rstrip("-."),
-        "service.istio.io/canonical-revision": "latest",
-    }
-    selector = {GATEWAY_NAME: gateway_name}
-    scrape = {"prometheus.io/scrape": "true", "prometheus.io/port": str(METRICS), "prometheus.io/path": "/stats/prometheus"}
-    template = {
-        "metadata": {"labels": pod_labels, "annotations": {**strings(gateway, "spec", "infrastructure", "annotations"), **scrape}},
-        "spec": {"serviceAccountName": name, "containers": [_container(gateway, installation)]},
-    }
-    return [
-        _object(gateway, "v1", "ServiceAccount", name, labels, {}),
-        _object(gateway, "v1", "Service", name, labels, {"spec": {"selector": selector, "ports": _service_ports(gateway)}}),
-        _object(gateway, "apps/v1", "Deployment", name, labels, {"spec": {"selector": {"matchLabels": selector}, "template": template}}),
-    ]
-
-
-def is_owned_by(body: Tree, uids: Iterable[str]) -> bool | None:
-    """Whether one of these gateways owns an object; None when no gateway does."""
-    owners = [text(owner, "uid") for owner in branches(body, "metadata", "ownerReferences") if text(owner, "kind") == "Gateway"]
-    return any(owner in uids for owner in owners) if owners else None
-
-
-def addresses(gateway: Tree, service: Tree | None, pods: Iterable[Tree], domain: str = "cluster.local") -> list[Tree]:
-    """`status.addresses`: its service's, from the moment that a pod of it was ready; they are not taken back (as in Istio)."""
-    if service is None:
-        return []
-    known = branches(gateway, "status", "addresses")
-    name, namespace = text(gateway, "metadata", "name"), text(gateway, "metadata", "namespace")
-    mine = (pod for pod in pods if labels_of(pod).get(GATEWAY_NAME) == name and text(pod, "metadata", "namespace") == namespace)
-    if not known and not any(is_ready(pod) for pod in mine):
-        return []
-    found: list[Tree] = [{"type": "IPAddress", "value": address} for address in cluster_addresses(service)]
-    return [*found, {"type": "Hostname", "value": f"{text(service, 'metadata', 'name')}.{namespace}.svc.{domain}"}]
-
-
-def _object(gateway: Tree, version: str, kind: str, name: str, labels: dict[str, str], more: Tree) -> Tree:
-    owner = {
-        "apiVersion": text(gateway, "apiVersion"),
-        "kind": "Gateway",
-        "name": text(gateway, "metadata", "name"),
-        "uid": uid_of(gateway),
-        "controller": True,
-    }
-    metadata: Tree = {
-        "name": name,
-        "namespace": text(gateway, "metadata", "namespace"),
-        "labels": dict(labels),
-        "ownerReferences": [owner],
-    }
-    return {"apiVersion": version, "kind": kind, "metadata": metadata, **more}
-
-
-def _container(gateway: Tree, installation: Installation) -> Tree:
-    is_waypoint = text(gateway, "spec", "gatewayClassName") == WAYPOINT_CLASS
-    command = [
-        *(sys.executable, "-m", "waypoint", "run" if is_waypoint else "gateway"),
-        *("--name", text(gateway, "metadata", "name"), "--namespace", text(gateway, "metadata", "namespace")),
-        *("--manifests", installation.manifests, "--ca-directory", installation.ca),
-    ]
-    ports = [] if not is_waypoint else [{"containerPort": INBOUND_HBONE, "name": "mesh"}]
-    capabilities: Tree = {"drop": ["ALL"]} if is_waypoint else {"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]}
-    return {
-        "name": "istio-proxy",
-        "command": command,
-        "env": [{"name": "PYTHONPATH", "value": installation.python_path}],
-        "ports": [*ports, {"containerPort": METRICS, "name": "metrics"}, {"containerPort": READINESS, "name": "status-port"}],
-        "readinessProbe": {"httpGet": {"path": "/healthz/ready", "port": READINESS}},
-        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": capabilities},
-    }
-
-
-def _service_ports(gateway: Tree) -> list[Tree]:
-    found: list[Tree] = [{"name": "status-port", "port": READINESS, "targetPort": READINESS}]
-    if text(gateway, "spec", "gatewayClassName") == WAYPOINT_CLASS:
-        return [*found, {"name": "mesh", "port": INBOUND_HBONE, "targetPort": INBOUND_HBONE}]
-    seen = {READINESS}
-    for listener in branches(gateway, "spec", "listeners"):
-        port = integer(listener, "port")
-        if port not in seen:
-            seen.add(port)
-            name = f"{text(listener, 'protocol').split('/')[-1].lower()[:8]}-{port}"
-            found.append({"name": name, "port": port, "targetPort": port})
-    return found
-
-
-def gateway_class(name: str) -> Tree:
-    """One of the classes that are there without anybody having written them."""
-    what = "waypoints" if name == WAYPOINT_CLASS else "gateways"
-    return {
-        "apiVersion": "gateway.networking.k8s.io/v1",
-        "kind": "GatewayClass",
-        "metadata": {"name": name},
-        "spec": {"controllerName": CLASSES[name], "description": f"The default class of {what}"},
-    }
+    def container(self, gateway: Tree) -> Tree:
+        """Of one Gateway's pods (`controller.belongings.Container`)."""
+        is_waypoint = text(gateway, "spec", "gatewayClassName") == WAYPOINT_CLASS
+        command = [
+            *(sys.executable, "-m", "waypoint", "run" if is_waypoint else "gateway"),
+            *("--name", text(gateway, "metadata", "name"), "--namespace", text(gateway, "metadata", "namespace")),
+            *("--manifests", self.manifests, "--ca-directory", self.ca),
+        ]
+        return {**container_basics(gateway), "command": command, "env": [{"name": "PYTHONPATH", "value": self.python_path}]}

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import ztunnel
-from ztunnel.lab.tree import Tree, branches, text, texts
+from ztunnel.mesh.manifests.tree import Tree, branches, text, texts
 
 ECHO = str(Path(__file__).with_name("echo.py"))
 PYTHON = (sys.executable, "-I", "-S")

@@ -26,8 +26,8 @@ from ztunnel.lab.images import python_path
 from ztunnel.lab.isolation import ProcessId
 from ztunnel.lab.objects import LabError
 from ztunnel.lab.paths import lab_state_dir, labs_root
-from ztunnel.lab.tree import integer
 from ztunnel.lab.wire import LOG_NAME, MAX_SOCKET_PATH, PROCESS_FILE, BadMessage, decode
+from ztunnel.mesh.manifests.tree import integer
 
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")
 START_SECONDS = 20.0

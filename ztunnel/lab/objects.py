@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ztunnel.lab.tree import Tree, at, branches, strings, text
 from ztunnel.mesh.errors import LocalError
+from ztunnel.mesh.manifests.tree import Tree, at, branches, strings, text
 
 REDIRECTION = "ambient.istio.io/redirection"
 """The pod annotation that says whether a node agent has captured the pod. Source: Istio ambient."""

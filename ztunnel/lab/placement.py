@@ -10,7 +10,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 
 from ztunnel.lab.objects import Key, container_port, is_deleting, is_ready, is_terminal, key_of, labels_of, pod_addresses, selects, uid_of
-from ztunnel.lab.tree import Tree, at, branch, branches, flag, integer, put, strings, text
+from ztunnel.mesh.manifests.tree import Tree, at, branch, branches, flag, integer, put, strings, text
 
 _SAFE = "bcdfghjklmnpqrstvwxz2456789"
 """The alphabet of generated names: no vowels, so no words. Source: Kubernetes `rand.SafeEncodeString`."""

@@ -23,8 +23,8 @@ from ztunnel.lab.objects import Key, is_deleting, key_of, uid_of
 from ztunnel.lab.placement import is_host_network
 from ztunnel.lab.processes import POD_VARIABLE, Order, Process, base_environment, kill_stragglers
 from ztunnel.lab.site import NodeSite, Site, in_thread, trim_log
-from ztunnel.lab.tree import Tree, branch, branches, integer, put, text, texts
 from ztunnel.mesh.errors import LocalError
+from ztunnel.mesh.manifests.tree import Tree, branch, branches, integer, put, text, texts
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from ztunnel.lab.objects import KINDS, REDIRECTION, display, is_deleting, is_ready, key_of, labels_of
 from ztunnel.lab.placement import cluster_addresses
-from ztunnel.lab.tree import Tree, at, branch, branches, integer, strings, text, texts
+from ztunnel.mesh.manifests.tree import Tree, at, branch, branches, integer, strings, text, texts
 
 NONE = "<none>"
 Row = list[str]

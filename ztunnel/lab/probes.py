@@ -10,7 +10,7 @@ import socket
 import trio
 
 from ztunnel.lab.objects import container_port
-from ztunnel.lab.tree import Tree, at, branch, branches, integer, text
+from ztunnel.mesh.manifests.tree import Tree, at, branch, branches, integer, text
 from ztunnel.node import netns
 
 ATTEMPT_SECONDS = 1.0

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ztunnel.lab.tree import Tree
 from ztunnel.lab.zone import MAX_QUERY, Zone, answer, build
+from ztunnel.mesh.manifests.tree import Tree
 
 MAX_CONNECTIONS = 128
 IDLE_SECONDS = 5.0

@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from ztunnel.lab.tree import Tree
+from ztunnel.mesh.manifests.tree import Tree
 
 
 def _fields(names: str) -> frozenset[str]:

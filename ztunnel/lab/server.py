@@ -20,9 +20,9 @@ from ztunnel.lab.api import Api, matches, selection
 from ztunnel.lab.objects import LabError
 from ztunnel.lab.pods import container_names, container_of
 from ztunnel.lab.processes import Order, Process, base_environment
-from ztunnel.lab.tree import Tree, flag, integer, text, texts
 from ztunnel.lab.wire import MAX_REQUEST, BadMessage, decode, encode
 from ztunnel.mesh.errors import LocalError
+from ztunnel.mesh.manifests.tree import Tree, flag, integer, text, texts
 
 log = logging.getLogger(__name__)
 

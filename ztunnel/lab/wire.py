@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ztunnel.lab.tree import Tree
 from ztunnel.mesh.errors import LocalError
+from ztunnel.mesh.manifests.tree import Tree
 
 MAX_REQUEST = 16 << 20
 MAX_ANSWER = 64 << 20

@@ -19,7 +19,7 @@ from dnslib import AAAA, CLASS, EDNS0, OPCODE, QTYPE, RCODE, RR, SOA, SRV, A, DN
 
 from ztunnel.lab.objects import container_port, is_deleting, is_ready, pod_addresses
 from ztunnel.lab.placement import cluster_addresses, service_pods
-from ztunnel.lab.tree import Tree, at, branches, flag, integer, text
+from ztunnel.mesh.manifests.tree import Tree, at, branches, flag, integer, text
 
 DOMAIN = "cluster.local"
 TTL_SECONDS = 5

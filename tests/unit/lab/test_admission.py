@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 
 from ztunnel.lab.admission import Offered, Rules, admit
-from ztunnel.lab.tree import Tree, at, branches, put, text
 from ztunnel.mesh.errors import ManifestError
 from ztunnel.mesh.manifests.parse import parse
+from ztunnel.mesh.manifests.tree import Tree, at, branches, put, text
 
 RULES = Rules({"*mysql*": "sleep 1"}, {}, parse)
 

@@ -9,9 +9,9 @@ import pytest
 from ztunnel.lab.admission import Offered, Rules
 from ztunnel.lab.cluster import Cluster, Mint
 from ztunnel.lab.objects import Key, LabError, is_deleting, uid_of
-from ztunnel.lab.tree import Tree, at, put, text
 from ztunnel.mesh.errors import ManifestError
 from ztunnel.mesh.manifests.parse import parse
+from ztunnel.mesh.manifests.tree import Tree, at, put, text
 
 
 def _object(kind: str, name: str, namespace: str = "", **rest: object) -> Tree:

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from ztunnel.lab.convergence import View, expected, seen_by, state_of
-from ztunnel.lab.tree import Tree
+from ztunnel.mesh.manifests.tree import Tree
 
 OBJECTS: list[Tree] = [
     {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": {"istio.io/dataplane-mode": "ambient"}}},

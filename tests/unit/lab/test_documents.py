@@ -9,7 +9,7 @@ import pytest
 
 from ztunnel.lab.documents import parse_text, read
 from ztunnel.lab.objects import LabError
-from ztunnel.lab.tree import at
+from ztunnel.mesh.manifests.tree import at
 
 
 def test_documents_remember_where_they_came_from(tmp_path: Path) -> None:

@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 
 from tests.kit.builders import HBONE_LISTENER, authorization, gateway, labelled, selecting
+from ztunnel.controller.belongings import is_owned_by
 from ztunnel.lab.admission import Offered, Rules
 from ztunnel.lab.cluster import Cluster, Mint
 from ztunnel.lab.gateway_controller import GatewayController
-from ztunnel.lab.gateways import Installation, is_owned_by
+from ztunnel.lab.gateways import Installation
 from ztunnel.lab.objects import Key, is_deleting, key_of, labels_of
 from ztunnel.lab.processes import Processes
 from ztunnel.lab.site import Site
-from ztunnel.lab.tree import Tree, at, branch, branches, put, strings, text, texts
 from ztunnel.mesh.manifests.parse import parse
+from ztunnel.mesh.manifests.tree import Tree, at, branch, branches, put, strings, text, texts
 from ztunnel.mesh.waypoints import GATEWAY_NAME, USE_WAYPOINT
 
 WAYPOINT = gateway("waypoint")
@@ -37,7 +38,7 @@ class Lab:
         self.cluster = Cluster(Rules(validate=parse), (4,), mint)
         self.site = Site(state, self.cluster, Processes(), {}, (4,), 1, -1)
         self.cluster.bootstrap()
-        self.controller = GatewayController(self.site, Installation("/m", "/ca", "/code"))
+        self.controller = GatewayController(self.site, Installation("/m", "/ca", "/code").container)
         self.controller.bootstrap()
 
     def apply(self, *bodies: Tree) -> None:

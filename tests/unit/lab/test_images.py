@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ztunnel.lab.images import ECHO, IDLE, UnknownImage, command_of, python_path
-from ztunnel.lab.tree import Tree
+from ztunnel.mesh.manifests.tree import Tree
 
 
 def test_a_command_of_its_own_comes_first() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 
 from ztunnel.lab.objects import KINDS, Key, LabError, container_port, display, key_of, kind_named, not_found, parse_selector, selects
-from ztunnel.lab.tree import Tree
+from ztunnel.mesh.manifests.tree import Tree
 
 LABELS = {"app": "web", "tier": "front"}
 

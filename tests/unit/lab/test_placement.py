@@ -12,7 +12,7 @@ from ztunnel.lab.placement import (
     rollout,
     template_hash,
 )
-from ztunnel.lab.tree import Tree, branches, put, text
+from ztunnel.mesh.manifests.tree import Tree, branches, put, text
 
 
 def _pod(name: str, node: str = "", *, app: str = "web", ready: bool = True, addresses: tuple[str, ...] = ("10.0.0.1",)) -> Tree:

@@ -8,7 +8,7 @@ import pytest
 
 from ztunnel.lab.objects import KINDS
 from ztunnel.lab.printers import Look, age, aligned, as_list, description, names, nothing_found, pod_state, table
-from ztunnel.lab.tree import Tree, put
+from ztunnel.mesh.manifests.tree import Tree, put
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 

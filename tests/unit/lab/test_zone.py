@@ -10,8 +10,8 @@ import pytest
 from dnslib import EDNS0, QTYPE, RCODE, DNSHeader, DNSQuestion, DNSRecord
 from hypothesis import example, given
 
-from ztunnel.lab.tree import Tree
 from ztunnel.lab.zone import EDNS_LIMIT, MAX_QUERY, UDP_LIMIT, Zone, answer, build
+from ztunnel.mesh.manifests.tree import Tree
 
 Message = Any  # dnslib publishes no types
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ztunnel.lab.tree import Tree, at, branch, branches, drop, flag, integer, merge, put, strings, text, texts
+from ztunnel.mesh.manifests.tree import Tree, at, branch, branches, drop, flag, integer, merge, put, strings, text, texts
 
 BODY: Tree = {"a": {"b": [{"c": "x"}, 3, {"c": 4}], "n": 5, "yes": True, "words": ["x", 1, None]}, "labels": {"k": "v", "bad": 1}}
 

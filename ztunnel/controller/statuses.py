@@ -1,4 +1,4 @@
-"""What objects are told of themselves: conditions of gateways, routes, services and policies. Pure, from the lab's objects.
+"""What objects are told of themselves: conditions of gateways, routes, services and policies. Pure.
 
 The decisions are `mesh`'s; here they get the form that Kubernetes gives them: observed generations and times of transition, which change
 only with what they are about.
@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ztunnel.lab import gateways
-from ztunnel.lab.objects import Key, key_of
-from ztunnel.lab.tree import Tree, branches, integer, text
+from ztunnel.controller import belongings
 from ztunnel.mesh.conditions import Condition
 from ztunnel.mesh.derive import MeshOptions, derive
 from ztunnel.mesh.errors import ManifestError
@@ -22,8 +20,9 @@ from ztunnel.mesh.manifests.authorization import AuthorizationPolicyObject
 from ztunnel.mesh.manifests.core import ServiceObject
 from ztunnel.mesh.manifests.gateway import GatewayClassObject, GatewayObject
 from ztunnel.mesh.manifests.metadata import ObjectKey
-from ztunnel.mesh.manifests.parse import Ignored, KubeObject, key, parse
+from ztunnel.mesh.manifests.parse import Ignored, KubeObject, key, key_of, parse
 from ztunnel.mesh.manifests.references import ParentRef
+from ztunnel.mesh.manifests.tree import Tree, branches, integer, text
 from ztunnel.mesh.waypoints import WAYPOINT_BOUND, WAYPOINT_CLASS, Waypoints, gateway_conditions, listener_conditions
 
 _ROUTE_KINDS = [{"group": "gateway.networking.k8s.io", "kind": kind} for kind in ("HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute")]
@@ -33,11 +32,11 @@ _ROUTE_KINDS = [{"group": "gateway.networking.k8s.io", "kind": kind} for kind in
 class Reader:
     """Objects as the mesh reads them. Bodies are never changed in place, so one that is the same object was read before."""
 
-    _read: dict[Key, tuple[Tree, KubeObject | None]] = field(default_factory=dict)
+    _read: dict[ObjectKey, tuple[Tree, KubeObject | None]] = field(default_factory=dict)
 
     def read(self, bodies: Iterable[Tree]) -> dict[ObjectKey, KubeObject]:
         """All that can be read; what cannot was admitted before the mesh knew its kind."""
-        listed = {key_of(body): body for body in bodies}
+        listed = {place: body for body in bodies if (place := key_of(body)) is not None}
         self._read = {place: entry for place, entry in self._read.items() if listed.get(place) is entry[0]}
         for place, body in listed.items():
             if place not in self._read:
@@ -80,37 +79,37 @@ class Statuses:
     """The statuses that follow from a set of objects."""
 
     def __init__(self, bodies: Iterable[Tree], reader: Reader, options: MeshOptions, now: str) -> None:
-        self._bodies = {key_of(body): body for body in bodies}
+        self._bodies = {place: body for body in bodies if (place := key_of(body)) is not None}
         self._objects = reader.read(self._bodies.values())
         self._options = options
         self._now = now
         self._waypoints = Waypoints.of(self._objects.values(), options.trust_domain)
 
-    def all(self) -> dict[Key, Tree]:
+    def all(self) -> dict[ObjectKey, Tree]:
         """By object: the members of its status that are ours."""
-        found: dict[Key, Tree] = {}
+        found: dict[ObjectKey, Tree] = {}
         for place, item in self._objects.items():
             match item:
-                case GatewayObject() if gateways.is_ours(self._bodies[Key(*place)]):
-                    found[Key(*place)] = self._gateway(Key(*place), item)
-                case GatewayClassObject() if place.name in gateways.CLASSES:
+                case GatewayObject() if belongings.is_ours(self._bodies[place]):
+                    found[place] = self._gateway(place, item)
+                case GatewayClassObject() if place.name in belongings.CLASSES:
                     accepted = Condition("Accepted", True, "Accepted", "Handled by Istio controller")
-                    found[Key(*place)] = {"conditions": self._conditions(Key(*place), (accepted,))}
+                    found[place] = {"conditions": self._conditions(place, (accepted,))}
                 case ServiceObject():
-                    found[Key(*place)] = self._service(Key(*place), item)
+                    found[place] = self._service(place, item)
                 case AuthorizationPolicyObject() if not item.waypoint:
                     note = item.note
                     told = Condition("ZtunnelAccepted", not note, "UnsupportedValue" if note else "Accepted", note or "attached to ztunnel")
-                    found[Key(*place)] = {"conditions": self._conditions(Key(*place), (told,))}
+                    found[place] = {"conditions": self._conditions(place, (told,))}
                 case _:
                     pass
         return found | self._policies() | self._routes()
 
-    def _conditions(self, place: Key, given: Iterable[Condition]) -> list[Tree]:
+    def _conditions(self, place: ObjectKey, given: Iterable[Condition]) -> list[Tree]:
         body = self._bodies[place]
         return conditions_of(branches(body, "status", "conditions"), given, integer(body, "metadata", "generation"), self._now)
 
-    def _gateway(self, place: Key, item: GatewayObject) -> Tree:
+    def _gateway(self, place: ObjectKey, item: GatewayObject) -> Tree:
         body = self._bodies[place]
         before = {text(each, "name"): each for each in branches(body, "status", "listeners")}
         attached = self._attached(place)
@@ -127,25 +126,25 @@ class Statuses:
             )
         return {"conditions": self._conditions(place, gateway_conditions(item)), "listeners": listeners}
 
-    def _attached(self, place: Key) -> int:
+    def _attached(self, place: ObjectKey) -> int:
         """How many routes have this Gateway as a parent."""
         return sum(
             any(each.kind == "Gateway" and (each.namespace, each.name) == (place.namespace, place.name) for each in route.parents)
             for route in routes_of(self._objects)
         )
 
-    def _service(self, place: Key, item: ServiceObject) -> Tree:
+    def _service(self, place: ObjectKey, item: ServiceObject) -> Tree:
         binding = None if item.ignored else self._waypoints.for_service(item.metadata)
         if binding is not None:
             return {"conditions": self._conditions(place, (binding.condition(),))}
         before = branches(self._bodies[place], "status", "conditions")
         return {"conditions": [each for each in before if text(each, "type") != WAYPOINT_BOUND]}
 
-    def _policies(self) -> dict[Key, Tree]:
+    def _policies(self) -> dict[ObjectKey, Tree]:
         world = self._world()
-        found: dict[Key, Tree] = {}
+        found: dict[ObjectKey, Tree] = {}
         for placed in placed_policies(self._objects.values()):
-            place = Key("AuthorizationPolicy", placed.namespace, placed.name)
+            place = ObjectKey("AuthorizationPolicy", placed.namespace, placed.name)
             told = condition(placed, world)
             if told is not None and place in self._bodies:
                 found[place] = {"conditions": self._conditions(place, (Condition(told.type, told.status, told.reason, told.message),))}
@@ -153,7 +152,7 @@ class Statuses:
 
     def _world(self) -> World:
         served: dict[ServiceTarget, str] = {}
-        classes = dict.fromkeys(gateways.CLASSES, False) | {WAYPOINT_CLASS: True}
+        classes = dict.fromkeys(belongings.CLASSES, False) | {WAYPOINT_CLASS: True}
         known: dict[tuple[str, str], str] = {}
         for item in self._objects.values():
             match item:
@@ -167,7 +166,7 @@ class Statuses:
                     pass
         return World(self._options.root_namespace, known, served, classes)
 
-    def _routes(self) -> dict[Key, Tree]:
+    def _routes(self) -> dict[ObjectKey, Tree]:
         if not routes_of(self._objects):
             return {}
         state = derive(self._objects, self._options)
@@ -176,21 +175,21 @@ class Statuses:
             for name, each in state.services.items()
             if each.waypoint is not None and not each.waypoint.problem
         }
-        found: dict[Key, Tree] = {}
+        found: dict[ObjectKey, Tree] = {}
         for place, status in route_statuses(self._objects, state, self._options, waypoint_of).items():
-            body = self._bodies[Key(*place)]
+            body = self._bodies[place]
             parents: list[Tree] = []
             for each, old in zip(status.parents, _parents_before(body, len(status.parents)), strict=True):
                 parents.append(
                     {
-                        "controllerName": gateways.CLASSES[WAYPOINT_CLASS],
+                        "controllerName": belongings.CLASSES[WAYPOINT_CLASS],
                         "parentRef": _reference(each.parent),
                         "conditions": conditions_of(
                             branches(old, "conditions"), each.conditions, integer(body, "metadata", "generation"), self._now
                         ),
                     }
                 )
-            found[Key(*place)] = {"parents": parents}
+            found[place] = {"parents": parents}
         return found
 
 
