@@ -1,0 +1,116 @@
+"""Istio's ten series: names, labels, bounds of histograms, and how a worker tells the supervisor what it counted.
+
+A worker counts in `Child`ren, one for each set of labels; from time to time it gives away what came in since the last time.
+Source: Istio's standard metrics; Envoy's default histogram buckets.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import Final
+
+import msgspec
+
+from ztunnel.mesh.l7.telemetry import Metric
+
+BOUNDS: Final = (
+    *(0.5, 1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0),
+    *(30000.0, 60000.0, 300000.0, 600000.0, 1800000.0, 3600000.0),
+)
+"""Upper bounds, of milliseconds as of bytes; one more bucket has no bound."""
+NAMES: Final = {
+    Metric.REQUESTS: "istio_requests",
+    Metric.DURATION: "istio_request_duration_milliseconds",
+    Metric.REQUEST_SIZE: "istio_request_bytes",
+    Metric.RESPONSE_SIZE: "istio_response_bytes",
+    Metric.GRPC_REQUESTS: "istio_request_messages",
+    Metric.GRPC_RESPONSES: "istio_response_messages",
+    Metric.TCP_OPENED: "istio_tcp_connections_opened",
+    Metric.TCP_CLOSED: "istio_tcp_connections_closed",
+    Metric.TCP_SENT: "istio_tcp_sent_bytes",
+    Metric.TCP_RECEIVED: "istio_tcp_received_bytes",
+}
+"""Without the `_total` of counters."""
+HISTOGRAMS: Final = frozenset({Metric.DURATION, Metric.REQUEST_SIZE, Metric.RESPONSE_SIZE})
+LABELS: Final = (
+    "reporter",
+    *("source_workload", "source_canonical_service", "source_canonical_revision", "source_workload_namespace", "source_principal"),
+    *("source_app", "source_version", "source_cluster"),
+    *("destination_workload", "destination_canonical_service", "destination_canonical_revision", "destination_workload_namespace"),
+    *("destination_principal", "destination_app", "destination_version", "destination_cluster"),
+    *("destination_service", "destination_service_name", "destination_service_namespace"),
+    *("request_protocol", "response_code", "grpc_response_status", "response_flags", "connection_security_policy"),
+)
+"""Of every series; a label without a value is left out (`grpc_response_status` of what is not gRPC)."""
+
+Labels = tuple[tuple[str, str], ...]
+
+
+class Increment(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What was added to one series since the last time."""
+
+    metric: str
+    """`Metric.value`."""
+    labels: Labels
+    count: float
+    """For a histogram: observations."""
+    total: float = 0.0
+    buckets: tuple[int, ...] = ()
+    """Of a histogram: observations in each bucket by itself, the one without bound last."""
+
+
+class Histogram:
+    """Observations since the last time."""
+
+    __slots__ = ("buckets", "count", "total")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total = 0.0
+        self.buckets = [0] * (len(BOUNDS) + 1)
+
+    def observe(self, value: float) -> None:
+        self.count += 1
+        self.total += value
+        self.buckets[bisect_left(BOUNDS, value)] += 1
+
+
+class Child:
+    """The series of requests, or connections, that are alike."""
+
+    __slots__ = ("duration", "labels", "numbers", "request_size", "response_size")
+
+    def __init__(self, labels: dict[Metric, Labels]) -> None:
+        """
+        Args:
+            labels: of each metric that is on.
+        """
+        self.labels = labels
+        self.numbers: dict[Metric, float] = {}
+        self.duration = Histogram()
+        self.request_size = Histogram()
+        self.response_size = Histogram()
+
+    def add(self, metric: Metric, amount: float) -> None:
+        """Raise a counter."""
+        self.numbers[metric] = self.numbers.get(metric, 0.0) + amount
+
+    def take(self) -> list[Increment]:
+        """What came in since the last time."""
+        found = [
+            Increment(metric.value, self.labels[metric], amount)
+            for metric, amount in self.numbers.items()
+            if amount and metric in self.labels
+        ]
+        self.numbers.clear()
+        histograms = (
+            (Metric.DURATION, self.duration),
+            (Metric.REQUEST_SIZE, self.request_size),
+            (Metric.RESPONSE_SIZE, self.response_size),
+        )
+        for metric, histogram in histograms:
+            if histogram.count and metric in self.labels:
+                buckets = tuple(histogram.buckets)
+                found.append(Increment(metric.value, self.labels[metric], histogram.count, histogram.total, buckets))
+        self.duration, self.request_size, self.response_size = Histogram(), Histogram(), Histogram()
+        return found
