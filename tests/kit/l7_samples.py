@@ -103,4 +103,39 @@ L7_SAMPLES: list[dict[str, object]] = [
     },
     {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "a"}, "data": {"tls.crt": "YQ=="}, "stringData": {"tls.key": "a"}},
     {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"ca.crt": "a"}},
+    {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "VirtualService",
+        "metadata": {"name": "a"},
+        "spec": {
+            "hosts": ["a"],
+            "gateways": ["mesh"],
+            "http": [
+                {
+                    "name": "a",
+                    "match": [
+                        {
+                            "uri": {"prefix": "/a"},
+                            "headers": {"@request.auth.claims[a]": {"exact": "a"}},
+                            "queryParams": {"a": {"regex": "a"}},
+                        }
+                    ],
+                    "route": [
+                        {"destination": {"host": "a", "port": {"number": 80}}, "weight": 1, "headers": {"request": {"set": {"a": "b"}}}}
+                    ],
+                    "fault": {"delay": {"fixedDelay": "1s", "percentage": {"value": 1}}, "abort": {"grpcStatus": "OK"}},
+                    "retries": {"attempts": 1, "retryOn": "5xx,503", "perTryTimeout": "1s"},
+                    "mirror": {"host": "a"},
+                    "mirrorPercentage": {"value": 1},
+                    "corsPolicy": {"allowOrigins": [{"exact": "a"}], "maxAge": "1s"},
+                    "rewrite": {"uriRegexRewrite": {"match": "a", "rewrite": "b"}},
+                },
+                {"redirect": {"uri": "/a", "redirectCode": 302}},
+                {"directResponse": {"status": 200, "body": {"bytes": "YQ=="}}},
+                {"delegate": {"name": "a", "namespace": "b"}},
+            ],
+            "tcp": [{"match": [{"port": 80, "destinationSubnets": ["10.0.0.0/8"]}], "route": [{"destination": {"host": "a"}}]}],
+            "tls": [{"match": [{"sniHosts": ["a"]}], "route": [{"destination": {"host": "a"}}]}],
+        },
+    },
 ]

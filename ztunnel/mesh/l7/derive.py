@@ -20,6 +20,7 @@ from ztunnel.mesh.l7.rate_limit import rate_limits
 from ztunnel.mesh.l7.routes import Backend, Route, TcpRoute
 from ztunnel.mesh.l7.telemetry import PeerWorkload
 from ztunnel.mesh.l7.upstreams import Upstreams
+from ztunnel.mesh.l7.virtual_services import At, VirtualServices
 from ztunnel.mesh.manifests.core import Pod
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import KubeObject
@@ -49,7 +50,12 @@ def derive_proxy(
     registry = Registry(objects, state, options)
     rules = DestinationRules(objects, who.namespace, options.root_namespace, options.cluster_domain)
     upstreams = Upstreams(registry, rules, BackendTls(objects), Credentials(objects, who.namespace), bound.services)
-    routing = _Routing(objects, registry, upstreams, dict.fromkeys(bound.services, who))
+    routing = _Routing(
+        attachments=Attachments(routes_of(objects), registry, dict.fromkeys(bound.services, who)),
+        gateway=GatewayRoutes(References(objects, registry), upstreams),
+        virtual=VirtualServices(objects, registry, upstreams, who.namespace),
+        upstreams=upstreams,
+    )
     security = Security(objects.values(), ProxyTarget(who.namespace, who.name), options.root_namespace)
     services = tuple(_served(each, routing, security) for each in registry.all() if each.service.key in bound.services)
     return ProxyConfig(
@@ -67,32 +73,32 @@ def derive_proxy(
     )
 
 
+@dataclass(frozen=True, slots=True)
 class _Routing:
-    """The routes of each port: Gateway API's where there are some, else the way to the service itself."""
+    """The routes of each port: Gateway API's where there are some, else VirtualServices', else the way to the service itself."""
 
-    def __init__(
-        self,
-        objects: Mapping[ObjectKey, KubeObject],
-        registry: Registry,
-        upstreams: Upstreams,
-        waypoint_of: Mapping[str, ObjectKey],
-    ) -> None:
-        self._upstreams = upstreams
-        self._attachments = Attachments(routes_of(objects), registry, waypoint_of)
-        self._gateway = GatewayRoutes(References(objects, registry), upstreams)
+    attachments: Attachments
+    gateway: GatewayRoutes
+    virtual: VirtualServices
+    upstreams: Upstreams
 
     def http(self, destination: Destination, port: DestinationPort) -> tuple[Route, ...]:
         """For requests."""
-        attached = self._attachments.http(destination, port)
-        routes = self._gateway.http(attached)
+        attached = self.attachments.http(destination, port)
+        routes = self.gateway.http(attached)
         if any(not each.clients for each in attached):
             return routes
-        return (*routes, Route("default", backends=(Backend(self._upstreams.key(destination, port.number)),)))
+        virtual = self.virtual.http(self.virtual.of(destination), At(port.number))
+        return (*routes, *(virtual or (Route("default", backends=(Backend(self.upstreams.key(destination, port.number)),)),)))
 
     def tcp(self, destination: Destination, port: DestinationPort) -> tuple[TcpRoute, ...]:
         """For connections."""
-        routes = self._gateway.tcp(self._attachments.tcp(destination, port))
-        return routes or (TcpRoute("default", backends=(Backend(self._upstreams.key(destination, port.number, tcp=True)),)),)
+        at = At(port.number, vips=destination.service.vips, hostname=destination.hostname)
+        return (
+            self.gateway.tcp(self.attachments.tcp(destination, port))
+            or self.virtual.tcp(self.virtual.of(destination), at)
+            or (TcpRoute("default", backends=(Backend(self.upstreams.key(destination, port.number, tcp=True)),)),)
+        )
 
 
 def _served(destination: Destination, routing: _Routing, security: Security) -> ServedService:

@@ -39,6 +39,7 @@ from ztunnel.mesh.manifests.request_authentication import RequestAuthenticationO
 from ztunnel.mesh.manifests.routes import RouteObject, read_grpc_route, read_http_route, read_tcp_route, read_tls_route
 from ztunnel.mesh.manifests.secrets import ConfigMapObject, SecretObject, read_config_map, read_secret
 from ztunnel.mesh.manifests.selectors import TargetRef
+from ztunnel.mesh.manifests.virtual_service import VirtualServiceObject, read_virtual_service
 
 MAX_LIST_DEPTH = 4
 """Lists within lists; a YAML document can contain itself."""
@@ -79,6 +80,7 @@ ReadObject = (
     | RouteObject
     | ReferenceGrantObject
     | DestinationRuleObject
+    | VirtualServiceObject
     | BackendTlsPolicyObject
     | BackendTrafficPolicyObject
     | SecretObject
@@ -108,6 +110,7 @@ _KINDS: tuple[tuple[str, str, type[ReadObject], _Reader], ...] = (
     (EXPERIMENTAL_GROUP, "XBackendTrafficPolicy", BackendTrafficPolicyObject, read_backend_traffic_policy),
     ("", "Secret", SecretObject, read_secret),
     ("", "ConfigMap", ConfigMapObject, read_config_map),
+    (NETWORKING_GROUP, "VirtualService", VirtualServiceObject, read_virtual_service),
     (NETWORKING_GROUP, "DestinationRule", DestinationRuleObject, read_destination_rule),
     (GATEWAY_GROUP, "Gateway", GatewayObject, read_gateway),
     (GATEWAY_GROUP, "GatewayClass", GatewayClassObject, read_gateway_class),
