@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import resource
 import signal
 import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -39,8 +40,11 @@ from ztunnel.cni.install import Host, Installer
 from ztunnel.dataplane import kernel_tls
 from ztunnel.dataplane.channel import Configure
 from ztunnel.flows import FlowReporter
+from ztunnel.kube.client import KubeClient
+from ztunnel.kube.config import load
 from ztunnel.mesh.derive import MeshOptions
 from ztunnel.mesh.index import Index
+from ztunnel.node.announcements import Announcements
 from ztunnel.node.enrolment import EnrolmentSettings as EnrollerSettings
 from ztunnel.node.find import DirectoryFinder, NetnsFinder
 from ztunnel.node.find_on_node import NodeFinder
@@ -55,6 +59,8 @@ from ztunnel.runtime.metrics import Metrics
 from ztunnel.runtime.workers import Running, spawn_process
 from ztunnel.settings import NetnsSearch, PodsSettings, RecordLayer, RedirectionStatus, SameNode, Settings, WaypointFallback
 from ztunnel.sources.files import FileLimits, FileSource
+from ztunnel.sources.kubernetes import KubernetesSource
+from ztunnel.sources.objects import Source
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +93,9 @@ class _Parts:
     rotation: Rotation
     authority: RemoteAuthority | None
     enroller: Enroller
-    source: FileSource
+    source: Source
+    kube: KubeClient | None
+    announcements: Announcements | None
     metrics: Metrics
     overview: Overview
     readiness: Readiness
@@ -126,6 +134,7 @@ def _build(settings: Settings) -> _Parts:
     enroller = _enroller(settings, plane, finder)
     cni = _cni(settings, Admission(agent, enroller, finder, settings.cni), metrics) if isinstance(finder, NodeFinder) else None
     reporter = FlowReporter(metrics, agent.workload, time.monotonic)
+    kube = _kube_client(settings)
     agent.rotation, agent.enroller = rotation, enroller
     plane.identity_of = agent.identity_of
     plane.make_sockets = enroller.make_sockets
@@ -158,7 +167,9 @@ def _build(settings: Settings) -> _Parts:
         rotation=rotation,
         authority=remote,
         enroller=enroller,
-        source=_source(settings),
+        source=_source(settings, kube),
+        kube=kube,
+        announcements=Announcements(kube, settings.node, agent.local_captures, enroller.status) if kube is not None else None,
         metrics=metrics,
         overview=overview,
         readiness=readiness,
@@ -216,7 +227,7 @@ def _cni(settings: Settings, admission: Admission, metrics: Metrics) -> _Cni | N
 async def _main(settings: Settings) -> None:
     parts = _build(settings)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with trio.open_nursery() as nursery:
+        async with _closing(parts.kube), trio.open_nursery() as nursery:
             await nursery.start(parts.admin.run)
             await nursery.start(parts.plane.run)
             parts.readiness.done(_DATA_PLANE)
@@ -228,6 +239,15 @@ async def _main(settings: Settings) -> None:
             nursery.cancel_scope.cancel()
 
 
+@asynccontextmanager
+async def _closing(kube: KubeClient | None) -> AsyncIterator[None]:
+    if kube is None:
+        yield
+    else:
+        async with kube:
+            yield
+
+
 async def _follow_mesh(settings: Settings, parts: _Parts, signals: AsyncIterator[int], lasting: trio.Nursery) -> None:
     """Serves until the first signal. When this returns nothing enrols pods any more: a drain is not undone by a change of the mesh.
 
@@ -236,21 +256,29 @@ async def _follow_mesh(settings: Settings, parts: _Parts, signals: AsyncIterator
     async with trio.open_nursery() as nursery:
         await nursery.start(parts.enroller.run)
         await nursery.start(parts.agent.run)
-        await lasting.start(partial(parts.source.run, parts.agent.mesh_changed))
-        if parts.status_files is not None:
-            # Behind the first look at the mesh: pods that were captured all the time must not be called pending, or peers
-            # would send them plaintext until the next word.
-            await nursery.start(parts.status_files.run)
-        if parts.cni is not None:
-            await nursery.start(parts.cni.run)
-        parts.readiness.done(_MESH)
-        log.info("ready", extra=logs.fields(node=settings.node, pods=len(parts.agent.local_captures())))
+        # Not waited for here: an API server that is away must not keep us from ending.
+        nursery.start_soon(_learn_mesh, settings, parts, nursery, lasting)
         await _next_signal(signals)
         parts.readiness.lost(_DATA_PLANE)
         parts.overview.is_draining = True
         if settings.cni.remove_at_exit and parts.cni is not None and parts.cni.installer is not None:
             parts.cni.installer.remove()
         nursery.cancel_scope.cancel()
+
+
+async def _learn_mesh(settings: Settings, parts: _Parts, nursery: trio.Nursery, lasting: trio.Nursery) -> None:
+    """Brings up what needs to know the mesh, as soon as it is known."""
+    await lasting.start(partial(parts.source.run, parts.agent.mesh_changed))
+    # Behind the first look at the mesh: pods that were captured all the time must not be called pending, or peers would send them
+    # plaintext until the next word.
+    if parts.status_files is not None:
+        await nursery.start(parts.status_files.run)
+    if parts.announcements is not None:
+        await nursery.start(parts.announcements.run)
+    if parts.cni is not None:
+        await nursery.start(parts.cni.run)
+    parts.readiness.done(_MESH)
+    log.info("ready", extra=logs.fields(node=settings.node, pods=len(parts.agent.local_captures())))
 
 
 async def _drain(settings: Settings, parts: _Parts, signals: AsyncIterator[int]) -> None:
@@ -275,15 +303,27 @@ async def _next_signal(signals: AsyncIterator[int]) -> None:
         return
 
 
-def _source(settings: Settings) -> FileSource:
+def _kube_client(settings: Settings) -> KubeClient | None:
+    if not settings.sources.kubernetes:
+        return None
+    return KubeClient(
+        load(os.environ, settings.sources.kubeconfig, settings.sources.context or ""), program=f"ztunnel-agent/{settings.node}"
+    )
+
+
+def _source(settings: Settings, kube: KubeClient | None) -> Source:
+    default = RedirectionStatus.LABELS if kube is None else RedirectionStatus.ANNOTATION
     options = MeshOptions(
         trust_domain=settings.trust_domain,
         root_namespace=settings.root_namespace,
         cluster=settings.cluster,
         cluster_domain=settings.cluster_domain,
-        hbone_needs_annotation=settings.sources.redirection_status is RedirectionStatus.ANNOTATION,
+        hbone_needs_annotation=(settings.sources.redirection_status or default) is RedirectionStatus.ANNOTATION,
         waypoint_fails_open=settings.waypoint.fallback is WaypointFallback.L4,
     )
+    if kube is not None:
+        return KubernetesSource(kube, options)
+    assert settings.sources.files is not None, "the settings say one of both"
     limits = FileLimits(settings.limits.manifest_bytes, settings.limits.manifest_files, settings.limits.manifest_documents)
     return FileSource(settings.sources.files, options, limits, settings.sources.poll_seconds)
 

@@ -77,13 +77,19 @@ class NetnsSearch(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourcesSettings:
-    """What the mesh is read from."""
+    """What the mesh is read from: `files` or `kubernetes`, one of them."""
 
-    files: Path
-    """Directory of Kubernetes manifests (.yaml, .yml, .json), watched for change. Required: it is the only source so far."""
-    redirection_status: RedirectionStatus = RedirectionStatus.LABELS
-    """`annotation`: a pod is reached by HBONE only once it carries ambient.istio.io/redirection=enabled, as in Istio.
-    Default `labels`: with files there is often nobody who writes that annotation back."""
+    files: Path | None = None
+    """Directory of Kubernetes manifests (.yaml, .yml, .json), watched for change."""
+    kubernetes: bool = False
+    """Follow the API server of the cluster that we run in, as our pod's service account, or the one that `kubeconfig` names."""
+    kubeconfig: Path | None = None
+    """Default none: KUBECONFIG, else the pod's own service account, else ~/.kube/config."""
+    context: str | None = field(default=None, metadata=matching(r"[^\x00-\x1f]{1,253}", "a context's name"))
+    """Of the kubeconfig; default its current one."""
+    redirection_status: RedirectionStatus | None = None
+    """`annotation`: a pod is reached by HBONE only once it carries ambient.istio.io/redirection=enabled, as in Istio; default with
+    `kubernetes`, where the agents write it. `labels`: as soon as it is labelled; default with `files`, where often nobody writes it."""
     poll_seconds: float = field(default=0.25, metadata=between(0.02, 60))
     """Seconds between two looks at the directory; 0.25: a change is in force in under a second, a look costs microseconds."""
 
@@ -262,7 +268,7 @@ class Settings:
     """Everything that `ztunnel run` can be told."""
 
     node: str = field(metadata=matching(_DNS_NAME, "a node name: lower-case letters, digits, '-' and '.'"))
-    """This node's name, as in pods' spec.nodeName. Required."""
+    """This node's name, as in pods' spec.nodeName. Required; the command line takes it from NODE_NAME, too."""
     trust_domain: str = field(default="cluster.local", metadata=matching(_TRUST_DOMAIN, "a trust domain in lower case"))
     """First part of every SPIFFE identity; peers of another trust domain are refused. Default as Istio."""
     cluster: str = field(default="Kubernetes", metadata=matching(r"[A-Za-z0-9._-]{1,253}", "a cluster name"))
@@ -290,7 +296,13 @@ class Settings:
 
 
 def _contradictions(settings: Settings) -> Iterator[str]:
-    admin = settings.admin
+    admin, sources = settings.admin, settings.sources
+    if (sources.files is not None) == sources.kubernetes:
+        yield "sources: files or kubernetes: true is required" + (", not both" if sources.kubernetes else "")
+    if not sources.kubernetes:
+        for key, value in (("kubeconfig", sources.kubeconfig), ("context", sources.context)):
+            if value is not None:
+                yield f"sources.{key}: wants sources.kubernetes: true"
     ports = {"admin.metrics_port": admin.metrics_port, "admin.readiness_port": admin.readiness_port}
     for key, port in ports.items():
         if port in ILLEGAL_TARGETS:

@@ -9,7 +9,7 @@ import pytest
 from tests.kit.settings import undocumented
 from ztunnel.configuration import leaves_of
 from ztunnel.mesh.errors import ConfigError
-from ztunnel.settings import LogFormat, LogLevel, RecordLayer, RedirectionStatus, Settings, parse, variable
+from ztunnel.settings import LogFormat, LogLevel, RecordLayer, Settings, parse, variable
 
 LEAST: dict[str, object] = {"node": "node-1", "sources": {"files": "/etc/mesh"}}
 
@@ -24,7 +24,7 @@ def test_the_least_that_can_be_said_gives_the_documented_defaults() -> None:
     settings = parse(LEAST, {})
     assert settings.node == "node-1"
     assert settings.sources.files == Path("/etc/mesh")
-    assert settings.sources.redirection_status is RedirectionStatus.LABELS
+    assert settings.sources.redirection_status is None
     assert settings.trust_domain == "cluster.local"
     assert settings.root_namespace == "istio-system"
     assert (settings.admin.metrics_port, settings.admin.readiness_port) == (15020, 15021)
@@ -94,7 +94,6 @@ def test_all_problems_are_reported_at_once() -> None:
     for expected in (
         "nod: no such setting; did you mean node?",
         "node: required",
-        "sources.files: required",
         "trust_domain: a trust domain",
         "workers: between 0 and 64 is expected, found 700",
         "drain_seconds: a number is expected, found true",
@@ -111,7 +110,7 @@ def test_all_problems_are_reported_at_once() -> None:
         "ZTUNNEL_DEADLINES_CONNECT_SECONDS: a number is expected, found 'soon'",
     ):
         assert expected in text
-    assert len(found) == 17
+    assert len(found) == 16
 
 
 @pytest.mark.parametrize("name", ["ZTUNNEL_SERVICE_HOST", "ZTUNNEL_PORT", "ZTUNNEL_PORT_15020_TCP", "ZTUNNEL_SOCKET", "ZTUNNEL_LAB_DIR"])

@@ -67,6 +67,8 @@ class Capture:
     reason: str
     sandbox_uid: str = ""
     """Of a static pod: the UID that kubelet, CNI and control groups know it by. `uid` is that of its mirror in the API server."""
+    redirection: str = ""
+    """What its annotation says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,6 +363,7 @@ def _capture(pod: Pod, enrolled: tuple[bool, str], attached: _Attached, options:
         strict=attached.strict(pod),
         reason=reason,
         sandbox_uid=pod.metadata.annotations.get(_MIRROR, ""),
+        redirection=pod.metadata.annotations.get(REDIRECTION, ""),
     )
 
 

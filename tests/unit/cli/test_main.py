@@ -322,13 +322,26 @@ def test_version() -> None:
     assert invoke("version").stdout.startswith("ztunnel 0")
 
 
+def test_run_takes_its_node_from_where_a_pod_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "agent.yaml"
+    file.write_text("sources: {kubernetes: true}\n")
+    monkeypatch.setenv("NODE_NAME", "node-7")
+    assert "for node node-7" in invoke("run", "--config", str(file), "--check").stdout
+    assert "for node node-8" in invoke("run", "--config", str(file), "--check", "--node-name", "node-8").stdout
+    file.write_text("node: node-9\nsources: {kubernetes: true}\n")
+    assert "for node node-9" in invoke("run", "--config", str(file), "--check").stdout
+
+
 def test_run_checks_its_settings(tmp_path: Path) -> None:
     file = tmp_path / "agent.yaml"
     file.write_text("node: node-1\nsources: {files: /etc/mesh}\n")
     result = invoke("run", "--config", str(file), "--check", "--ca-dir", "/ca", "--log-level", "debug")
     assert (result.exit_code, result.stdout) == (0, f"{file}: fine, for node node-1\n")
     for content, expected in {
-        b"nod: x\n": "Error: nod: no such setting; did you mean node?\nError: node: required\nError: sources.files: required\n",
+        b"nod: x\n": "Error: nod: no such setting; did you mean node?\nError: node: required\n",
+        b"node: x\n": "Error: sources: files or kubernetes: true is required\n",
+        b"node: x\nsources: {kubernetes: true, files: /x}\n": "required, not both",
+        b"node: x\nsources: {kubeconfig: /x, files: /x}\n": "sources.kubeconfig: wants sources.kubernetes: true",
         b"- x\n": "a mapping of settings is expected",
         b"a: [\n": "line 2:",
         b"a: 1\n---\nb: 1\n": "2 documents; one is expected",
