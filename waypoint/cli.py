@@ -2,12 +2,82 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
 import click
 
 from ztunnel import __version__
 
 
-@click.group()
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="waypoint")
 def main() -> None:
     """The L7 proxy of the mesh."""
+
+
+@main.command()
+@click.option("--config", "file", type=click.Path(path_type=Path, dir_okay=False), required=True, help="YAML file with the settings.")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Least severe line that is logged.")
+@click.option("--check", is_flag=True, help="Report all problems of the settings and end; paths are not looked at.")
+def run(file: Path, log_level: str | None, check: bool) -> None:
+    """Run the L7 proxy of one Gateway until SIGTERM.
+
+    Every setting of the file can be overridden by an environment variable: WAYPOINT_ and its name in capitals, with _ for a dot.
+
+    \b
+    Examples:
+      waypoint run --config /etc/waypoint/waypoint.yaml
+      WAYPOINT_ADMIN_METRICS_PORT=9100 waypoint run --config waypoint.yaml
+      waypoint run --config waypoint.yaml --check
+
+    \b
+    A file needs at least:
+      name: waypoint
+      namespace: default
+      sources:
+        files: /etc/ztunnel/manifests
+    """
+    from waypoint.settings import parse, variable
+    from ztunnel.runtime.settings_file import read_settings
+
+    with _sentences():
+        given = {"log.level": log_level}
+        environ = {**os.environ, **{variable(key): str(value) for key, value in given.items() if value is not None}}
+        settings = parse(read_settings(file), environ)
+        if check:
+            click.echo(f"{file}: fine, for {settings.namespace}/{settings.name}")
+            return
+        from waypoint.app import run as run_proxy
+
+        sys.exit(run_proxy(settings))
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """Errors that this program raises on purpose, as sentences on stderr: exit code 2 for settings, 1 for the others."""
+    from ztunnel.mesh.errors import ConfigError, MeshError, leaves
+
+    try:
+        yield
+    except ConfigError as error:
+        _fail(error.problems, 2)
+    except MeshError as error:
+        _fail([str(error)], 1)
+    except BaseExceptionGroup as group:
+        # What tasks raise arrives in groups; a group with a bug in it keeps its traceback.
+        ours, others = group.split(MeshError)
+        if ours is None or others is not None:
+            raise
+        errors = list(leaves(ours))
+        _fail([str(error) for error in errors], 2 if all(isinstance(error, ConfigError) for error in errors) else 1)
+
+
+def _fail(sentences: list[str], code: int) -> NoReturn:
+    for sentence in sentences:
+        click.echo(f"Error: {sentence}", err=True)
+    sys.exit(code)

@@ -16,17 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from tests.kit.pki import FakePki
-from waypoint.data.clusters import Clusters
-from waypoint.data.connections import Connections
-from waypoint.data.exchange import Engine
-from waypoint.data.identity import OwnIdentity
-from waypoint.data.inbound import Inbound, InboundSettings
-from waypoint.data.pools import Dialler
-from waypoint.data.served import Served
+from waypoint.data.channel import ConfigureWaypoint
+from waypoint.data.proxy import Proxy
 from waypoint.data.sockets import SocketStream
-from waypoint.data.tunnels import Tunnels, TunnelSettings
 from ztunnel.dataplane.addresses import Address
-from ztunnel.dataplane.buffers import Scratch
 from ztunnel.dataplane.bytestream import TunnelStream
 from ztunnel.dataplane.endings import TunnelTimes
 from ztunnel.dataplane.loop import Loop
@@ -40,6 +33,20 @@ from ztunnel.mesh.l7.config import PortProtocol, ProxyConfig, ServedPort, Served
 from ztunnel.mesh.l7.routes import Backend, Route, TcpRoute
 
 TIMES = TunnelTimes(handshake=30.0, ping=10.0, ping_timeout=20.0)
+SETTINGS = ConfigureWaypoint(
+    prefix="",
+    hostname="waypoint-0",
+    own_records=True,
+    idle_seconds=3600.0,
+    max_streams=100,
+    tunnels_per_endpoint=64,
+    handshake_seconds=30.0,
+    ping_seconds=10.0,
+    ping_timeout_seconds=20.0,
+    max_tunnels=1000,
+    max_handshakes=100,
+    max_connections=1000,
+)
 VIP = "10.96.0.1"
 CLUSTER = "inbound-vip|80|http|app.default.svc.cluster.local"
 
@@ -126,20 +133,16 @@ class LoopbackWaypoint:
 
     def __init__(self) -> None:
         self.loop = Loop()
-        self.scratch = Scratch()
         self.pki = FakePki()
         self.name = self.pki.identity("waypoint")
-        identity = OwnIdentity()
-        identity.renew(TlsContexts(self.pki.credentials(self.name)))
-        self.served = Served()
-        self.tunnels = Tunnels(self.loop, self.scratch, identity, TunnelSettings(TIMES))
-        clusters = Clusters(self.loop, Dialler(self.loop, self.scratch, self.tunnels))
-        self.engine = Engine(self.loop, self.served, clusters, random.Random(7).random)
-        self.connections = Connections(self.engine)
-        self.inbound = Inbound(self.loop, self.scratch, identity, self.connections, InboundSettings(TIMES))
+        self.proxy = Proxy(self.loop, SETTINGS, random.Random(7))
+        self.scratch = self.proxy.scratch
+        self.engine = self.proxy.engine
+        self.proxy.identity.renew(TlsContexts(self.pki.credentials(self.name)))
         listener = socket.create_server(("127.0.0.1", 0))
         self.address: Address = listener.getsockname()
-        self._acceptors = [Acceptor(self.loop, listener, self.inbound.accept, lambda: None)]
+        self.proxy.listen(0, [listener])
+        self._acceptors: list[Acceptor] = []
         self._sockets: list[SocketStream] = []
         self._client: Tunnel | None = None
         self._tunnels: list[Tunnel] = []
@@ -164,9 +167,7 @@ class LoopbackWaypoint:
     def update(self, **changes: object) -> None:
         """Puts a changed configuration into force."""
         self.config = replace(self.config, **changes)  # type: ignore[arg-type]  # a test's keywords
-        self.engine.clusters.update(self.config.clusters)
-        self.served.update(self.config)
-        self.connections.judge_again()
+        self.proxy.serve(self.config)
 
     # Endpoints
 
@@ -269,21 +270,20 @@ class LoopbackWaypoint:
         over = LocalError("the test is over")
         for acceptor in self._acceptors:
             acceptor.close()
-        for tunnel in [*self._tunnels, *self.inbound.tunnels, *self.tunnels.all()]:
+        for tunnel in self._tunnels:
             tunnel.close(over)
+        self.proxy.close()
         for stream in self._sockets:
             stream.close()
-        for key in list(self.config.clusters):
-            self.config.clusters.pop(key)
-        self.engine.clusters.update({})
-        self.turn(3)
+        self.proxy.clusters.retire_all()
+        self.turn(5)
         for handler in list(self.loop._handlers.values()):
             handler.on_bug()
         self.loop.close()
         assert self.loop.bugs == 0, "a callback raised"
         assert self.scratch.waiting.bytes == 0, "bytes are counted as waiting that nobody has"
-        assert not self.connections.http, "a connection outlived its transport"
-        assert not self.connections.tcp, "a connection outlived its transport"
+        assert not self.proxy.connections.http, "a connection outlived its transport"
+        assert not self.proxy.connections.tcp, "a connection outlived its transport"
 
 
 class _Owner:

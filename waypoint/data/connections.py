@@ -20,6 +20,10 @@ from ztunnel.mesh.l7.config import PortProtocol
 SNIFF_SECONDS: Final = 0.1
 """How long a client of an undeclared port may stay silent before it is taken for one whose server speaks first. As Istio's
 `protocolDetectionTimeout` was."""
+IDLE_SECONDS: Final = 3600.0
+"""How long a client's connection may wait for its next request; an hour as Istio."""
+HEAD_SECONDS: Final = 60.0
+"""The same in the middle of a head: who sends it byte by byte holds a connection for nothing."""
 _BAD: Final = {403: replies.upgrade_refused, 426: replies.low_version}
 
 
@@ -81,6 +85,13 @@ class Connections:
         self.engine.is_draining = True
         for connection in list(self.http):
             connection.leave()
+
+    def sweep(self) -> None:
+        """Ends connections that have been idle, or in the middle of a head, for too long."""
+        now = self.engine.loop.now
+        for connection in list(self.http):
+            if not connection.is_busy and now - connection.busy_since >= (HEAD_SECONDS if connection.is_halfway else IDLE_SECONDS):
+                connection.leave()
 
     def limits(self) -> HttpLimits:
         """What clients may ask for now."""

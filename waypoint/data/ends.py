@@ -75,6 +75,10 @@ class ResponseUser:
 
     __slots__ = ()
 
+    def upstream_ready(self, stream: ServerStream) -> None:
+        """A request that waited for a connection has begun."""
+        raise NotImplementedError
+
     def upstream_interim(self, response: Response) -> None:
         """A 1xx."""
         raise NotImplementedError

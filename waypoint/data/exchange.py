@@ -10,8 +10,8 @@ Length: one state machine over two streams; what each side tells changes what ma
 from __future__ import annotations
 
 import os
+import random
 import time
-from collections.abc import Callable
 from typing import Final
 
 from waypoint.data.clusters import ClusterHere, Clusters
@@ -21,15 +21,17 @@ from waypoint.data.served import PortAtWork, Served
 from waypoint.http import fault, replies
 from waypoint.http.cors import CorsAllowed
 from waypoint.http.editing import CompiledEdits
+from waypoint.http.hashing import hash_of
 from waypoint.http.matching import CompiledBackend, Found, choose_backend
 from waypoint.http.messages import Client, Headers, LocalReply, Request, Response
 from waypoint.http.paths import normalize
 from waypoint.http.replies import grpc_reply
 from waypoint.http.retry import RetryState
 from waypoint.http.variables import Variables
+from waypoint.upstream.cluster import PickContext, Shortage
+from waypoint.upstream.endpoints import EndpointAtWork
 from waypoint.upstream.outcome import Outcome, ResetReason
 from ztunnel.dataplane.loop import Loop, Timer
-from ztunnel.mesh.l7.clusters import Endpoint
 
 SERVER: Final = b"istio-envoy"
 MAX_KEPT: Final = 1 << 20
@@ -58,13 +60,14 @@ _CANCEL: Final = 0x8
 class Engine:
     """What all exchanges of a worker share."""
 
-    __slots__ = ("_date", "_date_at", "_random", "_random_at", "clusters", "dice", "hostname", "is_draining", "loop", "served")
+    __slots__ = ("_date", "_date_at", "_random", "_random_at", "clusters", "dice", "hostname", "is_draining", "loop", "randrange", "served")
 
-    def __init__(self, loop: Loop, served: Served, clusters: Clusters, dice: Callable[[], float], hostname: str = "") -> None:
+    def __init__(self, loop: Loop, served: Served, clusters: Clusters, dice: random.Random, hostname: str = "") -> None:
         self.loop = loop
         self.served = served
         self.clusters = clusters
-        self.dice = dice
+        self.dice = dice.random
+        self.randrange = dice.randrange
         self.hostname = hostname
         self.is_draining = False
         self._random = ""
@@ -95,9 +98,10 @@ class Exchange(RequestUser, ResponseUser):
     """One request and its answer."""
 
     __slots__ = (
-        "_backend", "_body", "_body_size", "_client", "_client_paused", "_cluster", "_cors", "_done", "_endpoint", "_engine", "_forwarding",
-        "_found", "_keeps", "_port", "_request", "_responded", "_retry", "_stream", "_timer", "_total", "_trailers", "_tried",
-        "_try_at", "_upgraded", "_upstream", "_upstream_paused", "began", "bytes_in", "bytes_out", "complete", "details", "flags", "status",
+        "_admitted", "_backend", "_body", "_body_size", "_client", "_client_paused", "_cluster", "_context", "_cookie", "_cors", "_done",
+        "_endpoint", "_engine", "_forwarding", "_found", "_keeps", "_port", "_request", "_responded", "_retry", "_retrying", "_stream",
+        "_timer", "_total", "_trailers", "_try_at", "_upgraded", "_upstream", "_upstream_paused", "began", "bytes_in", "bytes_out",
+        "complete", "details", "flags", "status",
     )  # fmt: skip
 
     def __init__(self, engine: Engine, stream: ClientStream, request: Request, client: Client, port: PortAtWork, ended: bool) -> None:
@@ -109,8 +113,14 @@ class Exchange(RequestUser, ResponseUser):
         self._found: Found | None = None
         self._backend: CompiledBackend | None = None
         self._cluster: ClusterHere | None = None
-        self._endpoint: Endpoint | None = None
-        self._tried: list[Endpoint] = []
+        self._context: PickContext | None = None
+        self._cookie: bytes | None = None
+        """For consistent hashing, to be set at the client."""
+        self._endpoint: EndpointAtWork | None = None
+        self._admitted = False
+        """A try is counted by the cluster and the endpoint."""
+        self._retrying = False
+        """It is counted as a retry, too."""
         self._upstream: ServerStream | None = None
         self._retry: RetryState | None = None
         self._cors: CorsAllowed | None = None
@@ -151,6 +161,13 @@ class Exchange(RequestUser, ResponseUser):
             return
         request.path = request.original_path = path
         self._identify(request)
+        gate = self._port.gate
+        if gate is not None:
+            checked = gate.check(request, time.time())
+            if isinstance(checked, LocalReply):
+                self._reply(checked)
+                return
+            request.claims = checked
         verdict = self._port.guard.decide(request, self._client, request.claims)
         if not verdict.allowed:
             self._reply(verdict.reply())
@@ -242,6 +259,11 @@ class Exchange(RequestUser, ResponseUser):
             self._edit(route.request, headers)
             request.headers = headers
         self._keeps = self._retry.may_retry and not request.upgrade
+        key = None
+        if cluster.work.hashed:
+            key, self._cookie = hash_of(cluster.cluster.balancing.hash_keys, request, self._client, self._engine.randrange)
+        client = self._client
+        self._context = PickContext(key, (client.destination, client.service_port), remote=route.retry.remote_localities)
         if self.complete:
             self._start_total()
         self._try()
@@ -258,7 +280,7 @@ class Exchange(RequestUser, ResponseUser):
             if self._cluster is not None:
                 variables.cluster = self._cluster.cluster.key
             if self._endpoint is not None:
-                variables.upstream = f"{self._endpoint.address}:{self._endpoint.port}"
+                variables.upstream = self._endpoint.key
         edits.apply(headers, variables)
 
     # Trying
@@ -273,6 +295,7 @@ class Exchange(RequestUser, ResponseUser):
         if self._done:
             return
         self._cancel_upstream()
+        self._over(Outcome(timed_out=True))
         reply = replies.request_timeout()
         if self._retry is not None and self._retry.grpc_deadline:
             reply.grpc_status = 4
@@ -282,25 +305,60 @@ class Exchange(RequestUser, ResponseUser):
         cluster, retry = self._cluster, self._retry
         assert cluster is not None
         assert retry is not None
-        endpoint = cluster.pick()
-        if endpoint is None:
+        work, context, now = cluster.work, self._context, self._engine.loop.now
+        assert context is not None
+        endpoint = work.pick(context, now)
+        if isinstance(endpoint, Shortage):
             self._reply(replies.no_healthy_upstream())
             return
+        if not work.breakers.admit_request():
+            self._reply(replies.overflow())
+            return
+        self._admitted = True
+        endpoint.active += 1
         self._endpoint = endpoint
-        self._tried.append(endpoint)
-        self._try_at = self._engine.loop.now
+        if retry.may_retry and retry.avoids_previous:
+            context.tried.append(endpoint)
+        self._try_at = now
         ended = self.complete and not self._body and not self._trailers
         try:
-            upstream = cluster.pool(endpoint).send(self._request, ended, self)
+            upstream, begun = cluster.pool(endpoint).send(self._request, ended, self)
         except Unreachable as error:
             self.upstream_failed(error.reason, error.text)
             return
         self._upstream = upstream
-        self._forwarding = True
         if retry.per_try > 0:
             self._timer = self._engine.loop.call_later(retry.per_try, self._try_timed_out)
+        if begun:
+            self._begun(upstream, ended)
+
+    def upstream_ready(self, stream: ServerStream) -> None:
+        if self._done:
+            stream.cancel()
+            return
+        self._upstream = stream
+        self._begun(stream, self.complete and not self._body and not self._trailers)
+
+    def _begun(self, upstream: ServerStream, ended: bool) -> None:
+        self._forwarding = True
         if not ended:
             self._send_kept(upstream)
+
+    def _over(self, outcome: Outcome | None) -> None:
+        """A try is over: the cluster and the endpoint have one less, and hear what came of it."""
+        if not self._admitted:
+            return
+        self._admitted = False
+        cluster, endpoint = self._cluster, self._endpoint
+        assert cluster is not None
+        assert endpoint is not None
+        endpoint.active -= 1
+        cluster.work.breakers.release_request()
+        if self._retrying:
+            self._retrying = False
+            cluster.work.breakers.release_retry()
+        if outcome is not None and cluster.watches:
+            cluster.work.done(endpoint, outcome, self._engine.loop.now)
 
     def _send_kept(self, upstream: ServerStream) -> None:
         body = self._body
@@ -323,6 +381,7 @@ class Exchange(RequestUser, ResponseUser):
         outcome = Outcome(timed_out=True)
         if self._again(outcome):
             return
+        self._over(outcome)
         assert self._retry is not None
         self._reply(replies.per_try_timeout(exhausted=self._retry.exhausted))
 
@@ -342,6 +401,12 @@ class Exchange(RequestUser, ResponseUser):
         delay = retry.wants(outcome, self._engine.dice)
         if delay is None:
             return False
+        cluster = self._cluster
+        self._over(outcome)
+        if cluster is None or not cluster.work.breakers.admit_retry():
+            retry.give_up()
+            return False
+        self._retrying = True
         self._forwarding = False
         self._timer = self._engine.loop.call_later(delay, self._retry_now)
         return True
@@ -422,13 +487,17 @@ class Exchange(RequestUser, ResponseUser):
             self._timer.cancel()
             self._timer = None
         retry = self._retry
-        if retry is not None and (response.status >= 400 or retry.may_retry):
-            outcome = Outcome(response.status, response.headers)
-            if self._keeps and retry.may_retry and self._again(outcome):
-                upstream, self._upstream = self._upstream, None
-                if upstream is not None and not ended:
-                    upstream.cancel()
-                return
+        cluster, endpoint, status = self._cluster, self._endpoint, response.status
+        # gRPC's status is among the headers of an answer without a body only.
+        if retry is not None and (status >= 400 or ended or retry.names_headers) and self._again(Outcome(status, response.headers)):
+            upstream, self._upstream = self._upstream, None
+            if upstream is not None and not ended:
+                upstream.cancel()
+            return
+        if retry is not None and retry.exhausted:
+            self.flags = "URX"
+        if cluster is not None and cluster.watches and self._admitted and endpoint is not None:
+            cluster.work.done(endpoint, Outcome(status, response.headers), self._engine.loop.now)
         if self._total is not None:
             self._total.cancel()
             self._total = None
@@ -451,6 +520,8 @@ class Exchange(RequestUser, ResponseUser):
             self._edit(backend.response, headers, response)
         if found is not None and not found.compiled.response.empty:
             self._edit(found.compiled.response, headers, response)
+        if self._cookie is not None:
+            headers.append((b"set-cookie", self._cookie))
         if self._cors is not None and found is not None and found.compiled.cors is not None:
             found.compiled.cors.decorate(headers, self._cors)
         headers.append((b"server", SERVER))
@@ -489,11 +560,14 @@ class Exchange(RequestUser, ResponseUser):
         if self._responded:
             self.flags = "UC" if reason is ResetReason.CONNECTION_TERMINATION else "UR"
             self.details = f"upstream_reset_after_response_started{{{'_'.join(reason.value.split())}}}"
+            self._over(Outcome(reset=reason))
             self._stream.reset()
             self._finish()
             return
-        if self._again(Outcome(reset=reason, request_begun=self._forwarding)):
+        outcome = Outcome(reset=reason, request_begun=self._forwarding)
+        if self._again(outcome):
             return
+        self._over(outcome)
         retry = self._retry
         retried = retry is not None and retry.retries > 0
         exhausted = retry is not None and retry.exhausted
@@ -528,12 +602,10 @@ class Exchange(RequestUser, ResponseUser):
         if self._done:
             return
         self._done = True
-        for timer in (self._timer, self._total):
-            if timer is not None:
-                timer.cancel()
-        upstream, self._upstream = self._upstream, None
-        if upstream is not None:
-            upstream.cancel()
+        if self._total is not None:
+            self._total.cancel()
+        self._cancel_upstream()
+        self._over(None)
         self._body = []
 
 

@@ -324,6 +324,11 @@ class Http1Server(ClientStream):
             self._ending = True
             self._schedule()
 
+    @property
+    def is_halfway(self) -> bool:
+        """Whether the head of the next request has come in part."""
+        return self._reader.is_halfway
+
     def leave(self) -> None:
         """The proxy drains: an idle connection ends now, a busy one behind its answer."""
         if not self.is_busy and not self._dead and not self._ending:

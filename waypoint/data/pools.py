@@ -1,10 +1,12 @@
-"""Connections to endpoints, kept for the next request: one pool per endpoint and HTTP version.
+"""Connections to one endpoint, kept for the next request.
 
-Bounds: idle connections of one endpoint and their age; everything else is bounded by requests, which circuit breakers bound.
+Bounds: circuit breakers for connections and for requests that wait for one; idle connections and their age. As in Envoy, an endpoint
+without any connection gets one whatever the breaker says, or nothing would ever get through.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Final
 
 from waypoint.data.ends import ResponseUser, ServerStream
@@ -12,6 +14,7 @@ from waypoint.data.http1_client import Http1Client
 from waypoint.data.sockets import SocketStream
 from waypoint.data.tunnels import Tunnels
 from waypoint.http.messages import Request
+from waypoint.upstream.breakers import Breakers
 from waypoint.upstream.outcome import ResetReason
 from ztunnel.dataplane.buffers import Scratch
 from ztunnel.dataplane.bytestream import Receiver, Transport
@@ -61,22 +64,51 @@ class Dialler:
         return self._tunnels.stream(through, (endpoint.identity,), f"{address}:{endpoint.port}", receiver, seconds)
 
 
-class Http1Pool:
-    """Connections that speak HTTP/1.1. Implements `Keeper`."""
+class _Waiting(ServerStream):
+    """A request that waits for a connection. Nothing is sent to it; it may be cancelled."""
 
-    __slots__ = ("_all", "_cluster", "_dialler", "_endpoint", "_idle", "_loop", "_retired")
+    __slots__ = ("_pool", "ended", "request", "user")
 
-    def __init__(self, loop: Loop, dialler: Dialler, cluster: Cluster, endpoint: Endpoint) -> None:
+    def __init__(self, pool: HttpPool, request: Request, ended: bool, user: ResponseUser) -> None:
+        self._pool = pool
+        self.request = request
+        self.ended = ended
+        self.user = user
+
+    @property
+    def is_full(self) -> bool:
+        return True
+
+    def pause(self) -> None:
+        pass
+
+    def resume(self) -> None:
+        pass
+
+    def cancel(self) -> None:
+        self._pool.forget(self)
+
+
+class HttpPool:
+    """The connections to one endpoint. Implements `Keeper`."""
+
+    __slots__ = ("_all", "_breakers", "_cluster", "_dialler", "_endpoint", "_idle", "_loop", "_retired", "_waiting")
+
+    def __init__(self, loop: Loop, dialler: Dialler, cluster: Cluster, endpoint: Endpoint, breakers: Breakers) -> None:
         self._loop = loop
         self._dialler = dialler
         self._cluster = cluster
         self._endpoint = endpoint
+        self._breakers = breakers
         self._idle: list[Http1Client] = []
         self._all: set[Http1Client] = set()
+        self._waiting: deque[_Waiting] = deque()
         self._retired = False
 
-    def send(self, request: Request, ended: bool, user: ResponseUser) -> ServerStream:
-        """Begins a request on an idle connection or a new one.
+    def send(self, request: Request, ended: bool, user: ResponseUser) -> tuple[ServerStream, bool]:
+        """Begins a request on an idle connection or a new one: (its stream, whether it has begun).
+
+        One that has not begun waits for a connection: the user hears `upstream_ready` or `upstream_failed`, and sends nothing before.
 
         Raises:
             Unreachable: no connection is to be had.
@@ -86,18 +118,60 @@ class Http1Pool:
             connection = idle.pop()
             if connection.is_usable:
                 connection.request(request, ended, user)
-                return connection
+                return connection, True
+        breakers = self._breakers
+        if self._all and breakers.connections >= breakers.limits.max_connections:
+            return self._wait(request, ended, user), False
+        connection = self._connect()
+        connection.request(request, ended, user)
+        return connection, True
+
+    def _connect(self) -> Http1Client:
         connection = Http1Client(self._loop, self)
         self._all.add(connection)
+        self._breakers.connections += 1
         try:
             connection.connect(self._dialler.open(self._cluster, self._endpoint, connection))
         except MeshError as error:
-            self._all.discard(connection)
+            connection.close()
             raise Unreachable(reason_of(error), str(error)) from error
         if connection.failure is not None:
             raise Unreachable(*connection.failure)
-        connection.request(request, ended, user)
         return connection
+
+    def _wait(self, request: Request, ended: bool, user: ResponseUser) -> _Waiting:
+        if not self._breakers.admit_pending():
+            raise Unreachable(ResetReason.OVERFLOW, "")
+        waiting = _Waiting(self, request, ended, user)
+        self._waiting.append(waiting)
+        return waiting
+
+    def forget(self, waiting: _Waiting) -> None:
+        """It waits no longer."""
+        if waiting in self._waiting:
+            self._waiting.remove(waiting)
+            self._breakers.release_pending()
+
+    def _next(self) -> None:
+        """Whoever has waited longest gets a connection, if there is one."""
+        while self._waiting:
+            idle = self._idle
+            connection = idle.pop() if idle else None
+            if connection is not None and not connection.is_usable:
+                continue
+            breakers = self._breakers
+            if connection is None and self._all and breakers.connections >= breakers.limits.max_connections:
+                return
+            waiting = self._waiting.popleft()
+            breakers.release_pending()
+            if connection is None:
+                try:
+                    connection = self._connect()
+                except Unreachable as error:
+                    waiting.user.upstream_failed(error.reason, error.text)
+                    continue
+            connection.request(waiting.request, waiting.ended, waiting.user)
+            waiting.user.upstream_ready(connection)
 
     def freed(self, connection: Http1Client) -> None:
         limits = self._cluster.limits
@@ -105,17 +179,25 @@ class Http1Pool:
         old = limits.max_connection_duration and self._loop.now - connection.opened_at >= limits.max_connection_duration
         if self._retired or worn or old or len(self._idle) >= MAX_IDLE:
             connection.close()
-        else:
-            self._idle.append(connection)
+            return
+        self._idle.append(connection)
+        if self._waiting:
+            self._next()
 
     def gone(self, connection: Http1Client) -> None:
-        self._all.discard(connection)
+        if connection in self._all:
+            self._all.remove(connection)
+            self._breakers.release_connection()
         if connection in self._idle:
             self._idle.remove(connection)
+        if self._waiting:
+            # Behind whatever is under way: it may be the answer to this one that made room.
+            self._loop.call_later(0.0, self._next)
 
-    def update(self, cluster: Cluster) -> None:
+    def update(self, cluster: Cluster, endpoint: Endpoint) -> None:
         """The limits may have changed."""
         self._cluster = cluster
+        self._endpoint = endpoint
 
     def sweep(self, now: float) -> None:
         """Closes what has been idle for too long."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 from typing import Final
 
 from waypoint.http.authorization import Guard
+from waypoint.http.jwt import JwtGate, KeySets
 from waypoint.http.matching import RouteTable
 from ztunnel.mesh.l7.clusters import Cluster, Endpoint
 from ztunnel.mesh.l7.config import PortProtocol, ProxyConfig, ProxyOptions, ServedPort, ServedService, ServedWorkload
 from ztunnel.mesh.l7.routes import Backend, Route, TcpRoute
-from ztunnel.mesh.l7.security import L7Policy
+from ztunnel.mesh.l7.security import JwtAuthentication, L7Action, L7Policy, L7Rule
 
 MAX_POD_PORTS: Final = 4096
 """Ports of pods, addressed by themselves, that are remembered."""
@@ -23,7 +24,20 @@ _NO_GUARD: Final = Guard(())
 class PortAtWork:
     """One port of a service, or of a pod that is addressed by itself."""
 
-    __slots__ = ("cluster", "guard", "is_gone", "port", "routes", "service", "tcp_routes", "workload", "_policies", "protocol")
+    __slots__ = (
+        "cluster",
+        "gate",
+        "guard",
+        "is_gone",
+        "port",
+        "routes",
+        "service",
+        "tcp_routes",
+        "workload",
+        "_authentications",
+        "_policies",
+        "protocol",
+    )
 
     def __init__(self, port: int, protocol: PortProtocol) -> None:
         self.port = port
@@ -35,10 +49,13 @@ class PortAtWork:
         self.routes = RouteTable(())
         self.tcp_routes: tuple[TcpRoute, ...] = ()
         self.guard = _NO_GUARD
+        self.gate: JwtGate | None = None
+        """None: no RequestAuthentication applies."""
         self.is_gone = False
         self._policies: tuple[L7Policy, ...] = ()
+        self._authentications: tuple[JwtAuthentication, ...] = ()
 
-    def serve(self, service: ServedService, config: ServedPort, policies: tuple[L7Policy, ...], proxy: ProxyConfig) -> None:
+    def serve(self, service: ServedService, config: ServedPort, proxy: ProxyConfig, key_sets: KeySets) -> None:
         """From now on it is that port of that service."""
         before = self.service
         self.protocol = config.protocol
@@ -47,9 +64,9 @@ class PortAtWork:
         if known is None or known.routes != config.routes:
             self.routes = RouteTable(config.routes, self.routes)
         self.service = service
-        self._judge(policies, proxy)
+        self._judge(service, proxy, key_sets)
 
-    def serve_pod(self, workload: ServedWorkload, address: str, policies: tuple[L7Policy, ...], proxy: ProxyConfig) -> None:
+    def serve_pod(self, workload: ServedWorkload, address: str, proxy: ProxyConfig, key_sets: KeySets) -> None:
         """From now on it is that port of that pod."""
         self.workload = workload
         endpoint = Endpoint(address, self.port, workload.uid, workload.identity, workload.hbone)
@@ -58,12 +75,33 @@ class PortAtWork:
             self.cluster = cluster
             self.routes = RouteTable((Route("default", backends=(Backend(cluster.key),)),))
             self.tcp_routes = (TcpRoute("default", backends=(Backend(cluster.key),)),)
-        self._judge(policies, proxy)
+        self._judge(workload, proxy, key_sets)
 
-    def _judge(self, policies: tuple[L7Policy, ...], proxy: ProxyConfig) -> None:
-        if policies != self._policies:
+    def _judge(self, served: ServedService | ServedWorkload, proxy: ProxyConfig, key_sets: KeySets) -> None:
+        policies = tuple(proxy.policies.get(key) or missing_policy(key) for key in served.policies)
+        asks = any(policy.action is L7Action.CUSTOM for policy in policies)
+        if policies != self._policies or asks:
+            # Providers may have changed; they are of no interest to others.
             self._policies = policies
             self.guard = Guard(policies, proxy.providers) if policies else _NO_GUARD
+        authentications = tuple(proxy.authentications.get(key) or missing_authentication(key) for key in served.jwt)
+        if authentications != self._authentications:
+            # Tokens that were found good are remembered as long as nothing changes.
+            self._authentications = authentications
+            gate = JwtGate(authentications, key_sets)
+            self.gate = None if gate.is_idle else gate
+
+
+def missing_policy(key: str) -> L7Policy:
+    """What stands for a policy that is named and not there: it denies everything."""
+    namespace, _, name = key.rpartition("/")
+    return L7Policy(name, namespace, L7Action.DENY, rules=(L7Rule(),), tcp_rules=(L7Rule(),), reason="the policy is missing")
+
+
+def missing_authentication(key: str) -> JwtAuthentication:
+    """What stands for a RequestAuthentication that is named and not there: every token is refused."""
+    namespace, _, name = key.rpartition("/")
+    return JwtAuthentication(name, namespace, reason="it is missing")
 
 
 def pod_cluster(workload: ServedWorkload, endpoint: Endpoint) -> Cluster:
@@ -81,7 +119,8 @@ def pod_cluster(workload: ServedWorkload, endpoint: Endpoint) -> Cluster:
 class Served:
     """All that is served."""
 
-    def __init__(self) -> None:
+    def __init__(self, key_sets: KeySets) -> None:
+        self._key_sets = key_sets
         self.config: ProxyConfig | None = None
         self.options = ProxyOptions()
         self._services: dict[tuple[str, int], PortAtWork] = {}
@@ -96,11 +135,10 @@ class Served:
         before, self._by_name = self._by_name, {}
         self._services = {}
         for service in config.services:
-            policies = _named(service.policies, config)
             for port in service.ports:
                 name = (service.namespace, service.hostname, port.port)
                 at_work = before.pop(name, None) or PortAtWork(port.port, port.protocol)
-                at_work.serve(service, port, policies, config)
+                at_work.serve(service, port, config, self._key_sets)
                 self._by_name[name] = at_work
                 for vip in service.vips:
                     self._services[vip, port.port] = at_work
@@ -113,7 +151,7 @@ class Served:
                 at_work.is_gone = True
                 del self._pods[address, number]
             else:
-                at_work.serve_pod(workload, address, _named(workload.policies, config), config)
+                at_work.serve_pod(workload, address, config, self._key_sets)
 
     def find(self, address: str, port: int) -> PortAtWork | None:
         """Who serves an address and port. A service's address counts before a pod's."""
@@ -126,9 +164,5 @@ class Served:
         if len(self._pods) >= MAX_POD_PORTS:
             del self._pods[next(iter(self._pods))]
         found = self._pods[address, port] = PortAtWork(port, PortProtocol.AUTO)
-        found.serve_pod(workload, address, _named(workload.policies, self.config), self.config)
+        found.serve_pod(workload, address, self.config, self._key_sets)
         return found
-
-
-def _named(keys: tuple[str, ...], config: ProxyConfig) -> tuple[L7Policy, ...]:
-    return tuple(config.policies[key] for key in keys if key in config.policies)

@@ -10,15 +10,21 @@ from typing import Final, Protocol
 
 from waypoint.data.clusters import ClusterHere
 from waypoint.data.exchange import Engine
+from waypoint.data.pools import reason_of
 from waypoint.data.served import PortAtWork
-from waypoint.http.messages import Client
+from waypoint.http.hashing import hash_of
+from waypoint.http.messages import Client, Request
+from waypoint.upstream.cluster import PickContext, Shortage
+from waypoint.upstream.endpoints import EndpointAtWork
+from waypoint.upstream.outcome import Outcome
 from ztunnel.dataplane.bytestream import Receiver, Transport
 from ztunnel.mesh.errors import MeshError
-from ztunnel.mesh.l7.clusters import Endpoint
 from ztunnel.mesh.l7.routes import Backend, TcpRoute
 
 MAX_EARLY: Final = 256 << 10
 """Bytes of a client that may wait for a connection upstream; it is paused long before."""
+_NO_REQUEST: Final = Request(b"", b"", b"", [])
+_STANDS: Final = Outcome(200)
 
 
 class Reusable(Transport, Protocol):
@@ -31,7 +37,21 @@ class Reusable(Transport, Protocol):
 class TcpExchange:
     """Two transports. Implements `Receiver` for the client's; `_Far` does for the endpoint's."""
 
-    __slots__ = ("_bytes_in", "_bytes_out", "_client", "_done", "_early", "_engine", "_far", "_near", "_on_done", "_port", "details")
+    __slots__ = (
+        "_bytes_in",
+        "_bytes_out",
+        "_client",
+        "_done",
+        "_early",
+        "_engine",
+        "_far",
+        "_near",
+        "_on_done",
+        "_port",
+        "_target_of",
+        "_told",
+        "details",
+    )
 
     def __init__(self, engine: Engine, near: Transport, client: Client, port: PortAtWork, on_done: Callable[[TcpExchange], None]) -> None:
         self._engine = engine
@@ -40,6 +60,9 @@ class TcpExchange:
         self._port = port
         self._on_done = on_done
         self._far: Transport | None = None
+        self._target_of: tuple[ClusterHere, EndpointAtWork] | None = None
+        """What counts it."""
+        self._told = False
         self._done = False
         self._bytes_in = 0
         self._bytes_out = 0
@@ -54,14 +77,27 @@ class TcpExchange:
             self._end("no_route")
             return
         cluster, endpoint = target
+        if not cluster.work.breakers.admit_connection():
+            self._end("upstream_overflow")
+            return
+        self._target_of = (cluster, endpoint)
+        endpoint.active += 1
         far = _Far(self)
         try:
             transport = cluster.open(endpoint, far)
         except MeshError as error:
+            self._tell(Outcome(reset=reason_of(error)))
             self._end(str(error))
             return
         if not self._done:
             self._far = transport
+
+    def _tell(self, outcome: Outcome) -> None:
+        """Once: whether the connection stands."""
+        if self._target_of is not None and not self._told:
+            self._told = True
+            cluster, endpoint = self._target_of
+            cluster.work.done(endpoint, outcome, self._engine.loop.now)
 
     def judge(self) -> bool:
         """Whether it may be (still). If not, it has ended."""
@@ -72,7 +108,7 @@ class TcpExchange:
             self._end(verdict.reply().details)
         return not self._done
 
-    def _target(self) -> tuple[ClusterHere, Endpoint] | None:
+    def _target(self) -> tuple[ClusterHere, EndpointAtWork] | None:
         route = next(iter(self._port.tcp_routes), None)
         backend = None if route is None else choose(route, self._engine.dice)
         if backend is None or backend.status:
@@ -81,8 +117,15 @@ class TcpExchange:
         own = self._port.cluster
         if cluster is None and own is not None and own.key == backend.cluster:
             cluster = self._engine.clusters.own(own)
-        endpoint = None if cluster is None else cluster.pick()
-        return None if cluster is None or endpoint is None else (cluster, endpoint)
+        if cluster is None:
+            return None
+        client = self._client
+        key = None
+        if cluster.work.hashed:
+            key, _ = hash_of(cluster.cluster.balancing.hash_keys, _NO_REQUEST, client, self._engine.randrange)
+        context = PickContext(key, (client.destination, client.service_port))
+        endpoint = cluster.work.pick(context, self._engine.loop.now)
+        return None if isinstance(endpoint, Shortage) else (cluster, endpoint)
 
     # The client's side
 
@@ -111,6 +154,10 @@ class TcpExchange:
 
     # The endpoint's side
 
+    def far_opened(self) -> None:
+        """The endpoint's connection stands."""
+        self._tell(_STANDS)
+
     def far_received(self, data: memoryview) -> None:
         """Bytes of the endpoint."""
         self._bytes_out += len(data)
@@ -129,6 +176,7 @@ class TcpExchange:
     def far_lost(self, error: MeshError) -> None:
         """The endpoint's connection is gone."""
         self._far = None
+        self._tell(Outcome(reset=reason_of(error)))
         self._end(f"upstream: {error}")
 
     def end(self, why: str) -> None:
@@ -143,6 +191,10 @@ class TcpExchange:
         far, self._far = self._far, None
         if far is not None:
             far.close()
+        if self._target_of is not None:
+            cluster, endpoint = self._target_of
+            endpoint.active -= 1
+            cluster.work.breakers.release_connection()
         if near:
             self._near.close()
         self._on_done(self)
@@ -157,7 +209,7 @@ class _Far:
         self._exchange = exchange
 
     def opened(self) -> None:
-        pass
+        self._exchange.far_opened()
 
     def received(self, data: memoryview) -> None:
         self._exchange.far_received(data)

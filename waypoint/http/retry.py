@@ -120,6 +120,16 @@ class RetryState:
             request.headers.append((b"x-envoy-expected-rq-timeout-ms", b"%d" % expected))
 
     @property
+    def avoids_previous(self) -> bool:
+        """Whether another endpoint is to be chosen for another try."""
+        return self._policy.avoid_previous_hosts
+
+    @property
+    def names_headers(self) -> bool:
+        """Whether a header of any response could lead to another try."""
+        return bool(self._named)
+
+    @property
     def may_retry(self) -> bool:
         """Whether any outcome could lead to another try: only then is a body worth keeping."""
         return self._left > 0 and self._on != 0

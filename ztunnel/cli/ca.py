@@ -35,7 +35,7 @@ def ca(file: Path | None, kubeconfig: Path | None, log_level: str | None, check:
       kubectl -n ztunnel-system annotate secret ztunnel-ca --overwrite ztunnel.dev/rotate="$(date)"
     """
     from ztunnel.ca_settings import parse, variable
-    from ztunnel.cli.run import read_settings
+    from ztunnel.runtime.settings_file import read_settings
 
     given = {"kubernetes.kubeconfig": kubeconfig, "log.level": log_level}
     environ = {**os.environ, **{variable(key): str(value) for key, value in given.items() if value is not None}}

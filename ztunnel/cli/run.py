@@ -8,9 +8,6 @@ from pathlib import Path
 
 import click
 
-MAX_FILE_BYTES = 1 << 20
-"""A settings file over 1 MiB is somebody's mistake: they have forty lines."""
-
 
 @click.command()
 @click.option("--config", "file", type=click.Path(path_type=Path, dir_okay=False), required=True, help="YAML file with the settings.")
@@ -42,6 +39,7 @@ def run(file: Path, node_name: str | None, ca_dir: Path | None, log_level: str |
       sources:
         kubernetes: true
     """
+    from ztunnel.runtime.settings_file import read_settings
     from ztunnel.settings import parse, variable
 
     given = {"node": node_name, "ca.directory": ca_dir, "log.level": log_level, "waypoint.fallback": waypoint_fallback}
@@ -57,32 +55,3 @@ def run(file: Path, node_name: str | None, ca_dir: Path | None, log_level: str |
     from ztunnel.app import run as run_agent
 
     sys.exit(run_agent(settings))
-
-
-def read_settings(file: Path) -> dict[str, object]:
-    """What a settings file says.
-
-    Raises:
-        ConfigError: it cannot be read, is larger than 1 MiB, or is not one YAML mapping.
-    """
-    from ztunnel.mesh.errors import ConfigError
-    from ztunnel.runtime.documents import DocumentError, read_yaml
-
-    try:
-        with file.open("rb") as opened:
-            content = opened.read(MAX_FILE_BYTES + 1)
-        documents = list(read_yaml(content[: MAX_FILE_BYTES + 1]))
-    except OSError as error:
-        raise ConfigError([f"{file}: {error.strerror}"]) from error
-    except DocumentError as error:
-        raise ConfigError([f"{file}: {error}"]) from error
-    if len(content) > MAX_FILE_BYTES:
-        raise ConfigError([f"{file}: larger than {MAX_FILE_BYTES} bytes"])
-    if len(documents) > 1:
-        raise ConfigError([f"{file}: {len(documents)} documents; one is expected"])
-    settings = documents[0] if documents else {}
-    if settings is None:
-        return {}
-    if not isinstance(settings, dict):
-        raise ConfigError([f"{file}: a mapping of settings is expected"])
-    return {str(key): value for key, value in settings.items()}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from itertools import chain
@@ -93,6 +94,11 @@ class FileSource:
         self._state = MeshState()
         self._directory_refusals: list[Refusal] = []
         self._refusals: tuple[Refusal, ...] = ()
+
+    @property
+    def objects(self) -> Mapping[ObjectKey, KubeObject]:
+        """What there is, as of the sink's last call."""
+        return self._objects
 
     async def run(self, sink: Sink, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Tell the sink what is there, then every change of it, for ever.

@@ -11,7 +11,7 @@ version in force, and a policy that never was good denies (`sources.objects`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -137,6 +137,11 @@ class KubernetesSource:
         pace = pace or Pace()
         self.reflectors = [Reflector(client, discovery, kind, _Store(kind, self._objects), pace, on_phase=self._wake) for kind in wanted]
         self._told: tuple[Refusal, ...] = ()
+
+    @property
+    def objects(self) -> Mapping[ObjectKey, KubeObject]:
+        """What there is, as of the sink's last call."""
+        return self._objects.in_force
 
     async def run(self, sink: Sink, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Tell the sink what there is, as soon as all of it is known; then every change, for ever.

@@ -45,6 +45,11 @@ Sink = Callable[[MeshState, tuple[Refusal, ...]], Awaitable[None]]
 class Source(Protocol):
     """Where the mesh comes from."""
 
+    @property
+    def objects(self) -> Mapping[ObjectKey, KubeObject]:
+        """What there is, as of the sink's last call."""
+        ...
+
     async def run(self, sink: Sink, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Tell the sink what there is, say "started", then tell every change of it, for ever."""
         ...

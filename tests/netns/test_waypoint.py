@@ -1,0 +1,65 @@
+"""Requests from pod to pod by way of a waypoint: agents and waypoint as they run in a cluster, all of it from manifests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.kit.mesh import Mesh
+from tests.kit.polling import eventually
+from tests.kit.waypoints import HttpApp, Waypoint
+
+VIP = "10.96.0.40"
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[tuple[Mesh, Waypoint]]:
+    with Mesh(nodes=2) as mesh:
+        mesh.pod("client", node=0, ambient=True)
+        mesh.pod("server", node=1, ambient=True)
+        with Waypoint(mesh, node=1) as waypoint:
+            waypoint.service("web", "server", VIP, [{"name": "http", "port": 80, "targetPort": 8080}])
+            mesh.settle()
+            eventually(lambda: waypoint.serves(VIP), within=60, saying="the waypoint serves the service")
+            yield mesh, waypoint
+
+
+def ask(mesh: Mesh, request: bytes) -> bytes:
+    with mesh.pods["client"].connect((VIP, 80)) as connection:
+        connection.settimeout(60)
+        connection.sendall(request)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def test_a_request_goes_by_way_of_the_waypoint(shared: tuple[Mesh, Waypoint]) -> None:
+    mesh, _ = shared
+    answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+    with HttpApp(mesh.pods["server"], 8080, answer) as app:
+        got = ask(mesh, b"GET /a HTTP/1.1\r\nhost: web\r\nconnection: close\r\n\r\n")
+        assert got.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert got.endswith(b"\r\n\r\nok")
+        assert b"server: istio-envoy" in got
+        assert any(line.startswith(b"x-request-id: ") for line in app.heads[0].split(b"\r\n"))
+
+
+def test_a_policy_of_requests_is_enforced_by_the_waypoint(shared: tuple[Mesh, Waypoint]) -> None:
+    mesh, waypoint = shared
+    target = {"kind": "Service", "group": "", "name": "web"}
+    spec: dict[str, object] = {"targetRefs": [target], "action": "DENY", "rules": [{"to": [{"operation": {"paths": ["/secret"]}}]}]}
+    answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+    with HttpApp(mesh.pods["server"], 8080, answer):
+        mesh.policy("secrets", spec)
+        eventually(lambda: waypoint.ask("config")["policies"], within=60, saying="the waypoint knows the policy")
+        secret = b"GET /secret HTTP/1.1\r\nhost: web\r\nconnection: close\r\n\r\n"
+        eventually(lambda: ask(mesh, secret).startswith(b"HTTP/1.1 403 Forbidden"), within=60, saying="the policy is in force")
+        assert ask(mesh, secret.replace(b"/secret", b"/open")).startswith(b"HTTP/1.1 200 OK")
+        mesh.clear("AuthorizationPolicy")
+
+
+def test_an_address_that_is_not_served_is_refused(shared: tuple[Mesh, Waypoint]) -> None:
+    mesh, waypoint = shared
+    with mesh.peer(mesh.agents[0].node, waypoint.pod) as peer:
+        assert peer.request("10.96.0.41:80") == 400
+        assert peer.request(f"{waypoint.pod.v4}:15000") == 400
+        assert peer.request(f"{VIP}:80") == 200

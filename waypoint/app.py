@@ -1,0 +1,251 @@
+"""The L7 proxy: builds the object graph, runs it, and ends it in the right order.
+
+Composition root of `waypoint run`. Start: workers and certificate, then the configuration that the mesh's manifests add up to, then
+listening, then ready. End (SIGTERM, SIGINT): not ready, stop accepting, let requests and connections finish until the drain deadline.
+A second signal ends at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+import signal
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+import trio
+
+from waypoint import worker
+from waypoint.control import Control
+from waypoint.data.channel import ConfigureWaypoint
+from waypoint.plane import Plane
+from waypoint.settings import Settings
+from ztunnel import __version__
+from ztunnel.admin.readiness import Readiness
+from ztunnel.ca.authority import Authority
+from ztunnel.ca.remote import RemoteAuthority
+from ztunnel.ca.root import open_root
+from ztunnel.ca.rotation import Rotation
+from ztunnel.hbone.handshake import Credentials
+from ztunnel.mesh.derive import MeshOptions, MeshState
+from ztunnel.mesh.identity import SpiffeId
+from ztunnel.mesh.l7.bound import bound_to
+from ztunnel.mesh.l7.config import ProxyConfig
+from ztunnel.mesh.l7.derive import derive_proxy
+from ztunnel.mesh.manifests.metadata import ObjectKey
+from ztunnel.rpc.client import target_of
+from ztunnel.runtime import logs
+from ztunnel.runtime.confine import hide_memory
+from ztunnel.runtime.metrics import Metrics
+from ztunnel.runtime.workers import Running, spawn_process
+from ztunnel.sources.files import FileLimits, FileSource
+from ztunnel.sources.objects import Refusal
+
+log = logging.getLogger(__name__)
+
+_WORKERS = "workers"
+_MESH = "mesh"
+_CERTIFICATE = "certificate"
+_HBONE = 0
+
+
+def run(settings: Settings) -> int:
+    """Runs the proxy until it is told to end. Returns the exit status.
+
+    Raises:
+        MeshError: something that it cannot start without is not to be had; the text says what.
+    """
+    logs.configure(settings.log.format.value, settings.log.level.value)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    hide_memory()
+    trio.run(_main, settings)
+    return 0
+
+
+class Follower:
+    """Turns what the source says into the workers' configuration. `mesh_changed` is the source's sink."""
+
+    def __init__(self, settings: Settings, plane: Plane, source: FileSource) -> None:
+        self._settings = settings
+        self._plane = plane
+        self._source = source
+        self._who = ObjectKey("Gateway", settings.namespace, settings.name)
+        self._options = mesh_options(settings)
+        self.config: ProxyConfig | None = None
+        self.refusals: tuple[Refusal, ...] = ()
+
+    async def mesh_changed(self, state: MeshState, refusals: tuple[Refusal, ...]) -> None:
+        """The mesh is this now."""
+        for refusal in refusals:
+            if refusal not in self.refusals:
+                said = logs.fields(file=refusal.file, object=refusal.object, field=refusal.field, reason=refusal.reason)
+                log.error("manifest refused", extra=said)
+        self.refusals = refusals
+        objects = self._source.objects
+        bound = bound_to(objects, self._options, self._who)
+        config = derive_proxy(objects, state, self._options, self._who, bound, self._settings.node)
+        if config != self.config:
+            self.config = config
+            self._plane.serve(config)
+
+
+@dataclass(slots=True)
+class _Parts:
+    """The object graph."""
+
+    plane: Plane
+    rotation: Rotation
+    authority: RemoteAuthority | None
+    source: FileSource
+    follower: Follower
+    readiness: Readiness
+    control: Control
+    identity: SpiffeId
+
+
+def _build(settings: Settings) -> _Parts:
+    identity = SpiffeId(settings.trust_domain, settings.namespace, settings.name)
+    spawn = _spawn_thread if settings.workers == 0 else _spawner(settings)
+    plane = Plane(_configure(settings), settings.listen.address, spawn, max(1, settings.workers))
+    readiness = Readiness((_WORKERS, _MESH, _CERTIFICATE))
+    readiness.watch(_WORKERS, lambda: plane.serving > 0)
+    remote = _remote_authority(settings)
+    authority = remote or Authority(open_root(settings.ca.directory, settings.trust_domain, time.time()), settings.ca.leaf_hours)
+    rotation = Rotation(authority, partial(_certificate_changed, plane, readiness), time.time)
+    limits = FileLimits(settings.limits.manifest_bytes, settings.limits.manifest_files, settings.limits.manifest_documents)
+    source = FileSource(settings.sources.files, mesh_options(settings), limits, settings.sources.poll_seconds)
+    follower = Follower(settings, plane, source)
+    metrics = Metrics(__version__, settings.limits.metric_series)
+    return _Parts(
+        plane=plane,
+        rotation=rotation,
+        authority=remote,
+        source=source,
+        follower=follower,
+        readiness=readiness,
+        control=Control(settings, plane, readiness, metrics, lambda: follower.config, lambda: follower.refusals),
+        identity=identity,
+    )
+
+
+async def _certificate_changed(plane: Plane, readiness: Readiness, identity: SpiffeId, credentials: Credentials | None) -> None:
+    """The sink of the rotation: without a certificate nothing can be served."""
+    plane.certificate(identity, credentials)
+    if credentials is None:
+        readiness.lost(_CERTIFICATE)
+    else:
+        readiness.done(_CERTIFICATE)
+
+
+async def _main(settings: Settings) -> None:
+    parts = _build(settings)
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(parts.control.run)
+            await nursery.start(parts.plane.run)
+            parts.readiness.done(_WORKERS)
+            await nursery.start(parts.rotation.run)
+            if parts.authority is not None:
+                await nursery.start(parts.authority.follow_roots, parts.rotation.hasten)
+            await parts.rotation.want({parts.identity})
+            await nursery.start(partial(parts.source.run, parts.follower.mesh_changed))
+            port = parts.plane.listen(_HBONE, settings.listen.hbone_port)
+            parts.readiness.done(_MESH)
+            log.info("ready", extra=logs.fields(name=settings.name, namespace=settings.namespace, hbone_port=port))
+            await _next_signal(signals)
+            parts.readiness.lost(_WORKERS)
+            await _drain(settings, parts, signals)
+            nursery.cancel_scope.cancel()
+
+
+async def _drain(settings: Settings, parts: _Parts, signals: AsyncIterator[int]) -> None:
+    log.info("draining", extra=logs.fields(seconds=settings.drain_seconds))
+    async with trio.open_nursery() as nursery:
+
+        async def drain() -> None:
+            # Our copies go first: a listener that anybody holds would let connections queue where nobody accepts.
+            parts.plane.close()
+            log.info("drained", extra=logs.fields(cut=await parts.plane.drain(settings.drain_seconds)))
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(drain)
+        await _next_signal(signals)
+        log.warning("second signal: leaving at once")
+        nursery.cancel_scope.cancel()
+
+
+async def _next_signal(signals: AsyncIterator[int]) -> None:
+    async for _ in signals:
+        return
+
+
+def mesh_options(settings: Settings) -> MeshOptions:
+    """What the manifests do not say."""
+    return MeshOptions(
+        trust_domain=settings.trust_domain,
+        root_namespace=settings.root_namespace,
+        cluster=settings.cluster,
+        cluster_domain=settings.cluster_domain,
+    )
+
+
+def _remote_authority(settings: Settings) -> RemoteAuthority | None:
+    if settings.ca.address is None:
+        return None
+    target = target_of(settings.ca.address, settings.ca.server_name or "")
+    return RemoteAuthority(target, settings.ca.roots_file, settings.ca.token_file, settings.cluster, int(settings.ca.leaf_hours * 3600))
+
+
+def _configure(settings: Settings) -> ConfigureWaypoint:
+    return ConfigureWaypoint(
+        prefix="",
+        hostname=socket.gethostname(),
+        own_records=settings.tunnel.own_records,
+        idle_seconds=settings.tunnel.idle_seconds,
+        max_streams=settings.tunnel.max_streams,
+        tunnels_per_endpoint=settings.limits.tunnels_per_endpoint,
+        handshake_seconds=settings.tunnel.handshake_seconds,
+        ping_seconds=settings.tunnel.ping_seconds,
+        ping_timeout_seconds=settings.tunnel.ping_timeout_seconds,
+        max_tunnels=settings.limits.tunnels,
+        max_handshakes=settings.limits.handshakes,
+        max_connections=settings.limits.connections,
+    )
+
+
+def _spawner(settings: Settings) -> Callable[[socket.socket], Awaitable[Running]]:
+    return partial(spawn_process, log_format=settings.log.format.value, log_level=settings.log.level.value, module="waypoint.worker")
+
+
+class _ThreadWorker:
+    """`workers: 0`: the same loop in a thread of the supervisor, for debugging. It cannot be killed, only left."""
+
+    def __init__(self, theirs: socket.socket) -> None:
+        self._ended = trio.Event()
+        self._token = trio.lowlevel.current_trio_token()
+        threading.Thread(target=self._serve, args=(theirs,), name="worker", daemon=True).start()
+
+    def _serve(self, theirs: socket.socket) -> None:
+        try:
+            worker.serve(theirs)
+        finally:
+            # A supervisor that was told to leave at once does not wait for this thread, which then has nobody left to tell.
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._ended.set)
+
+    async def wait(self) -> str:
+        await self._ended.wait()
+        return "its thread ended"
+
+    def kill(self) -> None:
+        log.error("a worker in a thread cannot be killed")
+
+
+async def _spawn_thread(theirs: socket.socket) -> Running:
+    return _ThreadWorker(theirs.dup())

@@ -1,0 +1,75 @@
+"""The messages between the waypoint's supervisor and its workers; their framing is `ztunnel.dataplane.channel`'s."""
+
+from __future__ import annotations
+
+from ztunnel.dataplane.channel import Certificate, Drain, Drained, Message, Query, Withdraw
+from ztunnel.mesh.l7.config import ProxyConfig
+
+
+class ConfigureWaypoint(Message, frozen=True):
+    """First message to a worker. Times in seconds."""
+
+    prefix: str
+    """Stands before the names of this worker's tunnels, where there are several workers."""
+    hostname: str
+    own_records: bool
+    idle_seconds: float
+    max_streams: int
+    tunnels_per_endpoint: int
+    handshake_seconds: float
+    ping_seconds: float
+    ping_timeout_seconds: float
+    max_tunnels: int
+    max_handshakes: int
+    max_connections: int
+
+
+class ServeConfig(Message, frozen=True):
+    """What to do from now on."""
+
+    config: ProxyConfig
+
+
+class KeySetFetched(Message, frozen=True):
+    """Keys of a token issuer; empty when they could not be had."""
+
+    source: str
+    jwks: str
+
+
+class Resolved(Message, frozen=True):
+    """What DNS says of a name that clusters use."""
+
+    name: str
+    port: int
+    addresses: tuple[str, ...]
+
+
+class Listen(Message, frozen=True):
+    """Accept connections on the listeners that come as descriptors. `port`: of a gateway, 0 for HBONE."""
+
+    port: int
+
+
+class Unlisten(Message, frozen=True):
+    """Accept no more on a gateway's port; what is there goes on."""
+
+    port: int
+
+
+class WorkerActivity(Message, frozen=True):
+    """Limits hit and bugs met since the last message."""
+
+    limits: dict[str, int]
+    bugs: int
+
+
+class WorkerState(Message, frozen=True):
+    """Answer to `Query`: counts and listings, as JSON text."""
+
+    id: int
+    state: str
+
+
+ToWorker = ConfigureWaypoint | ServeConfig | Certificate | Withdraw | KeySetFetched | Resolved | Listen | Unlisten | Drain | Query
+ToSupervisor = WorkerActivity | WorkerState | Drained

@@ -1,0 +1,123 @@
+"""The object graph of one worker's data path: listeners, tunnels, clusters, connections. Tests build it without a supervisor."""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections import Counter
+
+from waypoint.data.channel import ConfigureWaypoint
+from waypoint.data.clusters import Clusters
+from waypoint.data.connections import Connections
+from waypoint.data.exchange import Engine
+from waypoint.data.identity import OwnIdentity
+from waypoint.data.inbound import Inbound, InboundSettings
+from waypoint.data.pools import Dialler
+from waypoint.data.served import Served
+from waypoint.data.tunnels import Tunnels, TunnelSettings
+from waypoint.http.jwt import KeySets
+from ztunnel.dataplane.buffers import Scratch
+from ztunnel.dataplane.endings import TunnelTimes
+from ztunnel.dataplane.loop import Loop
+from ztunnel.dataplane.sockets import Acceptor
+from ztunnel.hbone.connect import Baggage
+from ztunnel.mesh.errors import LocalError
+from ztunnel.mesh.l7.config import ProxyConfig
+
+SWEEP_SECONDS = 5.0
+
+
+class Proxy:
+    """See the module."""
+
+    def __init__(self, loop: Loop, settings: ConfigureWaypoint, dice: random.Random) -> None:
+        self.loop = loop
+        self.scratch = Scratch()
+        times = TunnelTimes(settings.handshake_seconds, settings.ping_seconds, settings.ping_timeout_seconds)
+        self.identity = OwnIdentity()
+        self.key_sets = KeySets()
+        self.served = Served(self.key_sets)
+        outbound = TunnelSettings(times, settings.idle_seconds, settings.max_streams, settings.tunnels_per_endpoint, settings.own_records)
+        self.tunnels = Tunnels(loop, self.scratch, self.identity, outbound)
+        self.clusters = Clusters(loop, Dialler(loop, self.scratch, self.tunnels), dice)
+        self.engine = Engine(loop, self.served, self.clusters, dice, settings.hostname)
+        self.connections = Connections(self.engine)
+        bounds = InboundSettings(times, settings.max_tunnels, settings.max_handshakes, settings.own_records)
+        self.inbound = Inbound(loop, self.scratch, self.identity, self.connections, bounds)
+        self._acceptors: dict[int, list[Acceptor]] = {}
+        self._limits: Counter[str] = Counter()
+        loop.call_later(SWEEP_SECONDS, self._sweep)
+
+    # What the supervisor says
+
+    def serve(self, config: ProxyConfig) -> None:
+        """A new configuration is in force."""
+        self.identity.baggage = Baggage(
+            namespace=config.namespace, workload_type="deployment", workload_name=config.name, service_name=config.name
+        )
+        self.clusters.update(config)
+        self.served.update(config)
+        self.connections.judge_again()
+
+    def resolved(self, name: str, port: int, addresses: tuple[str, ...]) -> None:
+        """What DNS says of a name."""
+        self.clusters.resolved((name, port), addresses)
+
+    def listen(self, port: int, listeners: list[socket.socket]) -> None:
+        """Accepts on a gateway's port, or (0) tunnels."""
+        self.unlisten(port)
+        self._acceptors[port] = [Acceptor(self.loop, each, self.inbound.accept, self._short) for each in listeners]
+
+    def unlisten(self, port: int) -> None:
+        """Accepts no more there."""
+        for acceptor in self._acceptors.pop(port, []):
+            acceptor.close()
+
+    def _short(self) -> None:
+        self._limits["descriptors"] += 1
+
+    def take_limits(self) -> dict[str, int]:
+        """Limits that were hit since the last call."""
+        limits = self._limits + self.inbound.limits
+        self._limits.clear()
+        self.inbound.limits.clear()
+        if refused := self.scratch.waiting.take_refused():
+            limits["waiting_bytes"] += refused
+        return dict(limits)
+
+    def state(self) -> dict[str, object]:
+        """For operators."""
+        return {
+            "http_connections": len(self.connections.http),
+            "tcp_connections": len(self.connections.tcp),
+            "inbound_tunnels": len(self.inbound.tunnels),
+            "outbound_tunnels": sum(1 for _ in self.tunnels.all()),
+            "clusters": self.clusters.state(),
+        }
+
+    # The end
+
+    def drain(self) -> None:
+        """Nothing new; what is under way may end."""
+        for port in list(self._acceptors):
+            self.unlisten(port)
+        self.connections.drain()
+        self.inbound.drain()
+
+    def live(self) -> int:
+        """Connections that are not over."""
+        parting = sum(tunnel.is_parting for tunnel in self.inbound.tunnels)
+        return len(self.connections.http) + len(self.connections.tcp) + parting
+
+    def close(self) -> None:
+        """Cuts what is left."""
+        for port in list(self._acceptors):
+            self.unlisten(port)
+        over = LocalError("it outlived the drain deadline of the proxy")
+        for tunnel in [*self.inbound.tunnels, *self.tunnels.all()]:
+            tunnel.close(over)
+
+    def _sweep(self) -> None:
+        self.clusters.sweep()
+        self.connections.sweep()
+        self.loop.call_later(SWEEP_SECONDS, self._sweep)

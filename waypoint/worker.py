@@ -1,0 +1,233 @@
+"""A worker of the L7 proxy: builds the object graph, listens to its supervisor, runs the loop.
+
+Composition root of the worker process (`python -m waypoint.worker --channel-fd N`). It knows the mesh only through the channel, and dies
+with its supervisor. It holds no privilege and may open sockets, but no files: it dials endpoints itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import logging
+import os
+import random
+import signal
+import socket
+import sys
+from collections import deque
+
+from waypoint.data.channel import (
+    ConfigureWaypoint,
+    KeySetFetched,
+    Listen,
+    Resolved,
+    ServeConfig,
+    ToWorker,
+    Unlisten,
+    WorkerActivity,
+    WorkerState,
+)
+from waypoint.data.proxy import Proxy
+from ztunnel.dataplane.channel import Certificate, ChannelError, Decoder, Drain, Drained, Message, Query, Withdraw, encode
+from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop
+from ztunnel.hbone.handshake import BadCredentials, Credentials, TlsContexts
+from ztunnel.hbone.rehearsal import rehearse
+from ztunnel.runtime import logs
+from ztunnel.runtime.confine import confine
+
+log = logging.getLogger("waypoint.worker")  # as a program this module is called __main__
+
+_PR_SET_PDEATHSIG = 1
+_READ_BYTES = 1 << 18
+_ANCILLARY = socket.CMSG_SPACE(256 * 4)
+_TELL_SECONDS = 0.05
+_YOUNG_OBJECTS = 20_000
+"""New objects before the collector looks at them: requests are counted out by themselves, and each look is a pause for all of them."""
+
+
+class Worker:
+    """Everything in the worker process. Handles the channel's socket as one more handler of the loop."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._loop = Loop()
+        self._channel = channel
+        self._decoder = Decoder(to_worker=True, kinds=ToWorker)
+        self._unsent: deque[memoryview] = deque()
+        self._told_bugs = 0
+        self._draining = False
+        self._leaving = False
+        self._proxy: Proxy | None = None
+        channel.setblocking(False)
+        self._loop.watch(channel.fileno(), self)
+
+    def run(self) -> None:
+        """Until the supervisor goes away or a drain has ended."""
+        self._loop.run()
+        self._channel.close()
+
+    # The channel
+
+    def on_event(self, events: int) -> None:
+        if events & WRITABLE:
+            self._send_more()
+        if events & (READABLE | HANGUP):
+            self._receive()
+
+    def on_bug(self) -> None:
+        """A message was not handled whole: this worker's picture may be wrong, so it must not go on."""
+        log.critical("a message of the supervisor could not be handled: leaving")
+        self._loop.stop()
+
+    def _receive(self) -> None:
+        while True:
+            try:
+                data, ancillary, flags, _address = self._channel.recvmsg(_READ_BYTES, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+            except BlockingIOError:
+                return
+            except ConnectionResetError:
+                data, ancillary, flags = b"", [], 0
+            if not data:
+                self._loop.stop()
+                return
+            try:
+                for received in self._decoder.feed(data, _descriptors(ancillary), short=bool(flags & socket.MSG_CTRUNC)):
+                    self._handle(received.message, received.descriptors)
+            except ChannelError as error:
+                log.critical("supervisor broke the channel", extra=logs.fields(error=error))
+                self._loop.stop()
+                return
+
+    def _handle(self, message: object, descriptors: tuple[int, ...]) -> None:
+        match message:
+            case ConfigureWaypoint():
+                self._proxy = Proxy(self._loop, message, random.Random())
+                self._loop.call_later(_TELL_SECONDS, self._tell)
+            case ServeConfig():
+                self._required().serve(message.config)
+            case Certificate():
+                self._certificate(message)
+            case Withdraw():
+                self._required().identity.renew(None)
+            case KeySetFetched():
+                self._required().key_sets.put(message.source, message.jwks)
+            case Resolved():
+                self._required().resolved(message.name, message.port, message.addresses)
+            case Listen():
+                self._required().listen(message.port, [socket.socket(fileno=descriptor) for descriptor in descriptors])
+            case Unlisten():
+                self._required().unlisten(message.port)
+            case Drain():
+                self._drain(message)
+            case Query():
+                self._send(WorkerState(message.id, json.dumps(self._required().state())))
+            case _:
+                raise ChannelError(f"unexpected {type(message).__name__}")
+
+    def _required(self) -> Proxy:
+        if self._proxy is None:
+            raise ChannelError("a message came before ConfigureWaypoint")
+        return self._proxy
+
+    def _certificate(self, message: Certificate) -> None:
+        credentials = Credentials(message.identity, message.chain_pem, message.key_pem, message.roots_pem)
+        try:
+            self._required().identity.renew(TlsContexts(credentials))
+        except BadCredentials as error:
+            log.error("certificate cannot be used", extra=logs.fields(identity=message.identity, error=error))
+
+    def _send(self, message: Message) -> None:
+        self._unsent.append(memoryview(encode(message)))
+        if len(self._unsent) == 1:
+            self._send_more()
+
+    def _send_more(self) -> None:
+        while self._unsent:
+            try:
+                sent = self._channel.send(self._unsent[0], socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                return
+            except (BrokenPipeError, ConnectionResetError):
+                self._loop.stop()
+                return
+            if sent < len(self._unsent[0]):
+                self._unsent[0] = self._unsent[0][sent:]
+            else:
+                self._unsent.popleft()
+        if self._leaving:
+            self._loop.stop()
+
+    def _tell(self) -> None:
+        proxy = self._required()
+        limits = proxy.take_limits()
+        bugs, self._told_bugs = self._loop.bugs - self._told_bugs, self._loop.bugs
+        if limits or bugs:
+            self._send(WorkerActivity(limits, bugs))
+        self._loop.call_later(1.0, self._tell)
+
+    # The end
+
+    def _drain(self, message: Drain) -> None:
+        """Stop accepting, tell the peers, wait for what is under way, cut what is left at the deadline."""
+        if self._draining:
+            return
+        self._draining = True
+        self._required().drain()
+        self._await_end(self._loop.now + message.seconds)
+
+    def _await_end(self, deadline: float) -> None:
+        proxy = self._required()
+        left = proxy.live()
+        if left and self._loop.now < deadline:
+            self._loop.call_later(_TELL_SECONDS, lambda: self._await_end(deadline))
+            return
+        proxy.close()
+        self._leaving = True
+        self._send(Drained(left))
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    found: list[int] = []
+    for level, kind, raw in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            found.extend(memoryview(raw[: len(raw) - len(raw) % 4]).cast("i"))
+    return found
+
+
+def serve(channel: socket.socket) -> None:
+    """Runs a worker on a connected Unix stream socket until its supervisor goes away or it has drained."""
+    Worker(channel).run()
+
+
+def main() -> None:
+    """Entry point of the worker process."""
+    parser = argparse.ArgumentParser(prog="python -m waypoint.worker", description="Worker of the L7 proxy; started by `waypoint run`.")
+    parser.add_argument("--channel-fd", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True, help="process id of the supervisor: without it there is nothing to do")
+    parser.add_argument("--log-format", default="text")
+    parser.add_argument("--log-level", default="info", choices=logs.LEVELS)
+    arguments = parser.parse_args()
+    logs.configure(arguments.log_format, arguments.log_level)
+    for own_records in (True, False):
+        rehearse(own_records)
+    confinement = confine(frozenset(("socket",)))
+    # Behind it: a change of user clears the parent-death signal.
+    _die_with(arguments.parent)
+    log.info("worker confined", extra=logs.fields(user=confinement.user, missing=", ".join(confinement.missing) or None))
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_YOUNG_OBJECTS, 20, 100)
+    serve(socket.socket(fileno=arguments.channel_fd))
+
+
+def _die_with(parent: int) -> None:
+    """The supervisor's death ends the channel and so the worker; this covers one that is stuck and does not look at its channel."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit("the supervisor is gone")
+
+
+if __name__ == "__main__":
+    main()
