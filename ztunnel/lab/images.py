@@ -7,6 +7,7 @@ asked first. An image that nobody knows is refused when the manifest is applied,
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ ECHO = str(Path(__file__).with_name("echo.py"))
 PYTHON = (sys.executable, "-I", "-S")
 PACKAGE_ROOT = str(Path(ztunnel.__file__).parent.parent)
 IDLE = ("sleep", "infinity")
+_BOOKINFO = re.compile(r"(?:examples-)?bookinfo-(productpage|details|reviews|ratings)-(v\d+)")
+"""The images of Istio's bookstore sample."""
 
 
 def python_path(environ: Mapping[str, str]) -> str:
@@ -49,6 +52,8 @@ def command_of(container: Tree, images: Mapping[str, str], tools: Mapping[str, s
     for pattern, line in images.items():
         if image == pattern or bare == pattern or fnmatchcase(image, pattern):
             return (*shlex.split(line), *arguments)
+    if bookinfo := _BOOKINFO.fullmatch(bare):
+        return (*PYTHON, str(Path(__file__).with_name("bookinfo.py")), *bookinfo.groups())
     if "echo" in bare:
         return (*PYTHON, ECHO, *_echo_ports(container), *arguments)
     if "curl" in bare:
