@@ -43,6 +43,7 @@ from ztunnel.runtime import logs
 from ztunnel.runtime.confine import hide_memory
 from ztunnel.runtime.metrics import Metrics
 from ztunnel.runtime.workers import Running, spawn_process
+from ztunnel.settings import RedirectionStatus
 from ztunnel.sources.files import FileLimits, FileSource
 from ztunnel.sources.objects import Refusal
 
@@ -192,6 +193,7 @@ def mesh_options(settings: Settings) -> MeshOptions:
         root_namespace=settings.root_namespace,
         cluster=settings.cluster,
         cluster_domain=settings.cluster_domain,
+        hbone_needs_annotation=settings.sources.redirection_status is RedirectionStatus.ANNOTATION,
     )
 
 

@@ -21,7 +21,7 @@ from ztunnel.admin.listen import open_ports
 from ztunnel.admin.readiness import Readiness
 from ztunnel.admin.scrape import Scrape
 from ztunnel.mesh.errors import LocalError
-from ztunnel.mesh.l7.config import ProxyConfig
+from ztunnel.mesh.l7.config import ProxyConfig, fingerprint
 from ztunnel.runtime.http import BadRequest, Bounds, Handler, HttpServer, Request, Response
 from ztunnel.runtime.metrics import Metrics
 from ztunnel.runtime.unix_listener import unix_listener
@@ -95,6 +95,7 @@ class Control:
             "workers": self.plane.serving,
             "restarts": self.plane.restarts,
             "limits": dict(self.plane.limits),
+            "config": fingerprint(config) if (config := self.config()) is not None else "",
             "refusals": [asdict(refusal) for refusal in self.refusals()],
         }
 

@@ -11,7 +11,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from ztunnel.configuration import Reader, between, matching
-from ztunnel.settings import CaSettings, LogSettings
+from ztunnel.settings import CaSettings, LogSettings, RedirectionStatus
 
 _DNS_NAME = r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?"
 _TRUST_DOMAIN = r"[a-z0-9._-]{1,255}"
@@ -23,6 +23,8 @@ class SourcesSettings:
 
     files: Path
     """Directory of Kubernetes manifests (.yaml, .yml, .json), watched for change: the same that the node agents read. Required."""
+    redirection_status: RedirectionStatus = RedirectionStatus.LABELS
+    """How it learns that a pod can be reached by HBONE: as the node agents' setting of this name."""
     poll_seconds: float = field(default=0.25, metadata=between(0.02, 60))
     """Seconds between two looks at the directory; 0.25: a change is in force in under a second, a look costs microseconds."""
 

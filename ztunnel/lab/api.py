@@ -15,6 +15,7 @@ import trio
 from ztunnel.lab import convergence
 from ztunnel.lab.admission import Offered
 from ztunnel.lab.agents import Agent
+from ztunnel.lab.gateways import control_socket
 from ztunnel.lab.objects import (
     KINDS,
     REDIRECTION,
@@ -28,12 +29,14 @@ from ztunnel.lab.objects import (
     key_of,
     labels_of,
     parse_selector,
+    pod_addresses,
     uid_of,
 )
 from ztunnel.lab.placement import is_rolled_out, owner_name
 from ztunnel.lab.pods import Kubelet, PodRun
 from ztunnel.lab.site import Site
 from ztunnel.mesh.manifests.tree import Tree, at, branch, branches, flag, integer, strings, text
+from ztunnel.mesh.waypoints import MANAGED, MANAGED_WAYPOINT
 
 MAX_WAIT_SECONDS = 600.0
 CONVERGENCE_SECONDS = 0.05
@@ -255,7 +258,24 @@ class Api:
         return found
 
     async def _not_converged(self) -> list[str]:
-        """Agents that do not see the mesh as it is now."""
+        """Agents and gateways that do not see the mesh as it is now."""
+        return await self._agents_behind() or await self._gateways_behind()
+
+    async def _gateways_behind(self) -> list[str]:
+        pods = [
+            pod
+            for pod in self.site.cluster.pods()
+            if labels_of(pod).get(MANAGED) == MANAGED_WAYPOINT and is_ready(pod) and pod_addresses(pod)
+        ]
+        wanted = convergence.Gateways(self.site.cluster) if pods else None
+        return [
+            f"gateway {_name(pod)} has not yet read the latest objects"
+            for pod in pods
+            if wanted is not None
+            and await convergence.configured(control_socket(self.site.state, pod_addresses(pod)[0])) != wanted.expected(pod)
+        ]
+
+    async def _agents_behind(self) -> list[str]:
         wanted = convergence.expected(convergence.state_of(self.site.cluster))
         running = [agent for agent in self._agents.values() if agent.is_ready]
         return [

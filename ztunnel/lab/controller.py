@@ -55,10 +55,8 @@ class Controller:
         self.kubelet = Kubelet(site)
         self.agents = {name: Agent(site, node) for name, node in site.nodes.items()} if has_mesh else {}
         self.ended = trio.Event()
-        state = site.state
-        self.gateways = GatewayController(
-            site, Installation(str(state / "manifests"), str(state / "ca"), python_path(os.environ)).container
-        )
+        self.installation = Installation(site.state, python_path(os.environ))
+        self.gateways = GatewayController(site, self.installation.container)
         self.forwards: tuple[placement.Forward, ...] = ()
         site.cluster.listeners.append(self._persist)
 
@@ -66,6 +64,7 @@ class Controller:
         """Serve until `ended`; says so on descriptor `ready` once the socket answers."""
         for agent in self.agents.values():
             agent.prepare()
+        self.installation.prepare()
         for node in self.site.nodes:
             (self.site.state / "status" / node).mkdir(parents=True, exist_ok=True)
         self._populate()

@@ -1,4 +1,4 @@
-"""Do the node agents know what the lab knows? Their view of the mesh, asked over their sockets, beside what follows from the objects.
+"""Do the node agents and the gateways know what the lab knows? Asked over their sockets, beside what follows from the objects.
 
 An agent reads the manifests a moment after they change; `settle` waits until each has, so that what comes next meets the mesh that was
 asked for. Which policies there are and whom they select is compared, not their text: a policy that was changed in place may be in force
@@ -11,15 +11,21 @@ import json
 import os
 import socket
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import trio
 
+from ztunnel.controller.statuses import Reader
 from ztunnel.lab.objects import kind_of
 from ztunnel.mesh.derive import MeshOptions, MeshState, derive
+from ztunnel.mesh.l7.bound import bound_to
+from ztunnel.mesh.l7.config import fingerprint
+from ztunnel.mesh.l7.derive import derive_proxy
+from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import KubeObject, key, parse
-from ztunnel.mesh.manifests.tree import Tree, branches, flag, integer, text, texts
+from ztunnel.mesh.manifests.tree import Tree, branches, flag, integer, strings, text, texts
+from ztunnel.mesh.waypoints import GATEWAY_NAME
 from ztunnel.mesh.workloads import waypoint_text
 from ztunnel.settings import WaypointFallback, variable
 
@@ -102,6 +108,26 @@ async def seen_by(agent: Path) -> View | None:
         ),
         frozenset((text(row, "namespace"), text(row, "name")) for row in policies),
     )
+
+
+class Gateways:
+    """What each gateway's pod must be configured with."""
+
+    def __init__(self, bodies: Iterable[Tree]) -> None:
+        self._options = replace(options(), waypoint_fails_open=False)
+        self._objects = Reader().read(bodies)
+        self._state = derive(self._objects, self._options)
+
+    def expected(self, pod: Tree) -> str:
+        """The fingerprint of the configuration of one of a gateway's pods."""
+        who = ObjectKey("Gateway", text(pod, "metadata", "namespace"), strings(pod, "metadata", "labels")[GATEWAY_NAME])
+        bound = bound_to(self._objects, self._options, who)
+        return fingerprint(derive_proxy(self._objects, self._state, self._options, who, bound, text(pod, "spec", "nodeName")))
+
+
+async def configured(gateway: Path) -> str:
+    """The fingerprint of what the gateway with that control socket is configured with; empty when it does not answer in time."""
+    return text(await _ask(gateway, "/v1/status"), "config")
 
 
 async def _ask(path: Path, target: str) -> Tree | None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,6 +38,8 @@ FIRST_PROBE_SECONDS = 0.02
 PROBE_SECONDS = 2.0
 FAILURES_TO_UNREADY = 3
 TEARDOWN_SECONDS = 10.0
+_REFERENCE = re.compile(r"\$\$?\(([A-Za-z_][A-Za-z0-9_.-]*)\)")
+"""Source: Kubernetes, "Define dependent environment variables"."""
 _CAPABILITIES = {"NET_BIND_SERVICE": 10, "NET_ADMIN": 12, "NET_RAW": 13}
 """Those that a container can have back after `drop: [ALL]`."""
 
@@ -258,7 +262,7 @@ class PodRun:
         }
         for variable in branches(container, "env"):
             path = text(variable, "valueFrom", "fieldRef", "fieldPath")
-            environment[text(variable, "name")] = known[path] if path else text(variable, "value")
+            environment[text(variable, "name")] = known[path] if path else expanded(text(variable, "value"), environment)
         return environment | {POD_VARIABLE: self.uid}
 
     # Readiness and status
@@ -364,6 +368,11 @@ class Kubelet:
     def run_of(self, uid: str) -> PodRun | None:
         """The life of the pod with that UID, if it has begun."""
         return self.runs.get(uid)
+
+
+def expanded(value: str, environment: Mapping[str, str]) -> str:
+    """A variable's value with those before it put in for `$(NAME)`; what is not known stays, and `$$(` is a plain `$(`."""
+    return _REFERENCE.sub(lambda found: found[0][1:] if found[0].startswith("$$") else environment.get(found[1], found[0]), value)
 
 
 def _capabilities(container: Tree) -> tuple[int, ...] | None:

@@ -38,7 +38,7 @@ class Lab:
         self.cluster = Cluster(Rules(validate=parse), (4,), mint)
         self.site = Site(state, self.cluster, Processes(), {}, (4,), 1, -1)
         self.cluster.bootstrap()
-        self.controller = GatewayController(self.site, Installation("/m", "/ca", "/code").container)
+        self.controller = GatewayController(self.site, Installation(Path("/s"), "/code").container)
         self.controller.bootstrap()
 
     def apply(self, *bodies: Tree) -> None:
@@ -100,7 +100,10 @@ def test_a_waypoint_gets_an_account_a_service_and_a_deployment(lab: Lab) -> None
     assert strings(template, "metadata", "annotations").items() >= {"note": "b", "prometheus.io/port": "15020"}.items()
     assert text(template, "spec", "serviceAccountName") == "waypoint"
     (container,) = branches(template, "spec", "containers")
-    assert texts(container, "command")[1:8] == ["-m", "waypoint", "run", "--name", "waypoint", "--namespace", "default"]
+    assert texts(container, "command")[1:] == ["-m", "waypoint", "run", "--config", "/s/waypoint.yaml"]
+    told = {text(each, "name"): text(each, "value") for each in branches(container, "env")}
+    assert (told["WAYPOINT_NAME"], told["WAYPOINT_NAMESPACE"]) == ("waypoint", "default")
+    assert told["WAYPOINT_ADMIN_SOCKET"] == "/s/w/$(POD_IP)"
     assert texts(container, "securityContext", "capabilities", "drop") == ["ALL"]
 
 
@@ -159,7 +162,6 @@ def test_an_ingress_gateway_has_its_class_in_the_names_and_its_listeners_ports(l
     ports = [(text(port, "name"), port["port"]) for port in branches(lab.get("Service", "front-istio"), "spec", "ports")]
     assert ports == [("status-port", 15021), ("http-80", 80)]
     (container,) = branches(lab.get("Deployment", "front-istio"), "spec", "template", "spec", "containers")
-    assert texts(container, "command")[3] == "gateway"
     assert texts(container, "securityContext", "capabilities", "add") == ["NET_BIND_SERVICE"]
 
 
