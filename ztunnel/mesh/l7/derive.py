@@ -10,18 +10,20 @@ from ztunnel.mesh.identity import SpiffeId
 from ztunnel.mesh.l7.attach import ProxyTarget, Security, ServiceTarget
 from ztunnel.mesh.l7.attachments import Attachments, routes_of
 from ztunnel.mesh.l7.backend_tls import BackendTls
-from ztunnel.mesh.l7.config import PortProtocol, ProxyConfig, ServedPort, ServedService, ServedWorkload
+from ztunnel.mesh.l7.config import PortProtocol, ProxyConfig, ProxyOptions, ServedPort, ServedService, ServedWorkload
 from ztunnel.mesh.l7.credentials import Credentials
 from ztunnel.mesh.l7.destination_rules import DestinationRules
 from ztunnel.mesh.l7.destinations import Destination, DestinationPort, Registry
 from ztunnel.mesh.l7.gateway_routes import GatewayRoutes
 from ztunnel.mesh.l7.grants import References
+from ztunnel.mesh.l7.observing import Observing, extension_providers
 from ztunnel.mesh.l7.rate_limit import rate_limits
 from ztunnel.mesh.l7.routes import Backend, Route, TcpRoute
 from ztunnel.mesh.l7.telemetry import PeerWorkload
 from ztunnel.mesh.l7.upstreams import Upstreams
 from ztunnel.mesh.l7.virtual_services import At, VirtualServices
 from ztunnel.mesh.manifests.core import Pod
+from ztunnel.mesh.manifests.mesh_config import MeshConfig
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import KubeObject
 from ztunnel.mesh.workloads import Protocol, Workload
@@ -38,7 +40,13 @@ class Bound:
 
 
 def derive_proxy(
-    objects: Mapping[ObjectKey, KubeObject], state: MeshState, options: MeshOptions, who: ObjectKey, bound: Bound, node: str = ""
+    objects: Mapping[ObjectKey, KubeObject],
+    state: MeshState,
+    options: MeshOptions,
+    who: ObjectKey,
+    bound: Bound,
+    node: str = "",
+    mesh_config: MeshConfig | None = None,
 ) -> ProxyConfig:
     """What the waypoint of a Gateway does.
 
@@ -46,7 +54,9 @@ def derive_proxy(
         state: what `mesh.derive` made of the same objects.
         who: the Gateway; its namespace and name are also the identity's.
         node: where this replica runs, for locality.
+        mesh_config: what `sources.mesh_config` found among the objects.
     """
+    mesh_config = mesh_config or MeshConfig()
     registry = Registry(objects, state, options)
     rules = DestinationRules(objects, who.namespace, options.root_namespace, options.cluster_domain)
     upstreams = Upstreams(registry, rules, BackendTls(objects), Credentials(objects, who.namespace), bound.services)
@@ -56,18 +66,23 @@ def derive_proxy(
         virtual=VirtualServices(objects, registry, upstreams, who.namespace),
         upstreams=upstreams,
     )
-    security = Security(objects.values(), ProxyTarget(who.namespace, who.name), options.root_namespace)
-    services = tuple(_served(each, routing, security) for each in registry.all() if each.service.key in bound.services)
+    proxy = ProxyTarget(who.namespace, who.name)
+    security = Security(objects.values(), proxy, options.root_namespace)
+    observing = Observing(objects.values(), mesh_config, proxy, options.root_namespace, upstreams.find)
+    services = tuple(_served(each, routing, security, observing) for each in registry.all() if each.service.key in bound.services)
     return ProxyConfig(
         name=who.name,
         namespace=who.namespace,
         identity=SpiffeId(options.trust_domain, who.namespace, who.name),
         services=services,
         workloads=tuple(_served_workload(state.workloads[uid], security) for uid in sorted(bound.workloads & state.workloads.keys())),
+        providers=extension_providers(mesh_config, upstreams.find),
         clusters=upstreams.clusters,
         policies=security.policies,
         authentications=security.authentications,
+        telemetry=observing.settings,
         peers=_peers(state.workloads.values(), objects),
+        options=ProxyOptions(path_normalization=mesh_config.path_normalization),
         locality=registry.locality_of_node(node),
         node=node,
     )
@@ -101,7 +116,7 @@ class _Routing:
         )
 
 
-def _served(destination: Destination, routing: _Routing, security: Security) -> ServedService:
+def _served(destination: Destination, routing: _Routing, security: Security, observing: Observing) -> ServedService:
     ports = (
         ServedPort(
             port=each.number,
@@ -111,7 +126,8 @@ def _served(destination: Destination, routing: _Routing, security: Security) -> 
         )
         for each in destination.ports
     )
-    held = security.of(ServiceTarget(destination.namespace, destination.key.name, destination.key.kind))
+    target = ServiceTarget(destination.namespace, destination.key.name, destination.key.kind)
+    held = security.of(target)
     return ServedService(
         hostname=destination.hostname,
         namespace=destination.namespace,
@@ -121,6 +137,7 @@ def _served(destination: Destination, routing: _Routing, security: Security) -> 
         kind=destination.key.kind,
         policies=held.policies,
         jwt=held.authentications,
+        telemetry=observing.of(target),
     )
 
 

@@ -53,6 +53,11 @@ class Upstreams:
             self.clusters[key] = self._cluster(key, destination, port, subset)
         return key
 
+    def find(self, hostname: str, namespace: str, port: int) -> str:
+        """The key of the cluster for a port of a host that configuration names; empty if there is no such host or port."""
+        destination = self._registry.named(hostname, namespace)
+        return "" if destination is None or destination.port(port) is None else self.key(destination, port)
+
     def has_subset(self, destination: Destination, name: str) -> bool:
         """Whether a DestinationRule defines this subset."""
         return self._rules.subset(destination, name) is not None

@@ -39,6 +39,7 @@ from ztunnel.mesh.manifests.request_authentication import RequestAuthenticationO
 from ztunnel.mesh.manifests.routes import RouteObject, read_grpc_route, read_http_route, read_tcp_route, read_tls_route
 from ztunnel.mesh.manifests.secrets import ConfigMapObject, SecretObject, read_config_map, read_secret
 from ztunnel.mesh.manifests.selectors import TargetRef
+from ztunnel.mesh.manifests.telemetry import TELEMETRY_GROUP, TelemetryObject, read_telemetry
 from ztunnel.mesh.manifests.virtual_service import VirtualServiceObject, read_virtual_service
 
 MAX_LIST_DEPTH = 4
@@ -85,6 +86,7 @@ ReadObject = (
     | BackendTrafficPolicyObject
     | SecretObject
     | ConfigMapObject
+    | TelemetryObject
     | GatewayObject
     | GatewayClassObject
 )
@@ -110,6 +112,7 @@ _KINDS: tuple[tuple[str, str, type[ReadObject], _Reader], ...] = (
     (EXPERIMENTAL_GROUP, "XBackendTrafficPolicy", BackendTrafficPolicyObject, read_backend_traffic_policy),
     ("", "Secret", SecretObject, read_secret),
     ("", "ConfigMap", ConfigMapObject, read_config_map),
+    (TELEMETRY_GROUP, "Telemetry", TelemetryObject, read_telemetry),
     (NETWORKING_GROUP, "VirtualService", VirtualServiceObject, read_virtual_service),
     (NETWORKING_GROUP, "DestinationRule", DestinationRuleObject, read_destination_rule),
     (GATEWAY_GROUP, "Gateway", GatewayObject, read_gateway),
@@ -131,6 +134,7 @@ _VERSIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         GATEWAY_GROUP: ("v1", "v1beta1", "v1alpha3", "v1alpha2"),
         NETWORKING_GROUP: ("v1", "v1beta1", "v1alpha3"),
         EXPERIMENTAL_GROUP: ("v1alpha1",),
+        TELEMETRY_GROUP: ("v1", "v1alpha1"),
     }
 )
 
