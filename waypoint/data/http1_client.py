@@ -241,6 +241,8 @@ class Http1Client(ServerStream):
             nominated = tokens(self._connection)
             if len(nominated) > 1 or nominated[0] not in (b"keep-alive", b"close", b"upgrade"):
                 headers = without_nominated(headers, nominated)
+        if status == 101 and not (self._upgrading and self._upgraded.lower() == b"websocket"):
+            raise BadMessage(502, "an upgrade that nobody asked for")
         self._events.append(Response(status, headers))
         if status >= 200:
             if not parser.should_keep_alive():
@@ -333,9 +335,6 @@ class Http1Client(ServerStream):
 
     def _switch(self, rest: bytes) -> None:
         """A 101 was read."""
-        if not self._upgrading or self._upgraded.lower() != b"websocket":
-            self._events.append(BadMessage(502, "an upgrade that nobody asked for"))
-            return
         self._raw = self._close = True
         self._sending = True
         self._chunked = False

@@ -30,9 +30,9 @@ class Http1Server(ClientStream):
     """Implements `Receiver` for the connection and `ClientStream` for its request of the moment."""
 
     __slots__ = (
-        "_chunked", "_chunks", "_client", "_close", "_dead", "_dirty", "_discarded", "_ending", "_events", "_expects", "_in_body", "_loop",
-        "_method", "_out", "_out_bytes", "_pausing", "_reader", "_reading", "_register", "_running", "_service", "_transport", "_user",
-        "busy_since", "is_busy",
+        "_chunked", "_chunks", "_client", "_close", "_dead", "_dirty", "_discarded", "_ending", "_events", "_expects", "_has_responded",
+        "_in_body", "_loop", "_method", "_out", "_out_bytes", "_pausing", "_reader", "_reading", "_register", "_running", "_service",
+        "_transport", "_user", "busy_since", "is_busy",
     )  # fmt: skip
 
     def __init__(
@@ -57,6 +57,7 @@ class Http1Server(ClientStream):
         self._method = b""
         self._chunks = True
         self._chunked = False
+        self._has_responded = False
         self._expects = False
         """Its client may wait for a 100 before it sends the body."""
         self._close = False
@@ -167,6 +168,9 @@ class Http1Server(ClientStream):
             elif type(event) is Unread:
                 events.popleft()
                 self._read_slices(memoryview(event.data))
+            elif self._in_body:
+                assert type(event) is BadMessage
+                self._broken_body(event)
             elif self.is_busy or self._transport.is_full:
                 break
             else:
@@ -203,10 +207,21 @@ class Http1Server(ClientStream):
         self._expects = request is self._reader.expects
         self._chunks = request.version >= 11
         self._discarded = 0
+        self._has_responded = False
         self._close = request is self._reader.last
         user = self._service.begin(self, request, self._client, ended)
         if self.is_busy and not self._dead:
             self._user = user
+
+    def _broken_body(self, bad: BadMessage) -> None:
+        """The body that is being read goes wrong: whoever has its beginning must not take it for a whole one."""
+        if self._has_responded:
+            self._cut("http1.codec_error")
+            return
+        user, self._user = self._user, None
+        if user is not None:
+            user.client_lost("http1.codec_error")
+        self._answer_bad(bad)
 
     def _answer_bad(self, bad: BadMessage) -> None:
         self.is_busy = True
@@ -250,6 +265,7 @@ class Http1Server(ClientStream):
     def respond(self, response: Response, ended: bool) -> None:
         if self._dead:
             return
+        self._has_responded = True
         status = response.status
         if status == 101:
             head = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n"

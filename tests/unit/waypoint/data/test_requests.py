@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from tests.kit.waypoint import LoopbackWaypoint
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 GET = b"GET /path?q=1 HTTP/1.1\r\nHost: app.example\r\nUser-Agent: test\r\n\r\n"
-
-
-@pytest.fixture(name="waypoint")
-def fixture_waypoint() -> Iterator[LoopbackWaypoint]:
-    waypoint = LoopbackWaypoint()
-    yield waypoint
-    waypoint.close()
 
 
 @pytest.mark.parametrize("hbone", [True, False], ids=["hbone", "plain"])
