@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from scripts.benchmarks import l4, profile, same_node, scale
+from scripts.benchmarks import l4, profile, same_node, scale, waypoint
 
-SCENARIOS = {"l4": l4.main, "scale": scale.main, "same-node": same_node.main, "profile": profile.main}
+SCENARIOS = {"l4": l4.main, "scale": scale.main, "same-node": same_node.main, "waypoint": waypoint.main, "profile": profile.main}
 
 
 def main(words: list[str]) -> int:

@@ -44,10 +44,10 @@ LARGE = Tuning(
 
 def outbound(credentials: Credentials, server: SpiffeId, tuning: Tuning) -> Json:
     """The client pod's Envoy. `server` is the only identity that it accepts."""
-    tls = {"@type": f"{_EXTENSIONS}.transport_sockets.tls.v3.UpstreamTlsContext", "common_tls_context": _tls(credentials, server)}
+    context = {"@type": f"{_EXTENSIONS}.transport_sockets.tls.v3.UpstreamTlsContext", "common_tls_context": tls(credentials, server)}
     options = {
         "@type": f"{_EXTENSIONS}.upstreams.http.v3.HttpProtocolOptions",
-        "explicit_http_config": {"http2_protocol_options": _http2(tuning)},
+        "explicit_http_config": {"http2_protocol_options": http2(tuning)},
     }
     cluster: Json = {
         "name": "tunnel",
@@ -56,10 +56,10 @@ def outbound(credentials: Credentials, server: SpiffeId, tuning: Tuning) -> Json
         "original_dst_lb_config": {"upstream_port_override": INBOUND_HBONE},
         "cleanup_interval": "3600s",  # a host that nobody uses for a moment keeps its tunnel
         "connect_timeout": "5s",
-        "circuit_breakers": _many(),
+        "circuit_breakers": many(),
         "upstream_bind_config": {"source_address": {"address": _ANY, "port_value": 0}, "socket_options": [_mark()]},
         "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options},
-        "transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": tls},
+        "transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": context},
         **_buffers(tuning),
     }
     proxy = {
@@ -71,7 +71,7 @@ def outbound(credentials: Credentials, server: SpiffeId, tuning: Tuning) -> Json
     }
     listener: Json = {
         "name": "outbound",
-        "address": _address("127.0.0.1", OUTBOUND),
+        "address": address("127.0.0.1", OUTBOUND),
         "listener_filters": [_listener_filter("original_dst", "OriginalDst")],
         "filter_chains": [{"filters": [{"name": "envoy.filters.network.tcp_proxy", "typed_config": proxy}]}],
         **_buffers(tuning),
@@ -81,16 +81,16 @@ def outbound(credentials: Credentials, server: SpiffeId, tuning: Tuning) -> Json
 
 def inbound(credentials: Credentials, client: SpiffeId, applications: Sequence[tuple[str, int]], tuning: Tuning) -> Json:
     """The server pod's Envoy. `client` is the only identity that it lets in, to these applications."""
-    tls = {
+    context = {
         "@type": f"{_EXTENSIONS}.transport_sockets.tls.v3.DownstreamTlsContext",
         "require_client_certificate": True,
-        "common_tls_context": _tls(credentials, client),
+        "common_tls_context": tls(credentials, client),
     }
     manager = {
         "@type": f"{_EXTENSIONS}.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "hbone",
         "codec_type": "HTTP2",
-        "http2_protocol_options": _http2(tuning),
+        "http2_protocol_options": http2(tuning),
         "upgrade_configs": [{"upgrade_type": "CONNECT"}],
         "stream_idle_timeout": "0s",
         "http_filters": [{"name": "envoy.filters.http.router", "typed_config": {"@type": f"{_EXTENSIONS}.filters.http.router.v3.Router"}}],
@@ -98,11 +98,11 @@ def inbound(credentials: Credentials, client: SpiffeId, applications: Sequence[t
     }
     listener: Json = {
         "name": "hbone",
-        "address": _address(_ANY, INBOUND_HBONE),
+        "address": address(_ANY, INBOUND_HBONE),
         "listener_filters": [_listener_filter("original_src", "OriginalSrc", mark=PROXY_MARK)],
         "filter_chains": [
             {
-                "transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": tls},
+                "transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": context},
                 "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}],
             }
         ],
@@ -111,14 +111,14 @@ def inbound(credentials: Credentials, client: SpiffeId, applications: Sequence[t
     return _bootstrap(listener, [_application(*each, tuning) for each in applications])
 
 
-def _virtual_host(address: str, port: int) -> Json:
+def _virtual_host(host: str, port: int) -> Json:
     upgrade = {"upgrade_type": "CONNECT", "connect_config": {}}
-    route = {"cluster": f"{address}:{port}", "timeout": "0s", "idle_timeout": "0s", "upgrade_configs": [upgrade]}
-    return {"name": f"{address}:{port}", "domains": [f"{address}:{port}"], "routes": [{"match": {"connect_matcher": {}}, "route": route}]}
+    route = {"cluster": f"{host}:{port}", "timeout": "0s", "idle_timeout": "0s", "upgrade_configs": [upgrade]}
+    return {"name": f"{host}:{port}", "domains": [f"{host}:{port}"], "routes": [{"match": {"connect_matcher": {}}, "route": route}]}
 
 
-def _application(address: str, port: int, tuning: Tuning) -> Json:
-    endpoints = [{"lb_endpoints": [{"endpoint": {"address": _address(address, port)}}]}]
+def _application(host: str, port: int, tuning: Tuning) -> Json:
+    endpoints = [{"lb_endpoints": [{"endpoint": {"address": address(host, port)}}]}]
     # Envoy 1.40 puts a connection that both sides have half-closed back into its pool, and the next stream finds it dead.
     options = {
         "@type": f"{_EXTENSIONS}.upstreams.http.v3.HttpProtocolOptions",
@@ -126,12 +126,12 @@ def _application(address: str, port: int, tuning: Tuning) -> Json:
         "explicit_http_config": {"http_protocol_options": {}},
     }
     return {
-        "name": f"{address}:{port}",
+        "name": f"{host}:{port}",
         "type": "STATIC",
         "connect_timeout": "5s",
-        "circuit_breakers": _many(),
+        "circuit_breakers": many(),
         "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options},
-        "load_assignment": {"cluster_name": f"{address}:{port}", "endpoints": endpoints},
+        "load_assignment": {"cluster_name": f"{host}:{port}", "endpoints": endpoints},
         **_buffers(tuning),
     }
 
@@ -149,7 +149,8 @@ def _buffers(tuning: Tuning) -> Json:
     return {} if tuning.buffer_bytes is None else {"per_connection_buffer_limit_bytes": tuning.buffer_bytes}
 
 
-def _http2(tuning: Tuning) -> Json:
+def http2(tuning: Tuning) -> Json:
+    """HTTP/2 options that allow CONNECT."""
     options: Json = {"allow_connect": True}
     if tuning.stream_window_bytes is not None:
         options["initial_stream_window_size"] = tuning.stream_window_bytes
@@ -167,7 +168,8 @@ def _listener_filter(name: str, message: str, **fields: object) -> Json:
     }
 
 
-def _many() -> Json:
+def many() -> Json:
+    """Circuit breakers that nothing here trips."""
     return {"thresholds": [{"max_connections": 100_000, "max_pending_requests": 100_000, "max_requests": 100_000}]}
 
 
@@ -175,11 +177,13 @@ def _mark() -> Json:
     return {"level": _SOL_SOCKET, "name": _SO_MARK, "int_value": PROXY_MARK, "state": "STATE_PREBIND"}
 
 
-def _address(address: str, port: int) -> Json:
-    return {"socket_address": {"address": address, "port_value": port}}
+def address(host: str, port: int) -> Json:
+    """A socket's."""
+    return {"socket_address": {"address": host, "port_value": port}}
 
 
-def _tls(credentials: Credentials, peer: SpiffeId) -> Json:
+def tls(credentials: Credentials, peer: SpiffeId) -> Json:
+    """Mutual TLS 1.3 with one peer."""
     return {
         "alpn_protocols": ["h2"],
         "tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},

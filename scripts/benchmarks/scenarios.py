@@ -52,11 +52,12 @@ class Bench:
             BenchError: it could not do it.
         """
         command = self.command(pod, [self.tools.load, what, to.v4, str(APP), *map(str, words)])
-        values: dict[str, float] = json.loads(_output(command, self.seconds))
+        values: dict[str, float] = json.loads(output(command, self.seconds))
         return values
 
 
-def _output(command: Sequence[str], seconds: float) -> str:
+def output(command: Sequence[str], seconds: float) -> str:
+    """What a generator prints that runs for so long; raises BenchError if it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + _GRACE_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
@@ -124,7 +125,7 @@ def _ping(bench: Bench, way: Way) -> Values:
 def _ping_at_once(bench: Bench, way: Way) -> Values:
     """A ping whose ends never wait for the CPU, so that what it waits for is the network and the proxies."""
     words = [*bench.tools.at_once, bench.tools.load, "ping", way.server.v4, str(AT_ONCE), "1", "1", str(bench.seconds)]
-    values: dict[str, float] = json.loads(_output(bench.command(way.client, words), bench.seconds))
+    values: dict[str, float] = json.loads(output(bench.command(way.client, words), bench.seconds))
     return values
 
 
@@ -138,7 +139,7 @@ def _requests(connections: int) -> Callable[[Bench, Way], Values]:
         seconds = max(1, round(bench.seconds))  # wrk knows whole seconds only
         words = [bench.tools.wrk, "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", f"http://{way.server.v4}:{WEB}/"]
         try:
-            return wrk.parse(_output(bench.command(way.client, words), seconds))
+            return wrk.parse(output(bench.command(way.client, words), seconds))
         except wrk.UnreadableError as error:
             raise BenchError(f"wrk: {error}") from error
 

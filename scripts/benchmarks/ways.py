@@ -126,7 +126,7 @@ def _envoy(tools: Tools, cpus: Cpus, workers: int, name: str, tuning: envoy_pair
         )
         pair: list[envoy.Envoy] = []
         for pod, cpu, config in configs:
-            prefix = [*processes.pinned(cpu), *_inside(pod)]
+            prefix = [*processes.pinned(cpu), *inside(pod)]
             try:
                 pair.append(stack.enter_context(envoy.running(config, prefix=prefix, concurrency=workers)))
             except AssertionError as error:
@@ -148,10 +148,10 @@ def _naive(tools: Tools, cpus: Cpus) -> Iterator[Way]:
         roots = []
         for pod, cpu, role, port in ((client, cpus.near, "outbound", OUTBOUND), (server, cpus.far, "inbound", INBOUND_HBONE)):
             files = _write(pki.credentials(pki.identity(pod.name)), directory / pod.name)
-            command = [*processes.pinned(cpu), *_inside(pod), sys.executable, "-m", "scripts.benchmarks.naive", role, *files]
+            command = [*processes.pinned(cpu), *inside(pod), sys.executable, "-m", "scripts.benchmarks.naive", role, *files]
             process = stack.enter_context(processes.running(command, directory / f"{role}.log"))
             roots.append(process.pid)
-            _await_listener(pod, port, process, directory / f"{role}.log")
+            await_listener(pod, port, process, directory / f"{role}.log")
             stack.enter_context(_redirected(pod))
         proxies = Proxies((roots[0], roots[1]), tuple(roots))
         yield Way("naive", client, server, (client, server), proxies)
@@ -166,7 +166,7 @@ def ours(tools: Tools, cpus: Cpus, workers: int, name: str = "ztunnel", *, nodes
         settings: lines of YAML that each agent gets in addition.
     """
     ended: KeyboardInterrupt | BenchError | None = None
-    with _mesh(workers, tools.tree, nodes, settings) as mesh, ExitStack() as stack:
+    with our_mesh(workers, tools.tree, nodes, settings) as mesh, ExitStack() as stack:
         try:
             places = ((0, CLIENT), (nodes - 1, SERVER))
             client, server = (mesh.pod(name, node=node, ambient=True, ipv6=False) for node, name in places)
@@ -210,7 +210,7 @@ def ours(tools: Tools, cpus: Cpus, workers: int, name: str = "ztunnel", *, nodes
 
 
 @contextmanager
-def _mesh(workers: int, tree: Path, nodes: int, settings: str) -> Iterator[Mesh]:
+def our_mesh(workers: int, tree: Path, nodes: int, settings: str) -> Iterator[Mesh]:
     """Agents that are ready. What the mesh asserts of them, at the end too, is told as our own error."""
     try:
         with Mesh(nodes, settings=f"enrolment: {{grace_seconds: 0.1}}\nworkers: {workers}\n{settings}", tree=tree) as mesh:
@@ -242,8 +242,8 @@ def _servers(tools: Tools, cpus: Cpus, pods: Sequence[Pod], servers: Sequence[Po
         }
         for pod in servers:
             for port, command in commands.items():
-                words = [*processes.pinned(cpus.far), *_inside(pod), *command]
-                _await_listener(pod, port, stack.enter_context(processes.running(words, log)), log)
+                words = [*processes.pinned(cpus.far), *inside(pod), *command]
+                await_listener(pod, port, stack.enter_context(processes.running(words, log)), log)
         yield
 
 
@@ -254,7 +254,9 @@ def _allow_many_connections() -> None:
             file.write(value)
 
 
-def _await_listener(place: Place, port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+def await_listener(place: Place, port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Returns when somebody listens there; raises BenchError when the process ends before, or nobody ever does."""
+
     def listens() -> bool:
         if process.poll() is not None:
             raise BenchError(f"what should listen on {place.name}:{port} has ended:\n{log.read_text()[-2000:]}")
@@ -284,7 +286,8 @@ def _redirected(pod: Pod) -> Iterator[None]:
         tables.close()
 
 
-def _inside(place: Place) -> list[str]:
+def inside(place: Place) -> list[str]:
+    """Words before a command that is to run there."""
     return ["nsenter", f"--net={place.path}"]
 
 
