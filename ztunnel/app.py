@@ -46,9 +46,11 @@ from ztunnel.mesh.derive import MeshOptions
 from ztunnel.mesh.index import Index
 from ztunnel.node.announcements import Announcements
 from ztunnel.node.enrolment import EnrolmentSettings as EnrollerSettings
-from ztunnel.node.find import DirectoryFinder, NetnsFinder
+from ztunnel.node.find import DirectoryFinder, NetnsFinder, host_namespaces
 from ztunnel.node.find_on_node import NodeFinder
+from ztunnel.node.kubelet import KubeletFinder
 from ztunnel.node.pods import Enroller
+from ztunnel.node.probes import Probes
 from ztunnel.node.status_files import StatusFiles
 from ztunnel.overview import Overview, Watched
 from ztunnel.plane import DataPlane, Listener
@@ -102,6 +104,7 @@ class _Parts:
     admin: AdminServer
     status_files: StatusFiles | None
     cni: _Cni | None
+    probes: Probes | None
 
 
 @dataclass(slots=True)
@@ -157,6 +160,9 @@ def _build(settings: Settings) -> _Parts:
     )
     overview = Overview(watched, time.monotonic, time.time)
     overview.watch(metrics)
+    probes = _probes(settings, enroller)
+    if probes is not None:
+        overview.more_problems["probes"] = lambda: probes.problem
     if cni is not None and (installer := cni.installer) is not None:
         readiness.watch(_CNI, lambda: not installer.problem)
         overview.more_problems[_CNI] = lambda: installer.problem
@@ -176,6 +182,7 @@ def _build(settings: Settings) -> _Parts:
         admin=AdminServer(api, readiness, metrics, settings.admin, settings.limits.admin_connections),
         status_files=StatusFiles(settings.pods.status_directory, enroller.status) if settings.pods.status_directory else None,
         cni=cni,
+        probes=probes,
     )
 
 
@@ -203,6 +210,13 @@ def _finder(pods: PodsSettings) -> NetnsFinder:
     if pods.find is NetnsSearch.DIRECTORY:
         return DirectoryFinder(str(pods.netns_directory))
     return NodeFinder(str(pods.runtime_directory), str(pods.proc_directory))
+
+
+def _probes(settings: Settings, enroller: Enroller) -> Probes | None:
+    if not settings.probes.enabled:
+        return None
+    proc = str(settings.pods.proc_directory)
+    return Probes(KubeletFinder(proc, str(settings.probes.cgroup_directory), host_namespaces(proc)), enroller.captured_addresses)
 
 
 def _cni(settings: Settings, admission: Admission, metrics: Metrics) -> _Cni | None:
@@ -256,6 +270,8 @@ async def _follow_mesh(settings: Settings, parts: _Parts, signals: AsyncIterator
     async with trio.open_nursery() as nursery:
         await nursery.start(parts.enroller.run)
         await nursery.start(parts.agent.run)
+        if parts.probes is not None:
+            await nursery.start(parts.probes.run)
         # Not waited for here: an API server that is away must not keep us from ending.
         nursery.start_soon(_learn_mesh, settings, parts, nursery, lasting)
         await _next_signal(signals)

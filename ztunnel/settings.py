@@ -208,6 +208,18 @@ class WaypointSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProbesSettings:
+    """Kubelet's probes (HTTP, TCP, gRPC) of pods that take no plaintext."""
+
+    enabled: bool = False
+    """Let kubelet, and no other process of the node, reach captured pods past the mesh. Wants the host's processes in
+    `pods.proc_directory`."""
+    cgroup_directory: Path = Path("/sys/fs/cgroup")
+    """The host's control groups; in a container, the host's mounted somewhere. Without them every process of kubelet's user counts
+    as kubelet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CniSettings:
     """New pods wait, in the container runtime's CNI chain, until they are captured. Paths are on the host and, where the agent is in a
     container, mounted at the same place, but for the two directories."""
@@ -290,6 +302,7 @@ class Settings:
     deadlines: DeadlinesSettings = DeadlinesSettings()
     enrolment: EnrolmentSettings = EnrolmentSettings()
     waypoint: WaypointSettings = WaypointSettings()
+    probes: ProbesSettings = ProbesSettings()
     cni: CniSettings = CniSettings()
     log: LogSettings = LogSettings()
     limits: LimitsSettings = LimitsSettings()

@@ -157,7 +157,7 @@ class Problem:
     """Something that a person should look at."""
 
     kind: str
-    """`manifest`, `certificate`, `pod`, `cni` or `worker`."""
+    """`manifest`, `certificate`, `pod`, `cni`, `probes` or `worker`."""
     object: str
     file: str
     field: str

@@ -26,6 +26,7 @@ from typing import NoReturn, ParamSpec, TypeVar
 from ztunnel.mesh.errors import LocalError
 
 CLONE_NEWNET = 0x40000000
+CLONE_NEWCGROUP = 0x02000000
 NS_GET_NSTYPE = 0xB703  # ioctl_ns(2)
 MS_BIND = 0x1000
 MNT_DETACH = 0x2
@@ -123,6 +124,20 @@ def run_inside(fd: int, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -
     def body() -> T:
         _enter(fd)
         return fn(*args, **kwargs)
+
+    return _in_new_thread(body)
+
+
+def run_inside_with_cgroups(fd: int, cgroups_fd: int, fn: Callable[[], T]) -> T:
+    """`run_inside` for the host's namespaces: also in a namespace of control groups, where nf_tables counts a group's depth from its root.
+
+    Raises: NetnsError when one of them cannot be entered; whatever `fn` raises.
+    """
+
+    def body() -> T:
+        _enter(fd)
+        _check(_libc.setns(cgroups_fd, CLONE_NEWCGROUP), "enter the namespace of control groups")
+        return fn()
 
     return _in_new_thread(body)
 

@@ -190,7 +190,7 @@ class PodTables:
         return None
 
     def _read_table(self, table: str) -> Message | None:
-        return self._get(_table_request(_GETTABLE, table, [], 0, f"read table {table}"), nft_table_msg)
+        return self._get(table_question(table), nft_table_msg)
 
     def _get(self, question: Request, reply: type[Message]) -> Message | None:
         try:
@@ -295,6 +295,11 @@ def _message(cls: type[Message], attributes: Attributes) -> Message:
 
 def _table_request(kind: int, table: str, more: Attributes, flags: int, what: str) -> Request:
     return request(_message(nft_table_msg, [("NFTA_TABLE_NAME", table), *more]), _SUBSYSTEM << 8 | kind, flags, what)
+
+
+def table_question(table: str) -> Request:
+    """Asks for a table of family inet; the answer is a `nft_table_msg`."""
+    return _table_request(_GETTABLE, table, [], 0, f"read table {table}")
 
 
 def _table(table: str, table_flags: int) -> Request:

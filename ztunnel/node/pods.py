@@ -216,6 +216,11 @@ class Enroller:
             return None
         return pod.foothold.netns_id
 
+    def captured_addresses(self) -> frozenset[str]:
+        """Of the pods whose traffic is redirected, as far as we know."""
+        captured = (pod for pod in self._pods.values() if pod.state in (State.GUARDED, State.ENROLLED))
+        return frozenset(address for pod in captured for address in pod.spec.addresses)
+
     def problem(self, uid: str) -> str:
         """What stands in the way of capturing a pod; empty when nothing is known."""
         pod = self._pods.get(uid)
