@@ -138,4 +138,25 @@ L7_SAMPLES: list[dict[str, object]] = [
             "tls": [{"match": [{"sniHosts": ["a"]}], "route": [{"destination": {"host": "a"}}]}],
         },
     },
+    {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "ServiceEntry",
+        "metadata": {"name": "a", "labels": {"a": "b"}},
+        "spec": {
+            "hosts": ["a"],
+            "addresses": ["1.1.1.1"],
+            "ports": [{"number": 80, "name": "a", "protocol": "HTTP", "targetPort": 81}],
+            "location": "MESH_EXTERNAL",
+            "resolution": "STATIC",
+            "endpoints": [{"address": "1.1.1.2", "ports": {"a": 1}, "labels": {"a": "b"}, "locality": "a/b", "weight": 1}],
+            "exportTo": ["."],
+        },
+        "status": {"addresses": [{"value": "240.240.0.1", "host": "a"}]},
+    },
+    {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "WorkloadEntry",
+        "metadata": {"name": "a"},
+        "spec": {"address": "1.1.1.1", "labels": {"a": "b"}, "serviceAccount": "a", "ports": {"a": 1}, "network": "a"},
+    },
 ]

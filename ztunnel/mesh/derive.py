@@ -12,6 +12,7 @@ from typing import TypeVar
 from ztunnel.mesh.authentication import Authentication, selects
 from ztunnel.mesh.delta import Delta
 from ztunnel.mesh.enrolment import MODE_LABEL, NO_ADDRESS, enrolment
+from ztunnel.mesh.entries import Entries, Selected, service_entry_ports
 from ztunnel.mesh.identity import SpiffeId
 from ztunnel.mesh.manifests.authentication import PeerAuthenticationObject
 from ztunnel.mesh.manifests.authorization import AuthorizationPolicyObject
@@ -19,6 +20,7 @@ from ztunnel.mesh.manifests.core import Namespace, Pod, ServiceAccountObject, Se
 from ztunnel.mesh.manifests.gateway import GatewayClassObject, GatewayObject
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import KubeObject, ReadObject, RefusedPolicy
+from ztunnel.mesh.manifests.service_entry import EntryEndpoint, ServiceEntryObject, WorkloadEntryObject
 from ztunnel.mesh.refused import refused_policy
 from ztunnel.mesh.rules import Policy, Scope
 from ztunnel.mesh.waypoints import Level, Traffic, Waypoints
@@ -98,6 +100,8 @@ OF_USE: tuple[type[ReadObject], ...] = (
     PeerAuthenticationObject,
     GatewayObject,
     GatewayClassObject,
+    ServiceEntryObject,
+    WorkloadEntryObject,
 )
 """What a mesh is derived from; other kinds change nothing here."""
 
@@ -127,6 +131,7 @@ class Derivation:
         """By namespace."""
         self._attached = _Attached([], options)
         self._by_label = _ByLabel()
+        self._entries = Entries([])
         self._has_twins = False
         """Two pods say the same UID. Then which of them counts depends on all of them."""
         self.state = MeshState()
@@ -142,7 +147,7 @@ class Derivation:
                 self._objects.pop(key, None)
             else:
                 self._objects[key] = new
-            if isinstance(old, Pod | None) and isinstance(new, Pod | None):
+            if isinstance(old, Pod | None) and isinstance(new, Pod | None) and key.namespace not in self._entries.selecting:
                 pods.append((old, new))
             else:
                 others = True
@@ -158,6 +163,7 @@ class Derivation:
         self._has_twins = len(self._pods) != len(pods)
         self._attached = _Attached(listed, self._options)
         self._by_label = _ByLabel()
+        self._entries = Entries(listed)
         self._services = {}
         for each in listed:
             if isinstance(each, ServiceObject) and not each.ignored:
@@ -167,7 +173,19 @@ class Derivation:
             self._add(pod, state)
         for each in (one for own in self._services.values() for one in own):
             self._put_service(each, state)
+        self._put_entries(state)
         self.state = state
+
+    def _put_entries(self, state: MeshState) -> None:
+        for workload in self._entries.workloads(self._attached.waypoints, self._options):
+            state.workloads.setdefault(workload.uid, workload)
+        for service in self._entries.services(self._selected_pods, self._attached.waypoints, self._options):
+            # A Service of Kubernetes' is before an entry that claims its name.
+            state.services.setdefault(service.key, service)
+
+    def _selected_pods(self, namespace: str, selector: Mapping[str, str]) -> list[Selected]:
+        pods = self._by_label.selected(namespace, selector)
+        return [(pod.metadata.uid, _is_ready(pod), EntryEndpoint("", False, pod.ports)) for pod in pods]
 
     def _pods_changed(self, changes: list[tuple[Pod | None, Pod | None]]) -> bool:
         """Bring the state up to a change of pods alone. False: that needs a look at the whole."""
@@ -228,6 +246,10 @@ class Derivation:
     def _put_service(self, item: ServiceObject, state: MeshState) -> None:
         pods = self._by_label.selected(item.metadata.namespace, item.selector)
         service = _service(item, pods, self._attached.waypoints, self._options)
+        entries = self._entries.selected(item.metadata.namespace, item.selector)
+        if entries:
+            more = tuple(Endpoint(uid, service_entry_ports(item.ports, each), ready) for uid, ready, each in entries)
+            service = replace(service, endpoints=service.endpoints + more)
         state.services[service.key] = service
 
 

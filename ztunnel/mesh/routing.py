@@ -166,6 +166,11 @@ def _to_service(asked: _Asked, service: Service, destination: tuple[str, int]) -
         if not isinstance(routed, str):
             return replace(routed, candidates=None) if isinstance(routed, Route) and service.canary is not None else routed
         reasons = (known, routed)
+    if service.passthrough:
+        text = f"what is behind {address} is not said (resolution NONE): passed through"
+        return Route(
+            RouteKind.PASSTHROUGH, destination, destination, authority(address, port), service=service.hostname, reasons=(*reasons, text)
+        )
     candidates = asked.index.candidates(service, port)
     if not candidates:
         text = f"no healthy upstream: service {service.hostname} port {port} has {_shortage(service)}"

@@ -245,8 +245,8 @@ class Waypoints:
         served = [(each, self.for_service(each.metadata, reachable=False)) for each in services if not each.ignored]
         workloads = [(each, self.for_pod(each.metadata, each.service_account, reachable=False)) for each in pods]
         return Bound(
-            tuple((each, binding) for each, binding in served if binding is not None and _is_served_by(binding, key)),
-            tuple((each, binding) for each, binding in workloads if binding is not None and _is_served_by(binding, key)),
+            tuple((each, binding) for each, binding in served if binding is not None and is_served_by(binding, key)),
+            tuple((each, binding) for each, binding in workloads if binding is not None and is_served_by(binding, key)),
         )
 
     def _judge(self, choice: _Choice, namespace: str, traffic: Traffic, *, private: bool = False, reachable: bool = True) -> Binding | None:
@@ -395,8 +395,9 @@ def _is_true(metadata: Metadata, namespace: Metadata | None, label: str) -> bool
     return (own if own is not None else (namespace.labels.get(label) if namespace else None)) == "true"
 
 
-def _is_served_by(binding: Binding, key: str) -> bool:
-    return any(waypoint is not None and waypoint.key == key for waypoint in (binding.waypoint, binding.canary))
+def is_served_by(binding: Binding | None, key: str) -> bool:
+    """Whether a waypoint, by its key, is an object's primary or its canary."""
+    return binding is not None and any(waypoint is not None and waypoint.key == key for waypoint in (binding.waypoint, binding.canary))
 
 
 def _traffic(value: str | None) -> tuple[Traffic, str]:

@@ -111,6 +111,8 @@ class Service:
     canary: WaypointRef | None = None
     """A second waypoint, for `canary_weight` percent of connections."""
     canary_weight: int = 0
+    passthrough: bool = False
+    """Without a waypoint, connections go on to where they were going: a ServiceEntry with resolution NONE says no more."""
 
     @property
     def key(self) -> str:

@@ -169,11 +169,13 @@ class Endpoint:
 
 
 class Resolution(Enum):
-    """STATIC: `endpoints` are all there is. DNS: `names` are resolved by the proxy. ORIGINAL: where the client dialled."""
+    """STATIC: `endpoints` are all there is. DNS: `names` are resolved by the proxy. ORIGINAL: where the client dialled. DYNAMIC: the host
+    that the request names (TLS: its server name), which the proxy resolves; one of `ServedService.host_patterns`."""
 
     STATIC = "static"
     DNS = "dns"
     ORIGINAL = "original"
+    DYNAMIC = "dynamic"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from ztunnel.mesh.identity import SpiffeId
 from ztunnel.mesh.l7.attach import ProxyTarget, Security, ServiceTarget
 from ztunnel.mesh.l7.attachments import Attachments, routes_of
 from ztunnel.mesh.l7.backend_tls import BackendTls
+from ztunnel.mesh.l7.clusters import Resolution
 from ztunnel.mesh.l7.config import PortProtocol, ProxyConfig, ProxyOptions, ServedPort, ServedService, ServedWorkload
 from ztunnel.mesh.l7.credentials import Credentials
 from ztunnel.mesh.l7.destination_rules import DestinationRules
@@ -135,6 +136,7 @@ def _served(destination: Destination, routing: _Routing, security: Security, obs
         vips=destination.service.vips,
         ports=tuple(ports),
         kind=destination.key.kind,
+        host_patterns=(destination.hostname,) if destination.resolution is Resolution.DYNAMIC else (),
         policies=held.policies,
         jwt=held.authentications,
         telemetry=observing.of(target),

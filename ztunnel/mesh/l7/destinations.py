@@ -9,16 +9,25 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from ztunnel.mesh.derive import MeshOptions, MeshState
+from ztunnel.mesh.entries import entry_ports
 from ztunnel.mesh.l7.clusters import Endpoint, Locality, Resolution
 from ztunnel.mesh.l7.config import PortProtocol
-from ztunnel.mesh.l7.protocols import port_protocol
+from ztunnel.mesh.l7.protocols import declared_protocol, port_protocol
 from ztunnel.mesh.manifests.core import Node, Pod, ServiceObject
 from ztunnel.mesh.manifests.metadata import Metadata, ObjectKey
 from ztunnel.mesh.manifests.parse import KubeObject
+from ztunnel.mesh.manifests.service_entry import EntryEndpoint, ServiceEntryObject, WorkloadEntryObject
 from ztunnel.mesh.workloads import Protocol, Service, Workload
 
 REGION, ZONE, SUBZONE = "topology.kubernetes.io/region", "topology.kubernetes.io/zone", "topology.istio.io/subzone"
 _POD_LOCALITY = "istio-locality"
+_RESOLUTIONS = {
+    "NONE": Resolution.ORIGINAL,
+    "STATIC": Resolution.STATIC,
+    "DNS": Resolution.DNS,
+    "DNS_ROUND_ROBIN": Resolution.DNS,
+    "DYNAMIC_DNS": Resolution.DYNAMIC,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +50,7 @@ class Destination:
     ports: tuple[DestinationPort, ...]
     traffic_distribution: str = ""
     resolution: Resolution = Resolution.STATIC
+    entry: ServiceEntryObject | None = None
 
     @property
     def namespace(self) -> str:
@@ -58,6 +68,7 @@ class Registry:
         self.options = options
         self._state = state
         self._pods = {each.metadata.uid: each for each in objects.values() if isinstance(each, Pod)}
+        self._entries = _entry_endpoints(objects.values())
         nodes = (each for each in objects.values() if isinstance(each, Node))
         self._localities = {each.metadata.name: _node_locality(each.metadata.labels) for each in nodes}
         self._by_host: dict[str, list[Destination]] = {}
@@ -105,16 +116,21 @@ class Registry:
 
     def names(self, destination: Destination, port: int) -> tuple[tuple[str, int], ...]:
         """What the proxy is to resolve itself: (name, port)."""
-        return ()
+        entry = destination.entry
+        if entry is None or destination.resolution is not Resolution.DNS:
+            return ()
+        endpoints = entry.endpoints or (EntryEndpoint("", False),)
+        wanted = [(each.address or destination.hostname, dict(entry_ports(entry.ports, each))) for each in endpoints if not each.is_address]
+        return tuple(dict.fromkeys((name, ports[port]) for name, ports in wanted if port in ports))
 
     def locality_of_node(self, node: str) -> Locality:
         """Where a node is, by its labels."""
         return self._localities.get(node, Locality())
 
     def _endpoint(self, workload: Workload, number: int) -> Endpoint:
-        pod = self._pods.get(workload.uid)
-        labels = pod.metadata.labels if pod else {}
-        own = labels.get(_POD_LOCALITY, "")
+        pod, (entry, labels) = self._pods.get(workload.uid), self._entries.get(workload.uid, (None, {}))
+        labels = pod.metadata.labels if pod else labels
+        own = (entry.locality if entry else "") or labels.get(_POD_LOCALITY, "")
         hbone = workload.protocol is Protocol.HBONE
         return Endpoint(
             address=workload.addresses[0],
@@ -124,6 +140,7 @@ class Registry:
             hbone=hbone,
             locality=parse_locality(own) if own else self.locality_of_node(workload.node),
             node=workload.node,
+            weight=entry.weight if entry else 1,
             labels=tuple(sorted(labels.items())),
         )
 
@@ -143,7 +160,24 @@ def _destinations(objects: Mapping[ObjectKey, KubeObject], state: MeshState, opt
         if isinstance(item, ServiceObject):
             service = state.services.get(f"{key.namespace}/{key.name}.{key.namespace}.svc.{options.cluster_domain}")
             if service is not None:
-                ports = (
+                declared = (
                     DestinationPort(each.port, each.name, port_protocol(each.port, each.name, each.app_protocol)) for each in item.ports
                 )
-                yield Destination(key, service.hostname, service, item.metadata, tuple(ports), item.traffic_distribution)
+                yield Destination(key, service.hostname, service, item.metadata, tuple(declared), item.traffic_distribution)
+        elif isinstance(item, ServiceEntryObject):
+            ports = tuple(DestinationPort(each.number, each.name, declared_protocol(each.protocol)) for each in item.ports)
+            for host in item.hosts:
+                service = state.services.get(f"{key.namespace}/{host}")
+                if service is not None and service.name == key.name:
+                    yield Destination(key, host, service, item.metadata, ports, resolution=_RESOLUTIONS[item.resolution], entry=item)
+
+
+def _entry_endpoints(items: Iterable[KubeObject]) -> dict[str, tuple[EntryEndpoint, dict[str, str]]]:
+    """What entries say of their endpoints beyond what a workload holds, and their labels, by UID."""
+    found: dict[str, tuple[EntryEndpoint, dict[str, str]]] = {}
+    for item in items:
+        if isinstance(item, WorkloadEntryObject):
+            found[item.uid] = (item.endpoint, item.labels)
+        elif isinstance(item, ServiceEntryObject):
+            found.update((item.endpoint_uid(index), (each, each.labels)) for index, each in enumerate(item.endpoints))
+    return found

@@ -39,6 +39,7 @@ from ztunnel.mesh.manifests.request_authentication import RequestAuthenticationO
 from ztunnel.mesh.manifests.routes import RouteObject, read_grpc_route, read_http_route, read_tcp_route, read_tls_route
 from ztunnel.mesh.manifests.secrets import ConfigMapObject, SecretObject, read_config_map, read_secret
 from ztunnel.mesh.manifests.selectors import TargetRef
+from ztunnel.mesh.manifests.service_entry import ServiceEntryObject, WorkloadEntryObject, read_service_entry, read_workload_entry
 from ztunnel.mesh.manifests.telemetry import TELEMETRY_GROUP, TelemetryObject, read_telemetry
 from ztunnel.mesh.manifests.virtual_service import VirtualServiceObject, read_virtual_service
 
@@ -82,6 +83,8 @@ ReadObject = (
     | ReferenceGrantObject
     | DestinationRuleObject
     | VirtualServiceObject
+    | ServiceEntryObject
+    | WorkloadEntryObject
     | BackendTlsPolicyObject
     | BackendTrafficPolicyObject
     | SecretObject
@@ -113,6 +116,8 @@ _KINDS: tuple[tuple[str, str, type[ReadObject], _Reader], ...] = (
     ("", "Secret", SecretObject, read_secret),
     ("", "ConfigMap", ConfigMapObject, read_config_map),
     (TELEMETRY_GROUP, "Telemetry", TelemetryObject, read_telemetry),
+    (NETWORKING_GROUP, "ServiceEntry", ServiceEntryObject, read_service_entry),
+    (NETWORKING_GROUP, "WorkloadEntry", WorkloadEntryObject, read_workload_entry),
     (NETWORKING_GROUP, "VirtualService", VirtualServiceObject, read_virtual_service),
     (NETWORKING_GROUP, "DestinationRule", DestinationRuleObject, read_destination_rule),
     (GATEWAY_GROUP, "Gateway", GatewayObject, read_gateway),
