@@ -11,7 +11,7 @@ from ztunnel.controller import belongings
 from ztunnel.controller.statuses import Reader, Statuses, differs
 from ztunnel.lab import convergence
 from ztunnel.lab.admission import Offered
-from ztunnel.lab.objects import Key, LabError, is_deleting, key_of, uid_of
+from ztunnel.lab.objects import Key, LabError, display, is_deleting, key_of, uid_of
 from ztunnel.lab.site import Site
 from ztunnel.mesh.errors import ManifestError
 from ztunnel.mesh.manifests.tree import Tree, branch, put, text
@@ -73,8 +73,10 @@ class GatewayController:
 
     def _keep(self, gateway: Tree) -> None:
         cluster, key, uid = self._site.cluster, key_of(gateway), uid_of(gateway)
+        wanted = belongings.belongings(gateway, self._container)
         try:
-            cluster.apply(Offered(CONTROLLER, body) for body in belongings.belongings(gateway, self._container))
+            self._refuse_others(wanted, uid)
+            cluster.apply(Offered(CONTROLLER, body) for body in wanted)
         except (ManifestError, LabError) as error:
             if self._refused.get(uid) != str(error):
                 self._refused[uid] = str(error)
@@ -85,6 +87,17 @@ class GatewayController:
         found = belongings.addresses(gateway, service, cluster.pods())
         if found and found != branch(gateway, "status").get("addresses"):
             cluster.update(key, uid, lambda body: put(body, found, "status", "addresses"))
+
+    def _refuse_others(self, wanted: list[Tree], uid: str) -> None:
+        """What somebody else has made under these names is not taken over.
+
+        Raises:
+            LabError: there is such an object.
+        """
+        for body in wanted:
+            live = self._site.cluster.find(key_of(body))
+            if live is not None and not belongings.is_owned_by(live, (uid,)):
+                raise LabError("Conflict", f"{display(key_of(body))} is there already and does not belong to the gateway")
 
     def _write_statuses(self) -> None:
         cluster = self._site.cluster

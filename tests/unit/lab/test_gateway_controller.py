@@ -171,6 +171,13 @@ def test_a_gateway_that_cannot_be_run_is_said_once(lab: Lab, caplog: pytest.LogC
     assert sum("cannot be run" in each.getMessage() for each in caplog.records) == 1
 
 
+def test_what_somebody_else_made_is_not_taken_over(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    lab.apply(SERVICE, gateway("web"))
+    assert labels_of(lab.get("Service", "web")) == {USE_WAYPOINT: "waypoint"}
+    assert lab.find("Deployment", "web") is None
+    assert "service/web is there already and does not belong to the gateway" in caplog.text
+
+
 def test_listeners_are_told_and_count_their_routes(lab: Lab) -> None:
     route: Tree = {
         "apiVersion": "gateway.networking.k8s.io/v1",
