@@ -117,6 +117,7 @@ class Plugin:
     cluster: Mapping[str, object] | None = None
     hint: str = ""
     fixed: Login = Login()
+    seconds: float = PLUGIN_SECONDS
     _given: Login | None = None
     _until: float | None = None
     """On trio's clock; None: without end."""
@@ -140,12 +141,12 @@ class Plugin:
         told = json.dumps({"apiVersion": self.api_version, "kind": "ExecCredential", "spec": spec})
         environment = {**os.environ, **self.environment, "KUBERNETES_EXEC_INFO": told}
         try:
-            with trio.fail_after(PLUGIN_SECONDS):
+            with trio.fail_after(self.seconds):
                 done = await trio.run_process(
                     [self.command, *self.arguments], stdin=b"", capture_stdout=True, capture_stderr=True, check=False, env=environment
                 )
         except trio.TooSlowError as error:
-            raise BadCredentials(f"{self.command}: no answer within {PLUGIN_SECONDS:g} s") from error
+            raise BadCredentials(f"{self.command}: no answer within {self.seconds:g} s") from error
         except OSError as error:
             raise BadCredentials(f"{self.command}: {error.strerror}{'; ' + self.hint if self.hint else ''}") from error
         if done.returncode != 0:

@@ -84,6 +84,8 @@ class Pace:
     """Silence after which a watch is stalled. Servers send a bookmark about once a minute; one that sends none costs a request more."""
     absent_seconds: float = 30.0
     """Between two looks for a kind that is not installed."""
+    broken_streams: int = 3
+    """So many sets that broke off as streams, and they are read in pages."""
     gone_looks: int = 3
     """So often in a row must a kind that was there be gone."""
     healthy_seconds: float = 60.0
@@ -131,6 +133,7 @@ class Reflector(Generic[T]):
     """Up to which the store knows; empty: it knows nothing that could be gone on from."""
     _streams: bool = field(default=True, init=False)
     """Whether the server can send the whole set as a stream (WatchList); found out by trying."""
+    _broken_streams: int = field(default=0, init=False)
     _in_pages: bool = field(default=True, init=False)
     _complete: bool = field(default=False, init=False)
     """The store has been told of a whole set once."""
@@ -206,6 +209,7 @@ class Reflector(Generic[T]):
                 self._enter(Phase.LISTING, self.problem)
             if self._streams:
                 await self._stream(resource)
+            if self._streams or self._version:
                 return
             await self._list(resource)
         await self._watch(resource)
@@ -261,11 +265,17 @@ class Reflector(Generic[T]):
             async with self.client.watch(resource, params, idle_seconds=self.pace.idle_seconds) as lines:
                 await self._take_whole(resource, lines)
                 await self._take(resource, lines)
-        except ApiRefused as error:
-            if error.status not in (400, 422) or self._version:
+        except KubeError as error:
+            if self._version:
                 raise
-            # An older server, which knows no such watch.
-            self._streams = False
+            self._broken_streams += 1
+            if isinstance(error, ApiRefused) and error.status in (400, 422):
+                # An older server, which knows no such watch.
+                self._streams = False
+                return
+            # Also one that takes the wish for an ordinary watch, or something between us that lets no long answer through.
+            self._streams = self._broken_streams < self.pace.broken_streams
+            raise
 
     async def _take_whole(self, resource: Resource, lines: AsyncIterator[bytes]) -> None:
         items: dict[Name, T] = {}
