@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from waypoint.data.ends import ClientStream, RequestUser, Service
-from waypoint.data.exchange import Engine, Exchange, answer
+from waypoint.data.engine import Engine
+from waypoint.data.exchange import Exchange, answer
 from waypoint.data.http1_requests import HttpLimits
 from waypoint.data.http1_server import Http1Server
 from waypoint.data.served import PortAtWork

@@ -9,18 +9,20 @@ Length: one state machine over two streams; what each side tells changes what ma
 
 from __future__ import annotations
 
-import os
-import random
 import time
 from typing import Final
 
-from waypoint.data.clusters import ClusterHere, Clusters
+from waypoint.data.asking import Questions
+from waypoint.data.clusters import ClusterHere
 from waypoint.data.ends import ClientStream, RequestUser, ResponseUser, ServerStream
+from waypoint.data.engine import SERVER, Engine
 from waypoint.data.pools import Unreachable
-from waypoint.data.served import PortAtWork, Served
+from waypoint.data.served import PortAtWork
 from waypoint.http import fault, replies
+from waypoint.http.authorization import Ask
 from waypoint.http.cors import CorsAllowed
 from waypoint.http.editing import CompiledEdits
+from waypoint.http.ext_authz import Allowed
 from waypoint.http.hashing import hash_of
 from waypoint.http.matching import CompiledBackend, Found, choose_backend
 from waypoint.http.messages import Client, Headers, LocalReply, Request, Response
@@ -31,9 +33,8 @@ from waypoint.http.variables import Variables
 from waypoint.upstream.cluster import PickContext, Shortage
 from waypoint.upstream.endpoints import EndpointAtWork
 from waypoint.upstream.outcome import Outcome, ResetReason
-from ztunnel.dataplane.loop import Loop, Timer
+from ztunnel.dataplane.loop import Timer
 
-SERVER: Final = b"istio-envoy"
 MAX_KEPT: Final = 1 << 20
 """Bytes of a request's body that are kept for another try; a larger one is tried once. As Envoy's buffer limit."""
 _HELD: Final = 64 << 10
@@ -53,55 +54,17 @@ _STRIPPED_OF_REQUESTS: Final = frozenset(
 _STRIPPED_OF_RESPONSES: Final = frozenset(
     (b"server", b"x-envoy-upstream-service-time", b"x-envoy-peer-metadata", b"x-envoy-peer-metadata-id", b"x-envoy-decorator-operation")
 )
-_RANDOM_BYTES: Final = 4096
 _CANCEL: Final = 0x8
-
-
-class Engine:
-    """What all exchanges of a worker share."""
-
-    __slots__ = ("_date", "_date_at", "_random", "_random_at", "clusters", "dice", "hostname", "is_draining", "loop", "randrange", "served")
-
-    def __init__(self, loop: Loop, served: Served, clusters: Clusters, dice: random.Random, hostname: str = "") -> None:
-        self.loop = loop
-        self.served = served
-        self.clusters = clusters
-        self.dice = dice.random
-        self.randrange = dice.randrange
-        self.hostname = hostname
-        self.is_draining = False
-        self._random = ""
-        self._random_at = 0
-        self._date = b""
-        self._date_at = -1
-
-    def request_id(self) -> bytes:
-        """A random UUID (version 4)."""
-        at = self._random_at
-        if at + 32 > len(self._random):
-            self._random = os.urandom(_RANDOM_BYTES).hex()
-            at = 0
-        text = self._random[at : at + 32]
-        self._random_at = at + 32
-        return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-a{text[17:20]}-{text[20:]}".encode()
-
-    def date(self) -> bytes:
-        """The value of a `date` header."""
-        now = int(self.loop.now)
-        if now != self._date_at:
-            self._date_at = now
-            self._date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime()).encode()
-        return self._date
 
 
 class Exchange(RequestUser, ResponseUser):
     """One request and its answer."""
 
     __slots__ = (
-        "_admitted", "_backend", "_body", "_body_size", "_client", "_client_paused", "_cluster", "_context", "_cookie", "_cors", "_done",
-        "_endpoint", "_engine", "_forwarding", "_found", "_keeps", "_port", "_request", "_responded", "_retry", "_retrying", "_stream",
-        "_timer", "_total", "_trailers", "_try_at", "_upgraded", "_upstream", "_upstream_paused", "began", "bytes_in", "bytes_out",
-        "complete", "details", "flags", "status",
+        "_admitted", "_awaits_body", "_backend", "_body", "_body_size", "_client", "_client_paused", "_cluster", "_context", "_cookie",
+        "_cors", "_done", "_endpoint", "_engine", "_forwarding", "_found", "_hold", "_keeps", "_port", "_questions", "_request",
+        "_responded", "_retry", "_retrying", "_stream", "_timer", "_total", "_trailers", "_try_at", "_upgraded", "_upstream",
+        "_upstream_paused", "began", "bytes_in", "bytes_out", "complete", "details", "flags", "status",
     )  # fmt: skip
 
     def __init__(self, engine: Engine, stream: ClientStream, request: Request, client: Client, port: PortAtWork, ended: bool) -> None:
@@ -128,6 +91,11 @@ class Exchange(RequestUser, ResponseUser):
         """Of the request: what waits to be sent, or is kept for another try."""
         self._body_size = 0
         self._trailers: Headers = []
+        self._questions: Questions | None = None
+        """To external authorizers, where a policy wants them asked."""
+        self._awaits_body = False
+        """They wait for the request's body."""
+        self._hold = _HELD
         self.complete = ended
         """The whole request has come."""
         self._keeps = True
@@ -161,6 +129,45 @@ class Exchange(RequestUser, ResponseUser):
             return
         request.path = request.original_path = path
         self._identify(request)
+        asked = self._port.guard.custom(request, self._client)
+        if asked is None:
+            self._authenticate()
+        elif isinstance(asked, Ask):
+            self._ask(asked)
+        else:
+            self._reply(asked.reply())
+
+    def _ask(self, asked: Ask) -> None:
+        """External authorizers are asked; some want the request's body, too."""
+        engine = self._engine
+        authorizers = [engine.authorizer(provider) for provider in asked.providers]
+        questions = Questions(engine.loop, engine.clusters, authorizers, self._request, self._client, self._authorized)
+        self._questions = questions
+        if questions.body_bytes and not self.complete:
+            self._awaits_body = True
+            self._hold = max(_HELD, questions.body_bytes + 1)
+        else:
+            self._put_questions(questions)
+
+    def _put_questions(self, questions: Questions) -> None:
+        self._awaits_body = False
+        wanted = questions.body_bytes
+        body = b"".join(self._body) if wanted else b""
+        if len(body) > wanted and not questions.takes_partial:
+            self._reply(replies.too_large())
+            return
+        questions.ask(body, partial=not self.complete)
+
+    def _authorized(self, verdict: Allowed | LocalReply) -> None:
+        if self._done:
+            return
+        if isinstance(verdict, LocalReply):
+            self._reply(verdict)
+        else:
+            self._authenticate()
+
+    def _authenticate(self) -> None:
+        request = self._request
         gate = self._port.gate
         if gate is not None:
             checked = gate.check(request, time.time())
@@ -438,14 +445,20 @@ class Exchange(RequestUser, ResponseUser):
             upstream.send(data)
             if upstream.is_full:
                 self._pause_client()
-        elif not self._forwarding and self._body_size >= _HELD:
-            self._pause_client()
+        elif not self._forwarding:
+            if self._body_size >= self._hold:
+                self._pause_client()
+            if self._awaits_body and self._questions is not None and self._body_size > self._questions.body_bytes:
+                self._put_questions(self._questions)
 
     def request_ended(self, trailers: Headers) -> None:
         if self._done:
             return
         self.complete = True
         self._trailers = trailers
+        if self._awaits_body and self._questions is not None:
+            self._put_questions(self._questions)
+            return
         if self._upstream is not None and self._forwarding:
             self._upstream.end(trailers)
         if self._retry is not None and not self._responded:
@@ -520,6 +533,9 @@ class Exchange(RequestUser, ResponseUser):
             self._edit(backend.response, headers, response)
         if found is not None and not found.compiled.response.empty:
             self._edit(found.compiled.response, headers, response)
+        if self._questions is not None:
+            for allowed in self._questions.allowed:
+                allowed.decorate(headers)
         if self._cookie is not None:
             headers.append((b"set-cookie", self._cookie))
         if self._cors is not None and found is not None and found.compiled.cors is not None:
@@ -604,6 +620,8 @@ class Exchange(RequestUser, ResponseUser):
         self._done = True
         if self._total is not None:
             self._total.cancel()
+        if self._questions is not None:
+            self._questions.cancel()
         self._cancel_upstream()
         self._over(None)
         self._body = []

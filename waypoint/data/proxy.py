@@ -9,7 +9,7 @@ from collections import Counter
 from waypoint.data.channel import ConfigureWaypoint
 from waypoint.data.clusters import Clusters
 from waypoint.data.connections import Connections
-from waypoint.data.exchange import Engine
+from waypoint.data.engine import Engine
 from waypoint.data.identity import OwnIdentity
 from waypoint.data.inbound import Inbound, InboundSettings
 from waypoint.data.pools import Dialler

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from waypoint.data.clusters import ClusterHere
-from waypoint.data.exchange import Engine
+from waypoint.data.engine import Engine
 from waypoint.data.pools import reason_of
 from waypoint.data.served import PortAtWork
 from waypoint.http.hashing import hash_of
