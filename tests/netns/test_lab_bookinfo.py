@@ -185,23 +185,9 @@ def test_the_clients_of_other_replicas_do_not_notice_one_that_goes(lab: Lab) -> 
     assert TITLE in ask(lab).stdout
 
 
-def test_without_pods_the_waypoint_is_missed_and_without_labels_it_is_not(lab: Lab) -> None:
-    lab.scale("waypoint", 0)
-    lab.settle()
-    eventually(lambda: ask(lab).code in RESET, within=PATIENCE, saying="it is not done without a waypoint that has no pod")
-    assert text(lab.get("gateway", "waypoint"), "metadata", "name") == "waypoint"
-    lab.delete("gateway", "waypoint")
-    lab.settle()
-    assert conditions(lab.get("service", "productpage"))["istio.io/WaypointBound"] == ("False", "WaypointIsNotReady")
-    assert ask(lab).code in RESET
-    assert lab.list("deployments", selector="gateway.networking.k8s.io/gateway-name=waypoint") == []
-    lab.label("namespace", "default", {"istio.io/use-waypoint": None})
-    lab.settle()
-    assert "istio.io/WaypointBound" not in conditions(lab.get("service", "productpage"))
-    eventually(lambda: TITLE in ask(lab).stdout, within=PATIENCE)
-
-
+@pytest.mark.usefixtures("policies")
 def test_a_service_accounts_waypoint_is_on_every_way_to_its_pods(lab: Lab) -> None:
+    lab.label("service", "details", {"istio.io/use-waypoint": "none"})
     lab.apply(WAYPOINT.replace("name: waypoint", "name: of-details, labels: {istio.io/waypoint-for: all}"))
     lab.label("serviceaccount", "bookinfo-details", {"istio.io/use-waypoint": "of-details"})
     lab.apply(
@@ -221,6 +207,25 @@ spec:
         eventually(partial(_is_denied, lab, url, "-X", "DELETE"), within=PATIENCE)
         assert "author" in ask(lab, "curl", url).stdout
     assert ask(lab, "curl", "http://ratings:9080/ratings/0", "-X", "DELETE").stdout.endswith("\n501"), "others are not concerned"
+    lab.delete("gateway", "of-details")
+    lab.label("serviceaccount", "bookinfo-details", {"istio.io/use-waypoint": None})
+    lab.label("service", "details", {"istio.io/use-waypoint": None})
+
+
+def test_without_pods_the_waypoint_is_missed_and_without_labels_it_is_not(lab: Lab) -> None:
+    lab.scale("waypoint", 0)
+    lab.settle()
+    eventually(lambda: ask(lab).code in RESET, within=PATIENCE, saying="it is not done without a waypoint that has no pod")
+    assert text(lab.get("gateway", "waypoint"), "metadata", "name") == "waypoint"
+    lab.delete("gateway", "waypoint")
+    lab.settle()
+    assert conditions(lab.get("service", "productpage"))["istio.io/WaypointBound"] == ("False", "WaypointIsNotReady")
+    assert ask(lab).code in RESET
+    assert lab.list("deployments", selector="gateway.networking.k8s.io/gateway-name=waypoint") == []
+    lab.label("namespace", "default", {"istio.io/use-waypoint": None})
+    lab.settle()
+    assert "istio.io/WaypointBound" not in conditions(lab.get("service", "productpage"))
+    eventually(lambda: TITLE in ask(lab).stdout, within=PATIENCE)
 
 
 def _is_denied(lab: Lab, url: str, *options: str) -> bool:
