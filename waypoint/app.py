@@ -23,6 +23,7 @@ import trio
 from waypoint import worker
 from waypoint.control import Control
 from waypoint.data.channel import ConfigureWaypoint
+from waypoint.key_sets import KeySetFetcher
 from waypoint.plane import Plane
 from waypoint.settings import Settings
 from ztunnel import __version__
@@ -45,6 +46,7 @@ from ztunnel.runtime.metrics import Metrics
 from ztunnel.runtime.workers import Running, spawn_process
 from ztunnel.settings import RedirectionStatus
 from ztunnel.sources.files import FileLimits, FileSource
+from ztunnel.sources.mesh_config import mesh_config_of
 from ztunnel.sources.objects import Refusal
 
 log = logging.getLogger(__name__)
@@ -72,8 +74,10 @@ def run(settings: Settings) -> int:
 class Follower:
     """Turns what the source says into the workers' configuration. `mesh_changed` is the source's sink."""
 
-    def __init__(self, settings: Settings, plane: Plane, source: FileSource) -> None:
+    def __init__(self, settings: Settings, plane: Plane, source: FileSource, key_sets: KeySetFetcher) -> None:
         self._settings = settings
+        self._key_sets = key_sets
+        self._problems: tuple[str, ...] = ()
         self._plane = plane
         self._source = source
         self._who = ObjectKey("Gateway", settings.namespace, settings.name)
@@ -90,9 +94,15 @@ class Follower:
         self.refusals = refusals
         objects = self._source.objects
         bound = bound_to(objects, self._options, self._who)
-        config = derive_proxy(objects, state, self._options, self._who, bound, self._settings.node)
+        mesh_config = mesh_config_of(objects, self._options.root_namespace)
+        for problem in mesh_config.problems:
+            if problem not in self._problems:
+                log.error("part of the mesh's configuration cannot be used", extra=logs.fields(reason=problem))
+        self._problems = mesh_config.problems
+        config = derive_proxy(objects, state, self._options, self._who, bound, self._settings.node, mesh_config)
         if config != self.config:
             self.config = config
+            self._key_sets.want(rule for each in config.authentications.values() for rule in each.rules)
             self._plane.serve(config)
 
 
@@ -105,6 +115,7 @@ class _Parts:
     authority: RemoteAuthority | None
     source: FileSource
     follower: Follower
+    key_sets: KeySetFetcher
     readiness: Readiness
     control: Control
     identity: SpiffeId
@@ -113,7 +124,7 @@ class _Parts:
 def _build(settings: Settings) -> _Parts:
     identity = SpiffeId(settings.trust_domain, settings.namespace, settings.name)
     spawn = _spawn_thread if settings.workers == 0 else _spawner(settings)
-    plane = Plane(_configure(settings), settings.listen.address, spawn, max(1, settings.workers))
+    plane = Plane(_configure(settings), settings.listen.address, spawn, max(1, settings.workers), settings.limits.metric_series)
     readiness = Readiness((_WORKERS, _MESH, _CERTIFICATE))
     readiness.watch(_WORKERS, lambda: plane.serving > 0)
     remote = _remote_authority(settings)
@@ -121,14 +132,17 @@ def _build(settings: Settings) -> _Parts:
     rotation = Rotation(authority, partial(_certificate_changed, plane, readiness), time.time)
     limits = FileLimits(settings.limits.manifest_bytes, settings.limits.manifest_files, settings.limits.manifest_documents)
     source = FileSource(settings.sources.files, mesh_options(settings), limits, settings.sources.poll_seconds)
-    follower = Follower(settings, plane, source)
+    key_sets = KeySetFetcher(plane.key_set)
+    follower = Follower(settings, plane, source, key_sets)
     metrics = Metrics(__version__, settings.limits.metric_series)
+    metrics.registry.register(plane.requests)
     return _Parts(
         plane=plane,
         rotation=rotation,
         authority=remote,
         source=source,
         follower=follower,
+        key_sets=key_sets,
         readiness=readiness,
         control=Control(settings, plane, readiness, metrics, lambda: follower.config, lambda: follower.refusals),
         identity=identity,
@@ -155,6 +169,7 @@ async def _main(settings: Settings) -> None:
             if parts.authority is not None:
                 await nursery.start(parts.authority.follow_roots, parts.rotation.hasten)
             await parts.rotation.want({parts.identity})
+            nursery.start_soon(parts.key_sets.run)
             await nursery.start(partial(parts.source.run, parts.follower.mesh_changed))
             port = parts.plane.listen(_HBONE, settings.listen.hbone_port)
             parts.readiness.done(_MESH)

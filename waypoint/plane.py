@@ -19,6 +19,7 @@ import trio
 
 from waypoint.data.channel import (
     ConfigureWaypoint,
+    Counted,
     KeySetFetched,
     Listen,
     Resolved,
@@ -28,6 +29,7 @@ from waypoint.data.channel import (
     WorkerActivity,
     WorkerState,
 )
+from waypoint.telemetry.exposition import MAX_SERIES, RequestMetrics
 from ztunnel.dataplane.channel import Certificate, Drained, Query, Withdraw
 from ztunnel.hbone.handshake import Credentials
 from ztunnel.mesh.errors import LocalError
@@ -79,8 +81,10 @@ class Link:
 class Plane:
     """All workers."""
 
-    def __init__(self, configure: ConfigureWaypoint, address: str, spawn: Spawn, workers: int) -> None:
+    def __init__(self, configure: ConfigureWaypoint, address: str, spawn: Spawn, workers: int, max_series: int = MAX_SERIES) -> None:
         """`address`: where listeners are made, an IP literal or `*`."""
+        self.requests = RequestMetrics(max_series)
+        """What the workers counted."""
         self._configure = configure
         self._address = address
         self._listeners: dict[int, list[socket.socket]] = {}
@@ -218,6 +222,11 @@ class Plane:
                     self.limits[name] = self.limits.get(name, 0) + hits
                 if message.bugs:
                     self.limits["bugs"] = self.limits.get("bugs", 0) + message.bugs
+            case Counted():
+                self.requests.add(message.increments)
+                self.requests.add_shadow({(each.policy, each.action, each.result): each.count for each in message.shadow})
+                if message.dropped:
+                    self.limits["telemetry"] = self.limits.get("telemetry", 0) + message.dropped
             case WorkerState():
                 if question := self._questions.get(message.id):
                     question.answers.append(json.loads(message.state))

@@ -164,6 +164,8 @@ class Worker:
         bugs, self._told_bugs = self._loop.bugs - self._told_bugs, self._loop.bugs
         if limits or bugs:
             self._send(WorkerActivity(limits, bugs))
+        if not self._unsent and (counted := proxy.take_counted()) is not None:
+            self._send(counted)
         self._loop.call_later(1.0, self._tell)
 
     # The end
@@ -183,6 +185,8 @@ class Worker:
             self._loop.call_later(_TELL_SECONDS, lambda: self._await_end(deadline))
             return
         proxy.close()
+        if (counted := proxy.take_counted()) is not None:
+            self._send(counted)
         self._leaving = True
         self._send(Drained(left))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from waypoint.telemetry.series import Increment
 from ztunnel.dataplane.channel import Certificate, Drain, Drained, Message, Query, Withdraw
 from ztunnel.mesh.l7.config import ProxyConfig
 
@@ -64,6 +65,24 @@ class WorkerActivity(Message, frozen=True):
     bugs: int
 
 
+class DryRunVerdicts(Message, frozen=True):
+    """How often a dry-run policy said something."""
+
+    policy: str
+    action: str
+    result: str
+    count: int
+
+
+class Counted(Message, frozen=True):
+    """Requests and connections since the last message."""
+
+    increments: tuple[Increment, ...]
+    shadow: tuple[DryRunVerdicts, ...] = ()
+    dropped: int = 0
+    """Increments that were lost because we did not keep up."""
+
+
 class WorkerState(Message, frozen=True):
     """Answer to `Query`: counts and listings, as JSON text."""
 
@@ -72,4 +91,4 @@ class WorkerState(Message, frozen=True):
 
 
 ToWorker = ConfigureWaypoint | ServeConfig | Certificate | Withdraw | KeySetFetched | Resolved | Listen | Unlisten | Drain | Query
-ToSupervisor = WorkerActivity | WorkerState | Drained
+ToSupervisor = WorkerActivity | Counted | WorkerState | Drained

@@ -10,6 +10,7 @@ from typing import Final
 from waypoint.data.clusters import Clusters
 from waypoint.data.served import Served
 from waypoint.http.ext_authz import Authorizer
+from waypoint.telemetry.recorder import Recorder
 from ztunnel.dataplane.loop import Loop
 from ztunnel.mesh.l7.security import ExtensionProvider
 
@@ -32,6 +33,7 @@ class Engine:
         "is_draining",
         "loop",
         "randrange",
+        "recorder",
         "served",
     )
 
@@ -42,6 +44,7 @@ class Engine:
         self.dice = dice.random
         self.randrange = dice.randrange
         self.hostname = hostname
+        self.recorder = Recorder()
         self.is_draining = False
         self._random = ""
         self._random_at = 0

@@ -30,6 +30,7 @@ from waypoint.http.paths import normalize
 from waypoint.http.replies import grpc_reply
 from waypoint.http.retry import RetryState
 from waypoint.http.variables import Variables
+from waypoint.telemetry.summary import MessageCounter, Summary
 from waypoint.upstream.cluster import PickContext, Shortage
 from waypoint.upstream.endpoints import EndpointAtWork
 from waypoint.upstream.outcome import Outcome, ResetReason
@@ -62,9 +63,9 @@ class Exchange(RequestUser, ResponseUser):
 
     __slots__ = (
         "_admitted", "_awaits_body", "_backend", "_body", "_body_size", "_client", "_client_paused", "_cluster", "_context", "_cookie",
-        "_cors", "_done", "_endpoint", "_engine", "_forwarding", "_found", "_hold", "_keeps", "_port", "_questions", "_request",
-        "_responded", "_retry", "_retrying", "_stream", "_timer", "_total", "_trailers", "_try_at", "_upgraded", "_upstream",
-        "_upstream_paused", "began", "bytes_in", "bytes_out", "complete", "details", "flags", "status",
+        "_cors", "_counters", "_done", "_endpoint", "_engine", "_forwarding", "_found", "_hold", "_keeps", "_port", "_questions",
+        "_request", "_responded", "_retry", "_retrying", "_stream", "_timer", "_total", "_trailers", "_try_at", "_upgraded", "_upstream",
+        "_upstream_paused", "began", "complete", "summary",
     )  # fmt: skip
 
     def __init__(self, engine: Engine, stream: ClientStream, request: Request, client: Client, port: PortAtWork, ended: bool) -> None:
@@ -112,11 +113,9 @@ class Exchange(RequestUser, ResponseUser):
         self._done = False
         self.began = engine.loop.now
         self._try_at = 0.0
-        self.bytes_in = 0
-        self.bytes_out = 0
-        self.status = 0
-        self.flags = ""
-        self.details = ""
+        self.summary = Summary(port.telemetry, request, client, time.time())
+        self._counters: tuple[MessageCounter, MessageCounter] | None = None
+        """Of gRPC messages, both ways."""
 
     # Deciding
 
@@ -129,6 +128,8 @@ class Exchange(RequestUser, ResponseUser):
             return
         request.path = request.original_path = path
         self._identify(request)
+        if request.is_grpc:
+            self._counters = (MessageCounter(), MessageCounter())
         asked = self._port.guard.custom(request, self._client)
         if asked is None:
             self._authenticate()
@@ -176,6 +177,9 @@ class Exchange(RequestUser, ResponseUser):
                 return
             request.claims = checked
         verdict = self._port.guard.decide(request, self._client, request.claims)
+        self.summary.audited = verdict.audited
+        if verdict.shadow:
+            self.summary.shadow = tuple((each.policy, each.action.value, each.result) for each in verdict.shadow)
         if not verdict.allowed:
             self._reply(verdict.reply())
             return
@@ -209,7 +213,7 @@ class Exchange(RequestUser, ResponseUser):
         if found.route.fault is not None:
             delay, abort = fault.plan(found.route.fault, engine.dice)
             if delay > 0:
-                self.flags = "DI"
+                self.summary.flags = "DI"
                 self._timer = engine.loop.call_later(delay, lambda: self._after_fault(abort))
                 return
             if abort is not None:
@@ -429,7 +433,9 @@ class Exchange(RequestUser, ResponseUser):
         if self._done:
             return
         size = len(data)
-        self.bytes_in += size
+        self.summary.bytes_in += size
+        if self._counters is not None:
+            self._counters[0].feed(data)
         if self._keeps:
             if self._body_size + size > MAX_KEPT and self._forwarding:
                 self._keeps = False
@@ -468,8 +474,8 @@ class Exchange(RequestUser, ResponseUser):
         if self._done:
             return
         self._cancel_upstream()
-        self.flags = "DC"
-        self.details = why
+        self.summary.flags = "DC"
+        self.summary.details = why
         self._finish()
 
     def client_writable(self) -> None:
@@ -508,7 +514,7 @@ class Exchange(RequestUser, ResponseUser):
                 upstream.cancel()
             return
         if retry is not None and retry.exhausted:
-            self.flags = "URX"
+            self.summary.flags = "URX"
         if cluster is not None and cluster.watches and self._admitted and endpoint is not None:
             cluster.work.done(endpoint, Outcome(status, response.headers), self._engine.loop.now)
         if self._total is not None:
@@ -523,7 +529,10 @@ class Exchange(RequestUser, ResponseUser):
     def _respond(self, response: Response, ended: bool) -> None:
         engine = self._engine
         self._responded = True
-        self.status = response.status
+        summary = self.summary
+        summary.status = response.status
+        summary.response = response
+        summary.upstream_seconds = engine.loop.now - self._try_at
         if response.status == 101:
             self._upgraded = True
         headers = [line for line in response.headers if line[0] not in _STRIPPED_OF_RESPONSES]
@@ -541,7 +550,7 @@ class Exchange(RequestUser, ResponseUser):
         if self._cors is not None and found is not None and found.compiled.cors is not None:
             found.compiled.cors.decorate(headers, self._cors)
         headers.append((b"server", SERVER))
-        headers.append((b"x-envoy-upstream-service-time", b"%d" % int((engine.loop.now - self._try_at) * 1000)))
+        headers.append((b"x-envoy-upstream-service-time", b"%d" % int(summary.upstream_seconds * 1000)))
         if response.get(b"date") is None:
             headers.append((b"date", engine.date()))
         self._stream.respond(response, ended)
@@ -551,7 +560,9 @@ class Exchange(RequestUser, ResponseUser):
     def upstream_data(self, data: bytes) -> None:
         if self._done:
             return
-        self.bytes_out += len(data)
+        self.summary.bytes_out += len(data)
+        if self._counters is not None:
+            self._counters[1].feed(data)
         stream = self._stream
         stream.send(data)
         if stream.is_full and not self._upstream_paused and self._upstream is not None:
@@ -563,6 +574,7 @@ class Exchange(RequestUser, ResponseUser):
             return
         if not self._upgraded:
             self._upstream = None
+        self.summary.trailers = trailers
         self._stream.end(trailers)
         self._finish()
 
@@ -574,8 +586,8 @@ class Exchange(RequestUser, ResponseUser):
             self._timer.cancel()
             self._timer = None
         if self._responded:
-            self.flags = "UC" if reason is ResetReason.CONNECTION_TERMINATION else "UR"
-            self.details = f"upstream_reset_after_response_started{{{'_'.join(reason.value.split())}}}"
+            self.summary.flags = "UC" if reason is ResetReason.CONNECTION_TERMINATION else "UR"
+            self.summary.details = f"upstream_reset_after_response_started{{{'_'.join(reason.value.split())}}}"
             self._over(Outcome(reset=reason))
             self._stream.reset()
             self._finish()
@@ -587,6 +599,7 @@ class Exchange(RequestUser, ResponseUser):
         retry = self._retry
         retried = retry is not None and retry.retries > 0
         exhausted = retry is not None and retry.exhausted
+        self.summary.transport_failure = text
         self._reply(replies.upstream_reset(reason, retried=retried, exhausted=exhausted, transport=text))
 
     def upstream_writable(self) -> None:
@@ -600,11 +613,13 @@ class Exchange(RequestUser, ResponseUser):
             self._stream.reset()
             self._finish()
             return
-        self.flags = reply.flag or self.flags
-        self.details = reply.details
+        self.summary.flags = reply.flag or self.summary.flags
+        self.summary.details = reply.details
         if self._request.is_grpc:
             reply = grpc_reply(reply)
-        self.status = reply.status
+            self.summary.grpc_status = reply.grpc_status
+        self.summary.status = reply.status
+        self.summary.bytes_out += len(reply.body)
         self._responded = True
         self._cancel_upstream()
         answer(self._engine, self._stream, reply, self._found if edited else None, self)
@@ -625,6 +640,22 @@ class Exchange(RequestUser, ResponseUser):
         self._cancel_upstream()
         self._over(None)
         self._body = []
+        self._sum_up()
+
+    def _sum_up(self) -> None:
+        """What metrics, logs and spans tell of it."""
+        engine, summary, retry = self._engine, self.summary, self._retry
+        summary.duration = engine.loop.now - self.began
+        if self._cluster is not None:
+            summary.cluster = self._cluster.cluster.key
+        if self._endpoint is not None:
+            summary.endpoint = self._endpoint.endpoint
+            summary.attempts = 1 if retry is None else retry.retries + 1
+        if self._found is not None:
+            summary.route = self._found.route.name
+        if self._counters is not None:
+            summary.request_messages, summary.response_messages = self._counters[0].count, self._counters[1].count
+        engine.recorder.request_done(summary)
 
 
 def answer(engine: Engine, stream: ClientStream, reply: LocalReply, found: Found | None = None, exchange: Exchange | None = None) -> None:

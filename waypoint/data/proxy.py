@@ -6,7 +6,7 @@ import random
 import socket
 from collections import Counter
 
-from waypoint.data.channel import ConfigureWaypoint
+from waypoint.data.channel import ConfigureWaypoint, Counted, DryRunVerdicts
 from waypoint.data.clusters import Clusters
 from waypoint.data.connections import Connections
 from waypoint.data.engine import Engine
@@ -56,6 +56,7 @@ class Proxy:
             namespace=config.namespace, workload_type="deployment", workload_name=config.name, service_name=config.name
         )
         self.clusters.update(config)
+        self.engine.recorder.update(config.peers, "source" if config.servers else "waypoint")
         self.served.update(config)
         self.connections.judge_again()
 
@@ -84,6 +85,14 @@ class Proxy:
         if refused := self.scratch.waiting.take_refused():
             limits["waiting_bytes"] += refused
         return dict(limits)
+
+    def take_counted(self) -> Counted | None:
+        """Requests and connections since the last call; None without any."""
+        recorder = self.engine.recorder
+        increments = tuple(recorder.take())
+        shadow = tuple(DryRunVerdicts(*verdict, count) for verdict, count in recorder.take_shadow().items())
+        dropped, recorder.dropped = recorder.dropped, 0
+        return Counted(increments, shadow, dropped) if increments or shadow or dropped else None
 
     def state(self) -> dict[str, object]:
         """For operators."""

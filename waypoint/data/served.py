@@ -10,10 +10,12 @@ from typing import Final
 from waypoint.http.authorization import Guard
 from waypoint.http.jwt import JwtGate, KeySets
 from waypoint.http.matching import RouteTable
+from waypoint.telemetry.service import ServiceTelemetry
 from ztunnel.mesh.l7.clusters import Cluster, Endpoint
 from ztunnel.mesh.l7.config import PortProtocol, ProxyConfig, ProxyOptions, ServedPort, ServedService, ServedWorkload
 from ztunnel.mesh.l7.routes import Backend, Route, TcpRoute
 from ztunnel.mesh.l7.security import JwtAuthentication, L7Action, L7Policy, L7Rule
+from ztunnel.mesh.l7.telemetry import TelemetrySettings
 
 MAX_POD_PORTS: Final = 4096
 """Ports of pods, addressed by themselves, that are remembered."""
@@ -33,8 +35,10 @@ class PortAtWork:
         "routes",
         "service",
         "tcp_routes",
+        "telemetry",
         "workload",
         "_authentications",
+        "_observed",
         "_policies",
         "protocol",
     )
@@ -51,7 +55,9 @@ class PortAtWork:
         self.guard = _NO_GUARD
         self.gate: JwtGate | None = None
         """None: no RequestAuthentication applies."""
+        self.telemetry = ServiceTelemetry("", "", "", TelemetrySettings())
         self.is_gone = False
+        self._observed = ("", "", "")
         self._policies: tuple[L7Policy, ...] = ()
         self._authentications: tuple[JwtAuthentication, ...] = ()
 
@@ -84,12 +90,23 @@ class PortAtWork:
             # Providers may have changed; they are of no interest to others.
             self._policies = policies
             self.guard = Guard(policies, proxy.providers) if policies else _NO_GUARD
+        self._observe(served, proxy)
         authentications = tuple(proxy.authentications.get(key) or missing_authentication(key) for key in served.jwt)
         if authentications != self._authentications:
             # Tokens that were found good are remembered as long as nothing changes.
             self._authentications = authentications
             gate = JwtGate(authentications, key_sets)
             self.gate = None if gate.is_idle else gate
+
+    def _observe(self, served: ServedService | ServedWorkload, proxy: ProxyConfig) -> None:
+        settings = proxy.telemetry.get(served.telemetry) or proxy.telemetry.get("") or TelemetrySettings()
+        if isinstance(served, ServedService):
+            name = (served.hostname, served.name, served.namespace)
+        else:
+            name = ("", "", "" if served.identity is None else served.identity.namespace)
+        if settings != self.telemetry.settings or name != self._observed:
+            self._observed = name
+            self.telemetry = ServiceTelemetry(*name, settings, self.port)
 
 
 def missing_policy(key: str) -> L7Policy:

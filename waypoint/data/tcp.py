@@ -5,6 +5,7 @@ Source: Envoy's `tcp_proxy` and RBAC network filter as Istio uses them.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -14,6 +15,7 @@ from waypoint.data.pools import reason_of
 from waypoint.data.served import PortAtWork
 from waypoint.http.hashing import hash_of
 from waypoint.http.messages import Client, Request
+from waypoint.telemetry.summary import Flow
 from waypoint.upstream.cluster import PickContext, Shortage
 from waypoint.upstream.endpoints import EndpointAtWork
 from waypoint.upstream.outcome import Outcome
@@ -38,8 +40,8 @@ class TcpExchange:
     """Two transports. Implements `Receiver` for the client's; `_Far` does for the endpoint's."""
 
     __slots__ = (
-        "_bytes_in",
-        "_bytes_out",
+        "_began",
+        "_counted",
         "_client",
         "_done",
         "_early",
@@ -50,7 +52,7 @@ class TcpExchange:
         "_port",
         "_target_of",
         "_told",
-        "details",
+        "flow",
     )
 
     def __init__(self, engine: Engine, near: Transport, client: Client, port: PortAtWork, on_done: Callable[[TcpExchange], None]) -> None:
@@ -64,9 +66,9 @@ class TcpExchange:
         """What counts it."""
         self._told = False
         self._done = False
-        self._bytes_in = 0
-        self._bytes_out = 0
-        self.details = ""
+        self.flow = Flow(port.telemetry, client, time.time())
+        self._began = engine.loop.now
+        self._counted = False
 
     def start(self) -> None:
         """Judges it and dials."""
@@ -74,23 +76,34 @@ class TcpExchange:
             return
         target = self._target()
         if target is None:
-            self._end("no_route")
+            self._end("no_route", "NR")
             return
         cluster, endpoint = target
         if not cluster.work.breakers.admit_connection():
-            self._end("upstream_overflow")
+            self._end("upstream_overflow", "UO")
             return
         self._target_of = (cluster, endpoint)
         endpoint.active += 1
+        flow = self.flow
+        flow.cluster, flow.endpoint = cluster.cluster.key, endpoint.endpoint
+        flow.route = self._port.tcp_routes[0].name
+        self._count()
         far = _Far(self)
         try:
             transport = cluster.open(endpoint, far)
         except MeshError as error:
             self._tell(Outcome(reset=reason_of(error)))
-            self._end(str(error))
+            flow.transport_failure = str(error)
+            self._end(str(error), "UF")
             return
         if not self._done:
             self._far = transport
+
+    def _count(self) -> None:
+        """Once: that it began."""
+        if not self._counted:
+            self._counted = True
+            self._engine.recorder.tcp_opened(self.flow)
 
     def _tell(self, outcome: Outcome) -> None:
         """Once: whether the connection stands."""
@@ -136,7 +149,7 @@ class TcpExchange:
         far = self._far
         if far is None:
             return
-        self._bytes_in += len(data)
+        self.flow.received += len(data)
         far.write(bytes(data))
         if far.is_full:
             self._near.pause()
@@ -160,7 +173,7 @@ class TcpExchange:
 
     def far_received(self, data: memoryview) -> None:
         """Bytes of the endpoint."""
-        self._bytes_out += len(data)
+        self.flow.sent += len(data)
         self._near.write(bytes(data))
         if self._near.is_full and self._far is not None:
             self._far.pause()
@@ -176,18 +189,23 @@ class TcpExchange:
     def far_lost(self, error: MeshError) -> None:
         """The endpoint's connection is gone."""
         self._far = None
+        was_open = self._told
         self._tell(Outcome(reset=reason_of(error)))
-        self._end(f"upstream: {error}")
+        self.flow.transport_failure = str(error)
+        self._end(f"upstream: {error}", "" if was_open else "UF")
 
     def end(self, why: str) -> None:
         """Cuts it."""
         self._end(why)
 
-    def _end(self, why: str, *, near: bool = True) -> None:
+    def _end(self, why: str, flag: str = "", *, near: bool = True) -> None:
         if self._done:
             return
         self._done = True
-        self.details = why
+        flow = self.flow
+        flow.details = why
+        flow.flags = flow.flags or flag
+        flow.duration = self._engine.loop.now - self._began
         far, self._far = self._far, None
         if far is not None:
             far.close()
@@ -197,6 +215,8 @@ class TcpExchange:
             cluster.work.breakers.release_connection()
         if near:
             self._near.close()
+        self._count()
+        self._engine.recorder.tcp_closed(flow)
         self._on_done(self)
 
 

@@ -31,14 +31,14 @@ _TCP: Final = (Metric.TCP_OPENED, Metric.TCP_CLOSED, Metric.TCP_SENT, Metric.TCP
 class Recorder:
     """Of one worker."""
 
-    def __init__(self, reporter: str = "waypoint", max_children: int = MAX_CHILDREN) -> None:
+    def __init__(self, max_children: int = MAX_CHILDREN) -> None:
         """
         Args:
-            reporter: `waypoint`, or `source` for an ingress gateway.
             max_children: sets of labels that are remembered.
         """
         self._max_children = max_children
-        self._reporter = reporter
+        self._reporter = "waypoint"
+        """`source` for an ingress gateway."""
         self._peers: Mapping[str, PeerWorkload] = {}
         self._children: dict[object, Child] = {}
         self._pending: list[Increment] = []
@@ -48,9 +48,10 @@ class Recorder:
         self.shadow: dict[tuple[str, str, str], int] = {}
         """Verdicts of dry-run policies since the last `take_shadow`: (policy, action, result)."""
 
-    def update(self, peers: Mapping[str, PeerWorkload]) -> None:
-        """Workloads by address, from now on."""
+    def update(self, peers: Mapping[str, PeerWorkload], reporter: str = "waypoint") -> None:
+        """Workloads by address, and who reports, from now on."""
         self._set_aside()
+        self._reporter = reporter
         self._peers = peers
 
     # Events
