@@ -59,26 +59,33 @@ class AuthorityProcess:
 
 @contextmanager
 def authority(
-    directory: Path, settings: Mapping[str, object], name: str = "ca.test", prefix: Sequence[str] = ()
+    directory: Path,
+    settings: Mapping[str, object],
+    name: str = "ca.test",
+    prefix: Sequence[str] = (),
+    program: Sequence[str] = (sys.executable, "-m", "ztunnel"),
+    config: str = "",
 ) -> Iterator[AuthorityProcess]:
     """A replica on free ports of the loopback address.
 
     Args:
         directory: its own; settings and log are put there.
         prefix: of its command, e.g. to enter a namespace.
+        program: `ztunnel`.
+        config: that directory as the program sees it, if it sees it elsewhere.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    config = {
+    everything = {
         "listen": {"address": "127.0.0.1", "port": 0, "names": [name]},
         "admin": {"address": "127.0.0.1", "metrics_port": 0, "readiness_port": 0},
         "poll_seconds": 0.2,
         **settings,
     }
-    (directory / "ca.yaml").write_text(yaml.safe_dump(config))
+    (directory / "ca.yaml").write_text(yaml.safe_dump(everything))
     log = directory / "ca.log"
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("ZTUNNEL_", "KUBE"))}
     with log.open("wb") as output:
-        command = [*prefix, sys.executable, "-m", "ztunnel", "ca", "--config", str(directory / "ca.yaml")]
+        command = [*prefix, *program, "ca", "--config", f"{config or directory}/ca.yaml"]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment)
     try:
         yield AuthorityProcess(process, log, name)

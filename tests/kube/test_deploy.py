@@ -1,0 +1,262 @@
+"""The chart and what it renders: taken by a real API server, with the settings that our programs take and the rights that they need."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.kit.authority import authority
+from tests.kit.helm import CHART, NAMESPACE, ROOT, ChartRefused, objects, template
+from tests.kit.kube_api import ApiError, ApiServer, User, tools
+from tests.kit.polling import eventually
+from ztunnel import ca_settings, settings
+from ztunnel.kube.resources import EVENTS, PODS, SECRETS, TOKEN_REVIEWS
+from ztunnel.sources.kubernetes import MESH_KINDS
+
+SECONDS = 60.0
+VARIANTS: dict[str, list[str]] = {
+    "defaults": [],
+    "istiod": [
+        "--set=ca.enabled=false,certificates.address=istiod.istio-system.svc:15012,certificates.rootsConfigMap=istio-ca-root-cert",
+        "--set=admissionPolicy.enabled=false",
+    ],
+    "bare": ["--set=agent.cni.enabled=false,agent.findByProcesses=false,ca.replicas=1"],
+    "full": [
+        "--set=networkPolicy.enabled=true,dashboard.enabled=true,ca.rootSecret=cacerts,image.digest=sha256:" + "a" * 64,
+        '--set-json=ca.publishTo=["*"]',
+        '--set-json=agent.settings={"workers":2,"tunnel":{"same_node":"plaintext"}}',
+        '--set-json=imagePullSecrets=[{"name":"x"}]',
+    ],
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def needs_tools(request: pytest.FixtureRequest) -> None:
+    """Helm comes with the API server; where there is neither, conftest has left these tests out."""
+    if tools()[0] is None:
+        pytest.skip("no helm")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_api_server_takes_it(kube_api: ApiServer, variant: str) -> None:
+    kube_api.namespace(NAMESPACE)
+    manifests = template(*VARIANTS[variant])
+    said = kube_api.kubectl("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-", stdin=manifests)
+    assert said.count("serverside-applied") == len(objects(manifests))
+
+
+def config(manifests: dict[tuple[str, str], dict[str, object]], name: str, key: str) -> dict[str, object]:
+    data: Any = manifests["ConfigMap", name]["data"]
+    found: dict[str, object] = yaml.safe_load(data[key])  # noqa: TID251 - our own
+    return found
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_our_programs_take_the_settings(variant: str) -> None:
+    made = objects(template(*VARIANTS[variant]))
+    agent = settings.parse({**config(made, "ztunnel", "agent.yaml"), "node": "node-1"}, {})
+    assert agent.sources.kubernetes
+    assert agent.cni.enabled is (variant != "bare")
+    assert agent.workers == (2 if variant == "full" else 1)
+    if variant == "istiod":
+        assert agent.ca.address == "istiod.istio-system.svc:15012"
+        return
+    server = ca_settings.parse(config(made, "ztunnel-ca", "ca.yaml"), {})
+    assert agent.ca.address is not None
+    host, _, port = agent.ca.address.rpartition(":")
+    assert host in server.listen.names
+    assert int(port) == server.listen.port
+    assert server.agents == (f"{NAMESPACE}/ztunnel",)
+    assert (server.trust_domain, server.leaf_hours) == (agent.trust_domain, agent.ca.leaf_hours)
+    assert (server.root.given is not None) is (variant == "full")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        "agent.tolerationz=1",
+        "agent.drainSeconds=soon",
+        "trustDomain=UPPER",
+        "ca.enabled=false",
+        "image.digest=abc",
+        "ca.replicas=0",
+        "certificates.address=nowhere",
+        "agent.updateStrategy.rollingUpdate.maxSurge=1",
+    ],
+)
+def test_values_that_cannot_be_are_refused(values: str) -> None:
+    with pytest.raises(ChartRefused, match="schema"):
+        template("--set", values)
+
+
+def test_the_schema_knows_every_value() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values: object = yaml.safe_load((CHART / "values.yaml").read_text())  # noqa: TID251 - our own
+
+    def unknown(value: object, part: dict[str, Any], path: str) -> list[str]:
+        if not isinstance(value, dict) or "properties" not in part:
+            return []
+        missing = [f"{path}{key}" for key in value if key not in part["properties"]]
+        return missing + [
+            each for key in value if key in part["properties"] for each in unknown(value[key], part["properties"][key], f"{path}{key}.")
+        ]
+
+    assert unknown(values, schema, "") == []
+
+
+def pod_of(made: dict[tuple[str, str], dict[str, object]], kind: str, name: str) -> Any:
+    workload: Any = made[kind, name]
+    return workload["spec"]["template"]["spec"]
+
+
+def test_what_the_agents_container_may() -> None:
+    pod = pod_of(objects(template()), "DaemonSet", "ztunnel")
+    security = pod["containers"][0]["securityContext"]
+    assert security["capabilities"] == {
+        "drop": ["ALL"],
+        "add": ["SYS_ADMIN", "NET_ADMIN", "SETUID", "SETGID", "SETPCAP", "KILL", "SYS_PTRACE"],
+    }
+    assert security["readOnlyRootFilesystem"] is True
+    assert security["privileged"] is False
+    assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["terminationGracePeriodSeconds"] == 40
+    assert "hostNetwork" not in pod
+    without = pod_of(objects(template("--set=agent.findByProcesses=false")), "DaemonSet", "ztunnel")
+    assert "SYS_PTRACE" not in without["containers"][0]["securityContext"]["capabilities"]["add"]
+    assert "hostPID" not in without
+
+
+def test_what_the_authoritys_container_may() -> None:
+    pod = pod_of(objects(template()), "Deployment", "ztunnel-ca")
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["containers"][0]["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+Right = tuple[str, str, str, str]
+"""API group, resource, verb, and the object's name or empty."""
+
+
+def rights(role: dict[str, object]) -> set[Right]:
+    rules: Any = role["rules"]
+    return {
+        right for rule in rules for right in product(rule["apiGroups"], rule["resources"], rule["verbs"], rule.get("resourceNames") or [""])
+    }
+
+
+def plural(kind: str) -> str:
+    lower = kind.lower()
+    return lower[:-1] + "ies" if lower.endswith("cy") else lower + ("es" if lower.endswith("s") else "s")
+
+
+def test_the_agents_rights_are_those_that_its_code_asks_for() -> None:
+    asked: set[Right] = {(kind.group, plural(kind.kind), verb, "") for kind in MESH_KINDS for verb in ("list", "watch")}
+    asked |= {(PODS.group, PODS.plural, "patch", ""), (EVENTS.group, EVENTS.plural, "create", "")}
+    assert rights(objects(template())["ClusterRole", "ztunnel"]) == asked
+
+
+def test_the_authoritys_rights_are_those_that_its_code_asks_for() -> None:
+    made = objects(template())
+    review = (TOKEN_REVIEWS.group, TOKEN_REVIEWS.plural, "create", "")
+    assert rights(made["ClusterRole", "ztunnel-ca"]) == {review, ("", "pods", "list", ""), ("", "pods", "watch", "")}
+    own: set[Right] = set()
+    for resource, name in ((SECRETS.plural, "ztunnel-ca"), ("configmaps", "ztunnel-ca-root-cert")):
+        own |= {("", resource, "create", ""), ("", resource, "get", name), ("", resource, "update", name)}
+    assert rights(made["Role", "ztunnel-ca"]) == own
+
+
+def test_kustomize_says_what_the_chart_says(kube_api: ApiServer) -> None:
+    done = subprocess.run([ROOT / "scripts" / "render-deploy", "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    kube_api.kubectl("apply", "--server-side", "-f", str(ROOT / "deploy" / "kustomize" / "base" / "namespace.yaml"))
+    said = kube_api.kubectl("apply", "--server-side", "--dry-run=server", "-k", "deploy/kustomize/base")
+    assert "daemonset.apps/ztunnel serverside-applied" in said
+
+
+def account_token(api: ApiServer, name: str, *, pod: str = "", node: str = "") -> User:
+    bound = None
+    if pod:
+        made: Any = api.pod(NAMESPACE, pod, node=node, address="10.0.9.9", account=name)
+        bound = pod, made["metadata"]["uid"]
+    return User(f"system:serviceaccount:{NAMESPACE}:{name}", token=api.token(NAMESPACE, name, pod=bound))
+
+
+def test_the_authority_runs_with_exactly_what_is_deployed(kube_api: ApiServer, tmp_path: Path) -> None:
+    kube_api.namespace(NAMESPACE)
+    manifests = template()
+    kube_api.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=manifests)
+    user = account_token(kube_api, "ztunnel-ca")
+    (tmp_path / "kubeconfig").write_text(kube_api.kubeconfig(user))
+    deployed = config(objects(manifests), "ztunnel-ca", "ca.yaml")
+    deployed["kubernetes"] = {"kubeconfig": str(tmp_path / "kubeconfig"), "namespace": NAMESPACE}
+    deployed["listen"] = {**dict(deployed["listen"]), "address": "127.0.0.1", "port": 0}  # type: ignore[call-overload]  # JSON
+    with authority(tmp_path / "run", deployed) as process:
+        assert process.port
+
+        def published() -> bool:
+            try:
+                found: Any = kube_api.request("GET", f"/api/v1/namespaces/{NAMESPACE}/configmaps/ztunnel-ca-root-cert")
+            except ApiError as error:
+                raise AssertionError(str(error)) from error
+            return "BEGIN CERTIFICATE" in found["data"]["root-cert.pem"]
+
+        eventually(published, within=SECONDS)
+        assert "is missing" not in process.log()
+
+
+@pytest.fixture
+def installed(kube_api: ApiServer) -> ApiServer:
+    kube_api.namespace(NAMESPACE)
+    kube_api.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=template())
+    return kube_api
+
+
+def test_an_agent_changes_its_own_nodes_pods_annotation_and_nothing_else(installed: ApiServer) -> None:
+    api, namespace = installed, "admission"
+    api.namespace(namespace)
+    api.delete(f"/api/v1/namespaces/{NAMESPACE}/pods/agent-here")
+    agent = account_token(api, "ztunnel", pod="agent-here", node="here")
+    api.pod(namespace, "mine", node="here", address="10.0.0.1", labels={"app": "x"}, annotations={"kept": "yes"})
+    api.pod(namespace, "others", node="there", address="10.0.0.2")
+
+    def patch(pod: str, metadata: object, user: User = agent) -> None:
+        api.request("PATCH", f"/api/v1/namespaces/{namespace}/pods/{pod}", {"metadata": metadata}, user=user)
+
+    enabled = {"annotations": {"ambient.istio.io/redirection": "enabled"}}
+    wrong = [
+        ("others", enabled, "pods of its own node only"),
+        ("mine", {"labels": {"app": "y"}}, "may change nothing of a pod but"),
+        ("mine", {"annotations": {"other": "x"}}, "may change nothing of a pod but"),
+        ("mine", {"annotations": {"kept": None}}, "may change nothing of a pod but"),
+        ("mine", {"annotations": {"kept": "no"}}, "may change nothing of a pod but"),
+        ("mine", {"finalizers": ["example.com/x"]}, "may change nothing of a pod but"),
+    ]
+
+    def in_force() -> bool:
+        # The API server takes a policy into use some moments after it was made.
+        try:
+            patch("others", enabled)
+        except ApiError as error:
+            return "pods of its own node only" in str(error)
+        return False
+
+    eventually(in_force, within=SECONDS, saying="the admission policy is in force")
+    for pod, metadata, reason in wrong:
+        with pytest.raises(ApiError, match=reason):
+            patch(pod, metadata)
+    patch("mine", enabled)
+    patch("mine", {"annotations": {"ambient.istio.io/redirection": None}})
+    unbound = User(agent.name, token=api.token(NAMESPACE, "ztunnel"))
+    with pytest.raises(ApiError, match="pods of its own node only"):
+        patch("mine", enabled, unbound)
+    # Everybody else changes pods as before.
+    patch("others", {"labels": {"app": "z"}}, api.admin)
