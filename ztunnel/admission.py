@@ -48,12 +48,15 @@ class Admission:
         self._written = ""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keeps the list up to date until cancelled; "started" means that it was written once."""
+        """Keeps the list up to date until cancelled, and at that moment; "started" means that it was written once."""
         self._write_list()
         task_status.started()
-        while True:
-            await self._agent.heard.wait()
-            await trio.sleep(_QUIET_SECONDS)
+        try:
+            while True:
+                await self._agent.heard.wait()
+                await trio.sleep(_QUIET_SECONDS)
+                self._write_list()
+        finally:
             self._write_list()
 
     async def gate(self, request: Request) -> Refusal | None:

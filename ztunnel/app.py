@@ -41,7 +41,7 @@ from ztunnel.dataplane import kernel_tls
 from ztunnel.dataplane.channel import Configure
 from ztunnel.flows import FlowReporter
 from ztunnel.kube.client import KubeClient
-from ztunnel.kube.config import load
+from ztunnel.kube.config import ACCOUNT_DIRECTORY, load
 from ztunnel.mesh.derive import MeshOptions
 from ztunnel.mesh.index import Index
 from ztunnel.node.announcements import Announcements
@@ -234,7 +234,10 @@ def _cni(settings: Settings, admission: Admission, metrics: Metrics) -> _Cni | N
     )
     if cni.plugin is None:
         return _Cni(admission, endpoint, None)
-    entry = {"type": TYPE, "socket": str(cni.socket), "known": str(cni.known_file), "waitSeconds": math.ceil(bounds.longest_seconds)}
+    entry: dict[str, object] = {"type": TYPE, "socket": str(cni.socket), "known": str(cni.known_file)}
+    entry["waitSeconds"] = math.ceil(bounds.longest_seconds)
+    with suppress(OSError):  # not in a cluster
+        entry["ownNamespace"] = (ACCOUNT_DIRECTORY / "namespace").read_text().strip()
     return _Cni(admission, endpoint, Installer(Host(cni.plugin, cni.bin_directory, cni.conf_directory), entry))
 
 

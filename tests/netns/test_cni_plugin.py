@@ -220,6 +220,16 @@ def test_a_list_that_cannot_be_trusted_lets_nobody_through(place: Path, fault: s
     assert call("STATUS", configuration(place, **more)).error[0] == 50
 
 
+def test_the_agent_does_not_wait_for_itself(place: Path) -> None:
+    own = configuration(place, ownNamespace="mesh-system", prevResult=json.loads(RESULT))
+    assert call("ADD", own, args=arguments("ztunnel-x", "mesh-system", "meshed")).status == 0
+    for namespace in ("mesh-system2", "mesh-syste", ""):
+        assert call("ADD", {**own, "ownNamespace": namespace}, args=arguments("x", "mesh-system")).error[0] == 11
+    assert call("ADD", {**own, "ownNamespace": ["mesh-system"]}, args=arguments("x", "mesh-system")).error[0] == 11
+    with agent(place, b"refused 11 not yet\n"):
+        assert call("ADD", own, args=arguments("x", "mesh-system")).error[0] == 11, "whoever is there decides"
+
+
 def test_a_node_is_fine_as_long_as_somebody_can_answer(place: Path) -> None:
     with agent(place, b"ok\n") as heard:
         assert call("STATUS", configuration(place)).accepted == b""

@@ -2,7 +2,8 @@
  * whether the pod may start, and hands the chain's result on byte by byte.
  *
  * It runs on the host, whatever the host is: static, no files of its own, a few kilobytes. The agent parses and decides; what is
- * here is what has to hold when there is no agent: pods that the agent wrote down as outside of the mesh start, all others wait.
+ * here is what has to hold when there is no agent: pods that the agent wrote down as outside of the mesh start, and those of the agent's own
+ * namespace, which would wait for themselves; all others wait.
  *
  *   ADD     the agent's answer; without one, the list's. Refused: error 11 (try again later), which kubelet does.
  *   CHECK   likewise.
@@ -60,7 +61,7 @@ typedef struct {
 static char input[MAX_INPUT + 1];
 static size_t input_length;
 static char list[MAX_KNOWN + 1];
-static slice version, socket_path, known_path, wait_seconds, previous;
+static slice version, socket_path, known_path, own_namespace, wait_seconds, previous;
 
 static bool is(slice text, const char *word) { return text.at != NULL && text.length == strlen(word) && memcmp(text.at, word, text.length) == 0; }
 
@@ -248,7 +249,8 @@ static bool keep(slice name, slice value) {
         const char *name;
         slice *place;
     } ours[] = {
-        {"cniVersion", &version}, {"socket", &socket_path}, {"known", &known_path}, {"waitSeconds", &wait_seconds}, {"prevResult", &previous},
+        {"cniVersion", &version},       {"socket", &socket_path},       {"known", &known_path},
+        {"ownNamespace", &own_namespace}, {"waitSeconds", &wait_seconds}, {"prevResult", &previous},
     };
     for (size_t i = 0; i < sizeof ours / sizeof *ours; i++) {
         if (!is(name, ours[i].name)) continue;
@@ -439,9 +441,11 @@ static slice argument(const char *name, bool *twice) {
     return found.length > 0 && memchr(found.at, '\n', found.length) == NULL ? found : (slice){NULL, 0};
 }
 
-/* Returns only if the list says that the pod is outside of the mesh. */
+/* Returns only if the list says that the pod is outside of the mesh, or it may be the agent: that must not wait for itself. */
 static void consult_list(slice namespace, slice uid) {
     size_t length = load_list();
+    slice own = plain_string(own_namespace);
+    if (own.at != NULL && own.length == namespace.length && memcmp(own.at, namespace.at, own.length) == 0) return;
     if (length == 0) fail(TRY_LATER, "ztunnel: the node agent does not answer, and left no list of pods outside of the mesh", plain_string(known_path));
     if (uid.at != NULL && has_line(length, "refuse pod ", uid)) fail(TRY_LATER, "ztunnel: the node agent does not answer, and the pod is in the mesh", uid);
     if ((uid.at != NULL && has_line(length, "allow pod ", uid)) || has_line(length, "allow namespace ", namespace)) return;
