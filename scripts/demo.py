@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from scripts import wire
+from scripts import demo_waypoint, wire
 from scripts.stage import PATIENCE_SECONDS, ROOT, DemoError, Lab, Pod, Terminal
 from ztunnel.lab.paths import lab_state_dir
 
@@ -35,14 +35,16 @@ def main() -> int:
     """Tell the story. Exit code: 0 every proof held, 1 one did not, 2 usage, 130, 141 and 143 interrupted."""
     parser = argparse.ArgumentParser(prog="scripts/demo", description="A cluster, real traffic, and the proof that the wire carries TLS.")
     parser.add_argument("--keep", action="store_true", help="leave the cluster up, to play with")
-    keep = parser.parse_args().keep
+    parser.add_argument("--waypoint", action="store_true", help="another story: a bookstore, and a waypoint in front of it")
+    options = parser.parse_args()
+    keep, tell = options.keep, demo_waypoint.story if options.waypoint else story
     terminal = Terminal()
     lab = Lab(free_name(), terminal)
     began = time.monotonic()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, leave)
     try:
-        story(lab, terminal)
+        tell(lab, terminal)
     except DemoError as error:
         print(f"demo: it ends here: {error}", file=sys.stderr)
         return 1
@@ -118,6 +120,7 @@ def farewell(terminal: Terminal) -> None:
     terminal.chapter("What to try next")
     for what, why in (
         ("./scripts/demo --keep", "the same, and the cluster stays up to play with"),
+        ("./scripts/demo --waypoint", "another story: policies and routes for requests"),
         ("./scripts/test", "all tests"),
         (f"{SAMPLES}/README.md", "what else the samples show"),
         ("README.md", "how it works, and where to read on"),

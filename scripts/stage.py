@@ -18,12 +18,17 @@ ROOT = Path(__file__).parents[1]
 COMMAND_SECONDS = 90.0
 PATIENCE_SECONDS = 10.0
 NO_CURL = """
-import sys, urllib.request as web
-headers = dict(header.split(": ", 1) for header in sys.argv[2:])
+import sys, urllib.request as web, urllib.error
+headers = dict(header.split(": ", 1) for header in sys.argv[3:])
+method = sys.argv[2]
 try:
-    print(web.urlopen(web.Request(sys.argv[1], headers=headers), timeout=9).read().decode())
+    answer = web.urlopen(web.Request(sys.argv[1], headers=headers, method=method or "GET"), timeout=9)
+except urllib.error.HTTPError as error:
+    answer = error
 except OSError as error:
+    print("000" if method else "", end="")
     raise SystemExit(f"request failed: {error}")
+print(answer.read().decode() + (f"\\n{answer.status}" if method else ""))
 """
 """What stands in for curl on a machine that has none."""
 
@@ -127,13 +132,27 @@ class Lab:
         self._terminal.say(*(done.output or f"(nothing was answered; exit code {done.code})").splitlines())
         return done
 
-    def request(self, pod: Pod, url: str, *headers: str) -> list[str]:
-        """The words after `ztunnel` for such a request."""
+    def request(self, pod: Pod, url: str, *headers: str, method: str = "") -> list[str]:
+        """The words after `ztunnel` for such a request.
+
+        Args:
+            method: with one, the answer ends with a line that has the status, 000 where there was none.
+        """
         if self._curl:
-            client = ["curl", "-sS", "-m", "9", *(word for header in headers for word in ("-H", header)), url]
+            how = ["-X", method, "-w", "\n%{http_code}"] if method else []
+            client = ["curl", "-sS", "-m", "9", *how, *(word for header in headers for word in ("-H", header)), url]
         else:
-            client = [sys.executable, "-I", "-S", "-c", NO_CURL, url, *headers]
+            client = [sys.executable, "-I", "-S", "-c", NO_CURL, url, method, *headers]
         return [*self._inside(pod), *client]
+
+    def several(self, pod: Pod, url: str, count: int) -> list[str]:
+        """The words after `ztunnel` for as many requests, one after the other."""
+        words = shlex.join(self.request(pod, url)[len(self._inside(pod)) :])
+        return [*self._inside(pod), "sh", "-c", f"for i in $(seq {count}); do {words}; echo; done"]
+
+    def typed(self, pod: Pod, url: str, method: str) -> None:
+        """Print a request as one would type it."""
+        self._terminal.command(["ztunnel", *self._inside(pod), "curl", "-sS", *(["-X", method] if method != "GET" else []), url])
 
     def _inside(self, pod: Pod) -> list[str]:
         return ["lab", "exec", pod.name, "-n", pod.namespace, "--name", self.name, "--"]

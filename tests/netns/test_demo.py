@@ -63,11 +63,13 @@ def processes(labs: Path) -> list[str]:
     return found
 
 
-def test_every_proof_holds_and_nothing_stays(labs: Path, environment: dict[str, str]) -> None:
-    done = subprocess.run(DEMO, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
+@pytest.mark.parametrize(("options", "proofs"), [((), 12), (("--waypoint",), 17)], ids=["main", "waypoint"])
+def test_every_proof_holds_and_nothing_stays(labs: Path, environment: dict[str, str], options: tuple[str, ...], proofs: int) -> None:
+    command = [*DEMO, *options]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=2 * SECONDS, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "✗" not in done.stdout
-    assert len(re.findall("✓", done.stdout)) >= 12
+    assert len(re.findall("✓", done.stdout)) >= proofs
     assert remaining(labs) == []
     eventually(lambda: not processes(labs), saying="every process of the lab gone")
 
