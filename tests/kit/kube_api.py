@@ -351,6 +351,11 @@ class ApiServer:
 
     # -------------------------------------------------------------------------------------------------------- requests
 
+    def crds(self) -> None:
+        """Install the CRDs of Gateway API and of Istio, as their authors publish them."""
+        self.kubectl("apply", "--server-side", "-f", str((self._programs / "crds").resolve()))
+        self.kubectl("wait", "--for=condition=Established", "--timeout=120s", "crd", "--all")
+
     def kubectl(self, *arguments: str, stdin: str = "", check: bool = True) -> str:
         """What kubectl prints, as the administrator."""
         environment = {"PATH": "/usr/bin:/bin", "HOME": str(self._directory), "KUBECONFIG": str(self.admin_kubeconfig)}

@@ -48,7 +48,7 @@ class Lab:
         self.cluster = Cluster(Rules(validate=parse), (4,), Mint(lambda: f"uid-{next(numbers)}", lambda: "2030-01-01T00:00:00Z"))
         self.site = Site(state, self.cluster, Processes(), {}, (4,), 1, -1)
         self.cluster.listeners.append(lambda _event, _body: self.site.bell.ring())
-        self.controller = GatewayController(self.site, Installation(Path("/s"), "/code").container)
+        self.controller = GatewayController(self.site, Installation(Path("/s"), "/code").pod_spec)
         self.cluster.bootstrap()
         self.controller.bootstrap()
         self.path = socket_path(state)

@@ -33,6 +33,7 @@ COMMANDS = {
     "lab": Lazy("ztunnel.cli.lab", "lab", "A cluster in network namespaces, without Kubernetes."),
     "run": Lazy("ztunnel.cli.run", "run", "Run the node agent."),
     "ca": Lazy("ztunnel.cli.ca", "ca", "Run the certificate authority of a cluster."),
+    "controller": Lazy("ztunnel.cli.controller", "controller", "Run the controller of a cluster: Gateways and statuses."),
     "completion": Lazy("ztunnel.cli.completion", "completion", "Shell completion for bash, zsh and fish."),
     "version": Lazy("ztunnel.cli.completion", "version", "Which version this is."),
 }

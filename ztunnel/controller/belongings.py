@@ -22,8 +22,8 @@ CLASSES: dict[str, str] = {
 _MANAGED_GATEWAY = "istio.io-gateway-controller"
 
 
-Container = Callable[[Tree], Tree]
-"""A Gateway's container: image or command, and what it is told. The rest of the pod is the same everywhere."""
+PodSpec = Callable[[Tree], Tree]
+"""Members of the pod spec of a Gateway's pods: its container, `container_basics` and more, and volumes. The rest is the same everywhere."""
 
 
 def is_ours(gateway: Tree) -> bool:
@@ -37,7 +37,7 @@ def name_of(gateway: Tree) -> str:
     return name if gateway_class == WAYPOINT_CLASS else f"{name}-{gateway_class}"
 
 
-def belongings(gateway: Tree, container: Container) -> list[Tree]:
+def belongings(gateway: Tree, pod_spec: PodSpec) -> list[Tree]:
     """The objects that a gateway needs: ServiceAccount, Service, Deployment. Its number of pods is left to whoever scales it."""
     name, gateway_name = name_of(gateway), text(gateway, "metadata", "name")
     gateway_class = text(gateway, "spec", "gatewayClassName")
@@ -59,7 +59,7 @@ def belongings(gateway: Tree, container: Container) -> list[Tree]:
     scrape = {"prometheus.io/scrape": "true", "prometheus.io/port": str(METRICS), "prometheus.io/path": "/stats/prometheus"}
     template = {
         "metadata": {"labels": pod_labels, "annotations": {**strings(gateway, "spec", "infrastructure", "annotations"), **scrape}},
-        "spec": {"serviceAccountName": name, "containers": [container(gateway)]},
+        "spec": {"serviceAccountName": name, **pod_spec(gateway)},
     }
     return [
         _object(gateway, "v1", "ServiceAccount", name, labels, {}),
@@ -74,17 +74,19 @@ def is_owned_by(body: Tree, uids: Iterable[str]) -> bool | None:
     return any(owner in uids for owner in owners) if owners else None
 
 
-def addresses(gateway: Tree, service: Tree | None, pods: Iterable[Tree], domain: str = "cluster.local") -> list[Tree]:
+def addresses(gateway: Tree, service: Tree | None, is_ready: bool, domain: str = "cluster.local") -> list[Tree]:
     """`status.addresses`: its service's, from the moment that a pod of it was ready; they are not taken back (as in Istio)."""
-    if service is None:
+    if service is None or not (is_ready or branches(gateway, "status", "addresses")):
         return []
-    known = branches(gateway, "status", "addresses")
-    name, namespace = text(gateway, "metadata", "name"), text(gateway, "metadata", "namespace")
-    mine = (pod for pod in pods if _labels(pod).get(GATEWAY_NAME) == name and text(pod, "metadata", "namespace") == namespace)
-    if not known and not any(_is_ready(pod) for pod in mine):
-        return []
+    namespace = text(gateway, "metadata", "namespace")
     found: list[Tree] = [{"type": "IPAddress", "value": address} for address in _cluster_addresses(service)]
     return [*found, {"type": "Hostname", "value": f"{text(service, 'metadata', 'name')}.{namespace}.svc.{domain}"}]
+
+
+def is_pod_of(pod: Tree, gateway: Tree) -> bool:
+    """Whether a pod is one of a gateway's."""
+    name, namespace = text(gateway, "metadata", "name"), text(gateway, "metadata", "namespace")
+    return _labels(pod).get(GATEWAY_NAME) == name and text(pod, "metadata", "namespace") == namespace
 
 
 def _object(gateway: Tree, version: str, kind: str, name: str, labels: dict[str, str], more: Tree) -> Tree:
@@ -144,11 +146,6 @@ def gateway_class(name: str) -> Tree:
 
 def _labels(body: Tree) -> dict[str, str]:
     return strings(body, "metadata", "labels")
-
-
-def _is_ready(pod: Tree) -> bool:
-    conditions = branches(pod, "status", "conditions")
-    return any(text(each, "type") == "Ready" and text(each, "status") == "True" for each in conditions)
 
 
 def _cluster_addresses(service: Tree) -> list[str]:

@@ -189,14 +189,23 @@ class Statuses:
                         ),
                     }
                 )
-            found[place] = {"parents": parents}
+            found[place] = {"parents": [*_others(body), *parents]}
         return found
 
 
 def _parents_before(body: Tree, count: int) -> list[Tree]:
-    """As many as there are parents now; a changed list of parents only moves times of transition."""
-    before = branches(body, "status", "parents")[:count]
+    """Of ours, as many as there are parents now; a changed list of parents only moves times of transition."""
+    before = [each for each in branches(body, "status", "parents") if _is_ours(each)][:count]
     return [*before, *({} for _ in range(count - len(before)))]
+
+
+def _others(body: Tree) -> list[Tree]:
+    """What other controllers say of the same route's other parents."""
+    return [each for each in branches(body, "status", "parents") if not _is_ours(each)]
+
+
+def _is_ours(parent: Tree) -> bool:
+    return text(parent, "controllerName") in belongings.CLASSES.values()
 
 
 def _reference(parent: ParentRef) -> Tree:

@@ -138,6 +138,11 @@ class Reflector(Generic[T]):
     _complete: bool = field(default=False, init=False)
     """The store has been told of a whole set once."""
 
+    @property
+    def resource(self) -> Resource | None:
+        """The kind as the server has it; None while it has none or nobody knows."""
+        return self._resource
+
     async def run(self) -> None:
         """Follow, for ever."""
         backoff = Backoff(self.random, self.pace.backoff_first, self.pace.backoff_most)

@@ -56,7 +56,7 @@ class Controller:
         self.agents = {name: Agent(site, node) for name, node in site.nodes.items()} if has_mesh else {}
         self.ended = trio.Event()
         self.installation = Installation(site.state, python_path(os.environ))
-        self.gateways = GatewayController(site, self.installation.container)
+        self.gateways = GatewayController(site, self.installation.pod_spec)
         self.forwards: tuple[placement.Forward, ...] = ()
         site.cluster.listeners.append(self._persist)
 

@@ -11,7 +11,7 @@ from ztunnel.controller import belongings
 from ztunnel.controller.statuses import Reader, Statuses, differs
 from ztunnel.lab import convergence
 from ztunnel.lab.admission import Offered
-from ztunnel.lab.objects import Key, LabError, display, is_deleting, key_of, uid_of
+from ztunnel.lab.objects import Key, LabError, display, is_deleting, is_ready, key_of, uid_of
 from ztunnel.lab.site import Site
 from ztunnel.mesh.errors import ManifestError
 from ztunnel.mesh.manifests.tree import Tree, branch, put, text
@@ -26,9 +26,9 @@ PAUSE_SECONDS = 0.02
 class GatewayController:
     """Keeps what gateways own, and every status that is not a pod's, a deployment's or a node's."""
 
-    def __init__(self, site: Site, container: belongings.Container) -> None:
+    def __init__(self, site: Site, pod_spec: belongings.PodSpec) -> None:
         self._site = site
-        self._container = container
+        self._pod_spec = pod_spec
         self._reader = Reader()
         self._seen = -1
         self._changes = 0
@@ -73,7 +73,7 @@ class GatewayController:
 
     def _keep(self, gateway: Tree) -> None:
         cluster, key, uid = self._site.cluster, key_of(gateway), uid_of(gateway)
-        wanted = belongings.belongings(gateway, self._container)
+        wanted = belongings.belongings(gateway, self._pod_spec)
         try:
             self._refuse_others(wanted, uid)
             cluster.apply(Offered(CONTROLLER, body) for body in wanted)
@@ -84,7 +84,8 @@ class GatewayController:
                 self._site.happened(uid, "FailedCreate", str(error))
             return
         service = cluster.find(Key("Service", key.namespace, belongings.name_of(gateway)))
-        found = belongings.addresses(gateway, service, cluster.pods())
+        ready = any(is_ready(pod) for pod in cluster.pods() if belongings.is_pod_of(pod, gateway))
+        found = belongings.addresses(gateway, service, ready)
         if found and found != branch(gateway, "status").get("addresses"):
             cluster.update(key, uid, lambda body: put(body, found, "status", "addresses"))
 

@@ -37,8 +37,8 @@ class Installation:
         settings = {"sources": files, "ca": {"directory": str(self.state / "ca")}}
         (self.state / SETTINGS_FILE).write_text(json.dumps(settings, indent=2))
 
-    def container(self, gateway: Tree) -> Tree:
-        """Of one Gateway's pods (`controller.belongings.Container`)."""
+    def pod_spec(self, gateway: Tree) -> Tree:
+        """Of one Gateway's pods (`controller.belongings.PodSpec`)."""
         given = {
             "PYTHONPATH": self.python_path,
             "WAYPOINT_NAME": text(gateway, "metadata", "name"),
@@ -52,4 +52,4 @@ class Installation:
         ]
         environment += [{"name": name, "value": value} for name, value in given.items()]
         command = [sys.executable, "-m", "waypoint", "run", "--config", str(self.state / SETTINGS_FILE)]
-        return {**container_basics(gateway), "command": command, "env": environment}
+        return {"containers": [{**container_basics(gateway), "command": command, "env": environment}]}

@@ -208,6 +208,20 @@ class AuthorityMetrics(Registry):
         self.pods = self.gauge("ztunnel_ca_pods", "Pods whose place is known; -1 while they are not")
 
 
+class ControllerMetrics(Registry):
+    """All metrics of a controller.
+
+    Args:
+        version: the `tag` of istio_build.
+    """
+
+    def __init__(self, version: str = UNKNOWN) -> None:
+        super().__init__("ztunnel-controller", version, 1000)
+        self.leader = self.gauge("ztunnel_controller_leader", "Whether this replica is the one that works")
+        self.writes = self.counter("ztunnel_controller_writes", "Objects and statuses written, and those refused", "result")
+        self.looks = self.counter("ztunnel_controller_looks", "How often everything was looked at")
+
+
 def _label(value: str) -> str:
     """Bounded, and encodable: peers' and manifests' text may hold lone surrogates."""
     return value[:LONGEST_LABEL].encode("utf-8", "replace").decode("utf-8")

@@ -38,7 +38,7 @@ class Lab:
         self.cluster = Cluster(Rules(validate=parse), (4,), mint)
         self.site = Site(state, self.cluster, Processes(), {}, (4,), 1, -1)
         self.cluster.bootstrap()
-        self.controller = GatewayController(self.site, Installation(Path("/s"), "/code").container)
+        self.controller = GatewayController(self.site, Installation(Path("/s"), "/code").pod_spec)
         self.controller.bootstrap()
 
     def apply(self, *bodies: Tree) -> None:
