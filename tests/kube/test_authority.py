@@ -95,11 +95,13 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(kube_api: ApiServer, tmp_path: Path, request: pytest.FixtureRequest) -> Cluster:
+def cluster(kube_api: ApiServer, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Cluster]:
     namespace = "ca-" + base64.b32encode(request.node.name.encode()).decode().lower().rstrip("=")[-40:]
     user = kube_api.account(namespace, "ztunnel-ca")
     kube_api.allow(user, RIGHTS)
-    return Cluster(kube_api, namespace, tmp_path, user)
+    yield Cluster(kube_api, namespace, tmp_path, user)
+    # Tests of whole meshes share the API server.
+    kube_api.kubectl("delete", "pods", "--all", "--namespace", namespace, "--force", "--grace-period=0")
 
 
 def test_agents_get_what_runs_on_their_node_and_nobody_else_does(cluster: Cluster) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from itertools import product
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,6 @@ from tests.kit.helm import CHART, NAMESPACE, ROOT, ChartRefused, objects, templa
 from tests.kit.kube_api import ApiError, ApiServer, User, tools
 from tests.kit.polling import eventually
 from ztunnel import ca_settings, settings
-from ztunnel.kube.resources import EVENTS, PODS, SECRETS, TOKEN_REVIEWS
-from ztunnel.sources.kubernetes import MESH_KINDS
 
 SECONDS = 60.0
 VARIANTS: dict[str, list[str]] = {
@@ -41,6 +39,16 @@ def needs_tools(request: pytest.FixtureRequest) -> None:
     """Helm comes with the API server; where there is neither, conftest has left these tests out."""
     if tools()[0] is None:
         pytest.skip("no helm")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def leave_no_trace(needs_tools: None, kube_api: ApiServer) -> Iterator[None]:
+    """Pods and the admission policy would disturb tests of whole meshes, which share the API server."""
+    yield
+    for kind in ("validatingadmissionpolicybindings", "validatingadmissionpolicies"):
+        kube_api.delete(f"/apis/admissionregistration.k8s.io/v1/{kind}/ztunnel-agent")
+    for namespace in (NAMESPACE, "admission"):
+        kube_api.kubectl("delete", "pods", "--all", "--namespace", namespace, "--force", "--grace-period=0")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -140,38 +148,6 @@ def test_what_the_authoritys_container_may() -> None:
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
-
-
-Right = tuple[str, str, str, str]
-"""API group, resource, verb, and the object's name or empty."""
-
-
-def rights(role: dict[str, object]) -> set[Right]:
-    rules: Any = role["rules"]
-    return {
-        right for rule in rules for right in product(rule["apiGroups"], rule["resources"], rule["verbs"], rule.get("resourceNames") or [""])
-    }
-
-
-def plural(kind: str) -> str:
-    lower = kind.lower()
-    return lower[:-1] + "ies" if lower.endswith("cy") else lower + ("es" if lower.endswith("s") else "s")
-
-
-def test_the_agents_rights_are_those_that_its_code_asks_for() -> None:
-    asked: set[Right] = {(kind.group, plural(kind.kind), verb, "") for kind in MESH_KINDS for verb in ("list", "watch")}
-    asked |= {(PODS.group, PODS.plural, "patch", ""), (EVENTS.group, EVENTS.plural, "create", "")}
-    assert rights(objects(template())["ClusterRole", "ztunnel"]) == asked
-
-
-def test_the_authoritys_rights_are_those_that_its_code_asks_for() -> None:
-    made = objects(template())
-    review = (TOKEN_REVIEWS.group, TOKEN_REVIEWS.plural, "create", "")
-    assert rights(made["ClusterRole", "ztunnel-ca"]) == {review, ("", "pods", "list", ""), ("", "pods", "watch", "")}
-    own: set[Right] = set()
-    for resource, name in ((SECRETS.plural, "ztunnel-ca"), ("configmaps", "ztunnel-ca-root-cert")):
-        own |= {("", resource, "create", ""), ("", resource, "get", name), ("", resource, "update", name)}
-    assert rights(made["Role", "ztunnel-ca"]) == own
 
 
 def test_kustomize_says_what_the_chart_says(kube_api: ApiServer) -> None:

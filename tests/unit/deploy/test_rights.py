@@ -1,0 +1,51 @@
+"""The rights that deploy/ grants are those that the code asks for: no more, and none forgotten when a kind is read anew.
+
+What fails here is mended in deploy/helm/ztunnel/templates/*-rights.yaml; then scripts/render-deploy.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ztunnel.kube.resources import CONFIG_MAPS, EVENTS, PODS, SECRETS, TOKEN_REVIEWS
+from ztunnel.sources.kubernetes import MESH_KINDS
+
+BASE = Path(__file__).parents[3] / "deploy" / "kustomize" / "base"
+Right = tuple[str, str, str, str]
+"""API group, resource, verb, and the object's name or empty."""
+
+
+def rights(file: str, kind: str) -> set[Right]:
+    documents: list[Any] = list(yaml.safe_load_all((BASE / file).read_text()))
+    (role,) = [each for each in documents if each["kind"] == kind]
+    return {
+        right
+        for rule in role["rules"]
+        for right in product(rule["apiGroups"], rule["resources"], rule["verbs"], rule.get("resourceNames") or [""])
+    }
+
+
+def plural(kind: str) -> str:
+    lower = kind.lower()
+    if lower.endswith(("cy", "ry")):
+        return lower[:-1] + "ies"
+    return lower + ("es" if lower.endswith("s") else "s")
+
+
+def test_the_agents_rights() -> None:
+    asked: set[Right] = {(kind.group, plural(kind.kind), verb, "") for kind in MESH_KINDS for verb in ("list", "watch")}
+    asked |= {(PODS.group, PODS.plural, "patch", ""), (EVENTS.group, EVENTS.plural, "create", "")}
+    assert rights("agent-rights.yaml", "ClusterRole") == asked
+
+
+def test_the_authoritys_rights() -> None:
+    review = (TOKEN_REVIEWS.group, TOKEN_REVIEWS.plural, "create", "")
+    assert rights("ca-rights.yaml", "ClusterRole") == {review, ("", PODS.plural, "list", ""), ("", PODS.plural, "watch", "")}
+    own: set[Right] = set()
+    for resource, name in ((SECRETS.plural, "ztunnel-ca"), (CONFIG_MAPS.plural, "ztunnel-ca-root-cert")):
+        own |= {("", resource, "create", ""), ("", resource, "get", name), ("", resource, "update", name)}
+    assert rights("ca-rights.yaml", "Role") == own
