@@ -159,4 +159,20 @@ L7_SAMPLES: list[dict[str, object]] = [
         "metadata": {"name": "a"},
         "spec": {"address": "1.1.1.1", "labels": {"a": "b"}, "serviceAccount": "a", "ports": {"a": 1}, "network": "a"},
     },
+    {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "Gateway",
+        "metadata": {"name": "a"},
+        "spec": {
+            "selector": {"a": "b"},
+            "servers": [
+                {
+                    "name": "a",
+                    "port": {"number": 443, "name": "https", "protocol": "HTTPS"},
+                    "hosts": ["a/b", "*.c"],
+                    "tls": {"mode": "SIMPLE", "credentialName": "a", "minProtocolVersion": "TLSV1_2", "httpsRedirect": False},
+                }
+            ],
+        },
+    },
 ]

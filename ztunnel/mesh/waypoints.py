@@ -9,7 +9,7 @@ Source: Istio `pilot/pkg/serviceregistry/ambient/waypoints.go`; waypoint labels 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from types import MappingProxyType
 
@@ -204,9 +204,11 @@ class Waypoints:
         if choice is None or not choice.key:
             return None
         binding = self._judge(choice, metadata.namespace, Traffic.SERVICE, private=private, reachable=reachable)
-        if binding is None or binding.waypoint is None:
-            return binding
+        if binding is None:
+            return None
         ingress = _is_true(metadata, namespace, INGRESS_USE_WAYPOINT)
+        if binding.waypoint is None:
+            return replace(binding, ingress=ingress)
         text = f"{binding.message}. Ingress traffic " + (
             "will traverse the waypoint"
             if ingress

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ztunnel.mesh.derive import MeshOptions, MeshState
@@ -18,12 +18,11 @@ from ztunnel.mesh.l7.destinations import Destination, DestinationPort, Registry
 from ztunnel.mesh.l7.gateway_routes import GatewayRoutes
 from ztunnel.mesh.l7.grants import References
 from ztunnel.mesh.l7.observing import Observing, extension_providers
+from ztunnel.mesh.l7.peers import peers_of
 from ztunnel.mesh.l7.rate_limit import rate_limits
 from ztunnel.mesh.l7.routes import Backend, Route, TcpRoute
-from ztunnel.mesh.l7.telemetry import PeerWorkload
 from ztunnel.mesh.l7.upstreams import Upstreams
 from ztunnel.mesh.l7.virtual_services import At, VirtualServices
-from ztunnel.mesh.manifests.core import Pod
 from ztunnel.mesh.manifests.mesh_config import MeshConfig
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import KubeObject
@@ -82,7 +81,7 @@ def derive_proxy(
         policies=security.policies,
         authentications=security.authentications,
         telemetry=observing.settings,
-        peers=_peers(state.workloads.values(), objects),
+        peers=peers_of(state.workloads.values(), objects),
         options=ProxyOptions(path_normalization=mesh_config.path_normalization),
         locality=registry.locality_of_node(node),
         node=node,
@@ -154,30 +153,3 @@ def _served_workload(workload: Workload, security: Security) -> ServedWorkload:
     held = security.of(None)
     identity = workload.identity if hbone else None
     return ServedWorkload(workload.uid, workload.addresses, identity, hbone, policies=held.policies, jwt=held.authentications)
-
-
-def _peers(workloads: Iterable[Workload], objects: Mapping[ObjectKey, KubeObject]) -> dict[str, PeerWorkload]:
-    labels = {each.metadata.uid: each.metadata.labels for each in objects.values() if isinstance(each, Pod)}
-    found: dict[str, PeerWorkload] = {}
-    for each in sorted(workloads, key=lambda workload: workload.uid):
-        peer = _peer(each, labels.get(each.uid, {}))
-        for address in () if each.host_network else each.addresses:
-            found.setdefault(address, peer)
-    return found
-
-
-def _peer(workload: Workload, labels: Mapping[str, str]) -> PeerWorkload:
-    return PeerWorkload(
-        uid=workload.uid,
-        name=workload.name,
-        namespace=workload.namespace,
-        workload=workload.workload_name or workload.name,
-        workload_type=workload.workload_type,
-        app=labels.get("app") or "unknown",
-        version=labels.get("version") or "unknown",
-        canonical_service=workload.canonical_name or "unknown",
-        canonical_revision=workload.canonical_revision or "latest",
-        cluster=workload.cluster,
-        identity=workload.identity,
-        node=workload.node,
-    )

@@ -36,20 +36,27 @@ class GatewayRoutes:
         consumers = sorted({each.clients for each in attached if each.clients})
         routes: list[Route] = []
         for clients in consumers:
-            routes += self._merged([each for each in attached if each.clients == clients])
+            routes += self.merged([each for each in attached if each.clients == clients])
             # A consumer's routes take the producer's place: what none of them matches is not found.
             routes.append(Route("consumer-without-match", matches=(RequestMatch(client_namespaces=clients),), direct=DirectResponse(404)))
-        return (*routes, *self._merged([each for each in attached if not each.clients]))
+        return (*routes, *self.merged([each for each in attached if not each.clients]))
 
     def tcp(self, attached: Sequence[Attached]) -> tuple[TcpRoute, ...]:
         """The oldest route's first rule, for connections have nothing else to be told apart by."""
-        for each in attached:
-            for index, rule in enumerate(each.route.rules[:1]):
-                backends = tuple(self._backend(ref, each.route, tcp=True) for ref in rule.backends)
-                return (TcpRoute(_name(each.route, index, rule), _origin(each.route), backends),)
-        return ()
+        return tuple(self.connections(each.route) for each in attached if each.route.rules)[:1]
 
-    def _merged(self, attached: Iterable[Attached]) -> list[Route]:
+    def connections(self, route: RouteObject, sni: tuple[str, ...] = ()) -> TcpRoute:
+        """The first rule of a TCPRoute or TLSRoute that has rules."""
+        rule = route.rules[0]
+        backends = tuple(self._backend(ref, route, tcp=True) for ref in rule.backends)
+        return TcpRoute(_name(route, 0, rule), _origin(route), backends, sni)
+
+    def merged(self, attached: Iterable[Attached]) -> list[Route]:
+        """The routes of some objects in the order of precedence.
+
+        Args:
+            attached: the oldest first.
+        """
         ranked = []
         for age, each in enumerate(attached):
             for index, rule in enumerate(each.route.rules):

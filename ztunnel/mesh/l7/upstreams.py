@@ -21,6 +21,7 @@ from ztunnel.mesh.l7.config import PortProtocol
 from ztunnel.mesh.l7.credentials import Credentials
 from ztunnel.mesh.l7.destination_rules import DestinationRules
 from ztunnel.mesh.l7.destinations import Destination, Registry
+from ztunnel.mesh.l7.front import IngressWaypoints
 from ztunnel.mesh.l7.protocols import upstream_http
 from ztunnel.mesh.manifests.destination_rule import ClientTls, Pool, TrafficPolicy
 
@@ -29,14 +30,22 @@ class Upstreams:
     """The clusters of one proxy, made as routes ask for them."""
 
     def __init__(
-        self, registry: Registry, rules: DestinationRules, backend_tls: BackendTls, credentials: Credentials, owned: frozenset[str]
+        self,
+        registry: Registry,
+        rules: DestinationRules,
+        backend_tls: BackendTls,
+        credentials: Credentials,
+        owned: frozenset[str],
+        front: IngressWaypoints | None = None,
     ) -> None:
         """
         Args:
             credentials: of the proxy's namespace.
             owned: `Service.key`s of what the proxy serves; anything else is reached as any client would.
+            front: a gateway's: the waypoints that it goes through.
         """
         self.clusters: dict[str, Cluster] = {}
+        self._front = front
         self._owned = owned
         self._registry = registry
         self._rules = rules
@@ -65,6 +74,20 @@ class Upstreams:
     def _cluster(self, key: str, destination: Destination, port: int, subset: str) -> Cluster:
         declared = destination.port(port)
         assert declared is not None, "asked for a port that is not there"
+        front = self._front.endpoints(destination, port) if self._front else None
+        if front is not None:
+            # Everything that is said of the destination is the waypoint's to do.
+            return Cluster(
+                key=key,
+                hostname=destination.hostname,
+                namespace=destination.namespace,
+                service=destination.key.name,
+                port=port,
+                subset=subset,
+                endpoints=() if isinstance(front, str) else front,
+                http=upstream_http(declared.protocol),
+                refused=front if isinstance(front, str) else "",
+            )
         policy = self._rules.policy(destination, port, subset)
         balancing = policy.balancing or LoadBalancing()
         locality = replace(balancing.locality, forced=destination.traffic_distribution)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from ztunnel.mesh.addresses import block_bounds, number
 from ztunnel.mesh.l7.delegates import expanded
 from ztunnel.mesh.l7.destinations import Destination, Registry
+from ztunnel.mesh.l7.rate_limit import rate_limits
 from ztunnel.mesh.l7.routes import Backend, Mirror, PathKind, PathMatch, RequestMatch, Retry, Rewrite, Route, TcpRoute
 from ztunnel.mesh.l7.upstreams import Upstreams
 from ztunnel.mesh.manifests.metadata import ObjectKey
@@ -27,10 +28,10 @@ _EVERYTHING = PathMatch(PathKind.PREFIX, "/")
 
 @dataclass(frozen=True, slots=True)
 class At:
-    """Where routes are asked for: a port, by the name that match conditions know the gateway by (`mesh` for a waypoint)."""
+    """Where routes are asked for: a port, and the names that match conditions know the gateway by (`mesh` for a waypoint)."""
 
     port: int
-    gateway: str = MESH
+    gateways: tuple[str, ...] = (MESH,)
     vips: tuple[str, ...] = ()
     """TCP: the addresses that clients dial, for `destinationSubnets`."""
     hostname: str = ""
@@ -90,6 +91,10 @@ class VirtualServices:
         backends = tuple(self._backend(each, item, at, tcp=True) for each in rule.targets)
         return TcpRoute(f"{item.metadata.namespace}/{item.metadata.name}/{kind}-{index}", _origin(item), backends)
 
+    def is_at(self, where: Where, at: At) -> bool:
+        """Whether a match can hold at a place."""
+        return _is_at(where, at)
+
     def resolve(self, target: Target, item: VirtualServiceObject, port: int) -> tuple[Destination, int] | None:
         """The destination and port that a target means; None when there is none, or no such subset."""
         found = self._registry.named(expand(target.host, item.metadata.namespace, self._domain), item.metadata.namespace)
@@ -132,6 +137,7 @@ class VirtualServices:
             fault=rule.fault,
             timeout=rule.timeout or 0.0,
             retry=_retry(rule),
+            rate_limits=rate_limits(item.metadata.annotations, _origin(item)),
         )
 
     def _backend(self, share: WeightedTarget, item: VirtualServiceObject, at: At, *, tcp: bool = False) -> Backend:
@@ -151,7 +157,11 @@ def _retry(rule: HttpRule) -> Retry | None:
 
 def _is_at(where: Where, at: At) -> bool:
     """Whether a match can hold at a place. Labels of clients are not known to waypoints: such matches are left out, as in Istio."""
-    return not where.source_labels and (not where.port or where.port == at.port) and (not where.gateways or at.gateway in where.gateways)
+    return (
+        not where.source_labels
+        and (not where.port or where.port == at.port)
+        and (not where.gateways or not set(at.gateways).isdisjoint(where.gateways))
+    )
 
 
 def _narrowed(request: RequestMatch, where: Where) -> RequestMatch:

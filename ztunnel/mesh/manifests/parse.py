@@ -33,6 +33,7 @@ from ztunnel.mesh.manifests.core import (
 from ztunnel.mesh.manifests.destination_rule import DestinationRuleObject, read_destination_rule
 from ztunnel.mesh.manifests.fields import MAX_VALUES, Field
 from ztunnel.mesh.manifests.gateway import GATEWAY_GROUP, GatewayClassObject, GatewayObject, read_gateway, read_gateway_class
+from ztunnel.mesh.manifests.istio_gateway import IstioGatewayObject, read_istio_gateway
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.references import NETWORKING_GROUP, ReferenceGrantObject, read_reference_grant
 from ztunnel.mesh.manifests.request_authentication import RequestAuthenticationObject, read_request_authentication
@@ -83,6 +84,7 @@ ReadObject = (
     | ReferenceGrantObject
     | DestinationRuleObject
     | VirtualServiceObject
+    | IstioGatewayObject
     | ServiceEntryObject
     | WorkloadEntryObject
     | BackendTlsPolicyObject
@@ -118,6 +120,7 @@ _KINDS: tuple[tuple[str, str, type[ReadObject], _Reader], ...] = (
     (TELEMETRY_GROUP, "Telemetry", TelemetryObject, read_telemetry),
     (NETWORKING_GROUP, "ServiceEntry", ServiceEntryObject, read_service_entry),
     (NETWORKING_GROUP, "WorkloadEntry", WorkloadEntryObject, read_workload_entry),
+    (NETWORKING_GROUP, "Gateway", IstioGatewayObject, read_istio_gateway),
     (NETWORKING_GROUP, "VirtualService", VirtualServiceObject, read_virtual_service),
     (NETWORKING_GROUP, "DestinationRule", DestinationRuleObject, read_destination_rule),
     (GATEWAY_GROUP, "Gateway", GatewayObject, read_gateway),

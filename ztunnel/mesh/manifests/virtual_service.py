@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass, replace
 
 from ztunnel.mesh.addresses import parse_block
+from ztunnel.mesh.l7.rate_limit import check_rate_limits
 from ztunnel.mesh.l7.routes import (
     DEFAULT_RETRY,
     NO_EDITS,
@@ -165,6 +166,7 @@ class VirtualServiceObject:
 def read_virtual_service(document: Field) -> VirtualServiceObject:
     """A VirtualService."""
     document.only(SPEC)
+    check_rate_limits(document)
     spec = document.get("spec")
     spec.only(("hosts", "gateways", "http", "tls", "tcp", "exportTo"))
     notes: list[str] = []

@@ -131,5 +131,6 @@ def test_a_gateway_class_has_no_namespace() -> None:
 
 
 def test_istios_own_gateway_is_not_taken_for_it() -> None:
-    body = {"apiVersion": "networking.istio.io/v1", "kind": "Gateway", "metadata": metadata("g", "default"), "spec": {}}
+    body: Json = {"apiVersion": "networking.istio.io/v1", "kind": "Gateway", "metadata": metadata("g", "default")}
+    body["spec"] = {"servers": [{"port": {"number": 80, "protocol": "HTTP"}, "hosts": ["*"]}]}
     assert key(parse(body, "test")) == key_of(body) == ObjectKey("Gateway.networking.istio.io", "default", "g")
