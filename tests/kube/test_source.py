@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 import trio
 
+from tests.kit import kube_crds
 from tests.kit.kube_api import ApiServer, User
 from tests.kit.polling import eventually_async
 from tests.kit.reflected import QUICK, access
@@ -22,13 +23,6 @@ RULES = [
     {"apiGroups": ["security.istio.io"], "resources": ["authorizationpolicies", "peerauthentications"], "verbs": ["list", "watch"]},
     {"apiGroups": ["gateway.networking.k8s.io"], "resources": ["gateways", "gatewayclasses"], "verbs": ["list", "watch"]},
 ]
-CRDS = (
-    ("security.istio.io", "AuthorizationPolicy", "authorizationpolicies", "Namespaced"),
-    ("security.istio.io", "PeerAuthentication", "peerauthentications", "Namespaced"),
-    ("gateway.networking.k8s.io", "Gateway", "gateways", "Namespaced"),
-    ("gateway.networking.k8s.io", "GatewayClass", "gatewayclasses", "Cluster"),
-)
-
 POLICIES = "/apis/security.istio.io/v1/namespaces/{}/authorizationpolicies"
 
 
@@ -54,21 +48,8 @@ class Told:
 
 @pytest.fixture(scope="module")
 def api(kube_api: ApiServer) -> ApiServer:
-    """With the mesh's kinds, whose schemas take anything, as old ones did: what is refused is refused by us."""
-    schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
-    for group, kind, plural, scope in CRDS:
-        names = {"plural": plural, "kind": kind, "singular": kind.lower(), "listKind": f"{kind}List"}
-        version = {"name": "v1", "served": True, "storage": True, "schema": schema}
-        annotations = {"api-approved.kubernetes.io": "https://github.com/kubernetes-sigs/gateway-api/pull/2466"}
-        kube_api.apply(
-            {
-                "apiVersion": "apiextensions.k8s.io/v1",
-                "kind": "CustomResourceDefinition",
-                "metadata": {"name": f"{plural}.{group}", "annotations": annotations},
-                "spec": {"group": group, "scope": scope, "names": names, "versions": [version]},
-            }
-        )
-    kube_api.kubectl("wait", "--for=condition=Established", "--timeout=60s", *(f"crd/{plural}.{group}" for group, _, plural, _ in CRDS))
+    """With the mesh's kinds."""
+    kube_crds.define(kube_api)
     return kube_api
 
 
