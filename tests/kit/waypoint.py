@@ -78,6 +78,9 @@ class Bytes:
     def lost(self, error: MeshError) -> None:
         self.error = error
 
+    def closed(self) -> None:
+        pass
+
     @property
     def is_over(self) -> bool:
         return self.has_ended or self.error is not None

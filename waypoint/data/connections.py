@@ -9,6 +9,7 @@ from waypoint.data.engine import Engine
 from waypoint.data.exchange import Exchange, answer
 from waypoint.data.http1_requests import HttpLimits
 from waypoint.data.http1_server import Http1Server
+from waypoint.data.http2_server import Http2Server
 from waypoint.data.served import PortAtWork
 from waypoint.data.sniff import LONGEST_LINE, Seen, http_version, protocol
 from waypoint.data.tcp import Reusable, TcpExchange
@@ -70,6 +71,7 @@ class Connections:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.http: set[Http1Server] = set()
+        self.http2: set[Http2Server] = set()
         self.tcp: set[TcpExchange] = set()
 
     def accept(self, transport: Reusable, client: Client, port: PortAtWork) -> Opening:
@@ -84,13 +86,16 @@ class Connections:
     def drain(self) -> None:
         """Idle connections end now, busy ones behind their answers."""
         self.engine.is_draining = True
-        for connection in list(self.http):
+        for connection in self._all():
             connection.leave()
+
+    def _all(self) -> list[Http1Server | Http2Server]:
+        return [*self.http, *self.http2]
 
     def sweep(self) -> None:
         """Ends connections that have been idle, or in the middle of a head, for too long."""
         now = self.engine.loop.now
-        for connection in list(self.http):
+        for connection in self._all():
             if not connection.is_busy and now - connection.busy_since >= (HEAD_SECONDS if connection.is_halfway else IDLE_SECONDS):
                 connection.leave()
 
@@ -154,6 +159,9 @@ class Opening:
     def lost(self, error: MeshError) -> None:
         self._cancel()
 
+    def closed(self) -> None:
+        self._cancel()
+
     def _silent(self) -> None:
         self._timer = None
         self._serve_tcp()
@@ -173,7 +181,12 @@ class Opening:
 
     def _serve_http2(self, data: memoryview) -> None:
         self._cancel()
-        self._transport.close()
+        connections = self._connections
+        service = PortService(connections.engine, self._port)
+        server = Http2Server(connections.engine.loop, service, self._client, connections.limits(), connections.http2)
+        self._transport.use(server)
+        server.join(self._transport)
+        server.received(data)
 
     def _serve_tcp(self, data: memoryview | None = None, *, ended: bool = False) -> None:
         self._cancel()

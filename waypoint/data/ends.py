@@ -1,14 +1,17 @@
 """The two ends of an exchange, as it sees them, whichever HTTP version they speak; and what each of them tells it.
 
-Base classes and not Protocols: compiled, their methods are called many times for every request.
+Traits and not Protocols: compiled, their methods are called many times for every request.
 """
 
 from __future__ import annotations
+
+from mypy_extensions import trait
 
 from waypoint.http.messages import Client, Headers, Request, Response
 from waypoint.upstream.outcome import ResetReason
 
 
+@trait
 class RequestUser:
     """Who serves a request: told by the client's side what comes of it."""
 
@@ -31,6 +34,7 @@ class RequestUser:
         raise NotImplementedError
 
 
+@trait
 class ClientStream:
     """One request at the client's side: how it is answered."""
 
@@ -70,6 +74,7 @@ class ClientStream:
         raise NotImplementedError
 
 
+@trait
 class ResponseUser:
     """Who sent a request upstream: told what comes of it."""
 
@@ -104,6 +109,7 @@ class ResponseUser:
         raise NotImplementedError
 
 
+@trait
 class ServerStream:
     """One request at the endpoint's side."""
 
@@ -135,6 +141,7 @@ class ServerStream:
         raise NotImplementedError
 
 
+@trait
 class Service:
     """Where requests of a client's connection go."""
 

@@ -6,6 +6,8 @@ Names are known in the spelling that peers use, so that most lines cost one look
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from typing import Final
 
 from waypoint.http.messages import Headers, Request, Response
@@ -145,6 +147,11 @@ def response_head(response: Response, *, bodiless: bool, ended: bool, chunks: bo
             lines.append(b"transfer-encoding: chunked\r\n")
     lines.append(b"connection: close\r\n\r\n" if close else b"\r\n")
     return b"".join(lines), chunked
+
+
+def websocket_accept(key: bytes) -> bytes:
+    """The proof that a server has read a websocket's handshake (RFC 6455 §4.2.2)."""
+    return base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11", usedforsecurity=False).digest())
 
 
 def chunk(data: bytes) -> bytes:

@@ -384,6 +384,10 @@ class Http1Client(ServerStream):
             reason = ResetReason.CONNECTION_TIMEOUT if isinstance(error, UpstreamTimeout) else ResetReason.CONNECTION_FAILURE
         self._fail(reason, str(error))
 
+    def closed(self) -> None:
+        if not self._dead and self._user is not None and not self._events:
+            self._fail(ResetReason.CONNECTION_TERMINATION, "")
+
     def on_bug(self) -> None:
         self._fail(ResetReason.LOCAL_RESET, "internal error")
 

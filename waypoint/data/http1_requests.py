@@ -36,6 +36,17 @@ _hosts: set[bytes] = set()
 """Authorities that were found well-formed."""
 
 
+def is_authority(host: bytes) -> bool:
+    """Whether it may stand in a Host header."""
+    if host in _hosts:
+        return True
+    if not _HOST_BYTES.issuperset(host):
+        return False
+    if len(_hosts) < _MAX_HOSTS:
+        _hosts.add(host)
+    return True
+
+
 class HttpLimits:
     """What a client may ask for."""
 
@@ -259,11 +270,8 @@ class RequestReader:
             if self._limits.allow_http10 and host is None:
                 return path, b""
             raise BadMessage(400, "missing_host_header")
-        if host not in _hosts:
-            if not _HOST_BYTES.issuperset(host):
-                raise BadMessage(400, "http1.codec_error")
-            if len(_hosts) < _MAX_HOSTS:
-                _hosts.add(host)
+        if not is_authority(host):
+            raise BadMessage(400, "http1.codec_error")
         return path, host
 
     def on_body(self, body: bytes) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from waypoint.data.ends import ClientStream, RequestUser, Service
-from waypoint.data.heads import BadMessage, chunk, has_no_body, last_chunk, response_head
+from waypoint.data.heads import BadMessage, chunk, has_no_body, last_chunk, response_head, websocket_accept
 from waypoint.data.http1_requests import NO_TRAILERS, End, HttpLimits, RequestReader, Unread
 from waypoint.http.messages import Client, Headers, Request, Response
 from ztunnel.dataplane.bytestream import Transport
@@ -31,8 +31,8 @@ class Http1Server(ClientStream):
 
     __slots__ = (
         "_chunked", "_chunks", "_client", "_close", "_dead", "_dirty", "_discarded", "_ending", "_events", "_expects", "_has_responded",
-        "_in_body", "_loop", "_method", "_out", "_out_bytes", "_pausing", "_reader", "_reading", "_register", "_running", "_service",
-        "_transport", "_user", "busy_since", "is_busy",
+        "_in_body", "_key", "_loop", "_method", "_out", "_out_bytes", "_pausing", "_reader", "_reading", "_register", "_running",
+        "_service", "_transport", "_user", "busy_since", "is_busy",
     )  # fmt: skip
 
     def __init__(
@@ -56,6 +56,8 @@ class Http1Server(ClientStream):
         """Its body is not complete."""
         self._method = b""
         self._chunks = True
+        self._key: bytes | None = None
+        """Of a websocket's handshake."""
         self._chunked = False
         self._has_responded = False
         self._expects = False
@@ -123,6 +125,9 @@ class Http1Server(ClientStream):
     def lost(self, error: MeshError) -> None:
         if not self._dead:
             self._cut("downstream_remote_disconnect")
+
+    def closed(self) -> None:
+        self._finish()
 
     def on_bug(self) -> None:
         self._cut("internal_error")
@@ -203,6 +208,7 @@ class Http1Server(ClientStream):
         self.is_busy = True
         self.busy_since = self._loop.now
         self._in_body = not ended
+        self._key = request.get(b"sec-websocket-key") if request.upgrade else None
         self._method = request.method
         self._expects = request is self._reader.expects
         self._chunks = request.version >= 11
@@ -269,6 +275,9 @@ class Http1Server(ClientStream):
         status = response.status
         if status == 101:
             head = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+            if self._key and response.get(b"sec-websocket-accept") is None:
+                # An endpoint of HTTP/2 does not say it (RFC 8441 §5).
+                head += b"sec-websocket-accept: " + websocket_accept(self._key) + b"\r\n"
             self._push(head + b"".join([name + b": " + value + b"\r\n" for name, value in response.headers]) + b"\r\n")
             self._chunked = False
             self._close = True

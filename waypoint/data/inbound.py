@@ -127,6 +127,9 @@ class _Nobody:
     def lost(self, error: MeshError) -> None:
         pass
 
+    def closed(self) -> None:
+        pass
+
 
 _NOBODY = _Nobody()
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from waypoint.data.ends import ResponseUser, ServerStream
 from waypoint.data.http1_client import Http1Client
+from waypoint.data.http2_client import Http2Client
 from waypoint.data.sockets import SocketStream
 from waypoint.data.tunnels import Tunnels
 from waypoint.http.messages import Request
@@ -20,7 +21,7 @@ from ztunnel.dataplane.buffers import Scratch
 from ztunnel.dataplane.bytestream import Receiver, Transport
 from ztunnel.dataplane.loop import Loop
 from ztunnel.mesh.errors import LocalError, MeshError, UpstreamError, UpstreamTimeout
-from ztunnel.mesh.l7.clusters import Cluster, Endpoint
+from ztunnel.mesh.l7.clusters import Cluster, Endpoint, UpstreamHttp
 from ztunnel.mesh.ports import INBOUND_HBONE
 
 MAX_IDLE: Final = 256
@@ -67,9 +68,10 @@ class Dialler:
 class _Waiting(ServerStream):
     """A request that waits for a connection. Nothing is sent to it; it may be cancelled."""
 
-    __slots__ = ("_pool", "ended", "request", "user")
+    __slots__ = ("_pool", "ended", "http2", "request", "user")
 
-    def __init__(self, pool: HttpPool, request: Request, ended: bool, user: ResponseUser) -> None:
+    def __init__(self, pool: HttpPool, request: Request, ended: bool, user: ResponseUser, http2: bool) -> None:
+        self.http2 = http2
         self._pool = pool
         self.request = request
         self.ended = ended
@@ -92,7 +94,7 @@ class _Waiting(ServerStream):
 class HttpPool:
     """The connections to one endpoint. Implements `Keeper`."""
 
-    __slots__ = ("_all", "_breakers", "_cluster", "_dialler", "_endpoint", "_idle", "_loop", "_retired", "_waiting")
+    __slots__ = ("_all", "_breakers", "_cluster", "_dialler", "_endpoint", "_http2", "_idle", "_loop", "_retired", "_waiting")
 
     def __init__(self, loop: Loop, dialler: Dialler, cluster: Cluster, endpoint: Endpoint, breakers: Breakers) -> None:
         self._loop = loop
@@ -102,6 +104,7 @@ class HttpPool:
         self._breakers = breakers
         self._idle: list[Http1Client] = []
         self._all: set[Http1Client] = set()
+        self._http2: list[Http2Client] = []
         self._waiting: deque[_Waiting] = deque()
         self._retired = False
 
@@ -113,18 +116,56 @@ class HttpPool:
         Raises:
             Unreachable: no connection is to be had.
         """
+        http = self._cluster.http
+        if http is UpstreamHttp.HTTP2 or (http is UpstreamHttp.CLIENT and request.version == 20):
+            return self._send_http2(request, ended, user)
         idle = self._idle
         while idle:
             connection = idle.pop()
             if connection.is_usable:
                 connection.request(request, ended, user)
                 return connection, True
-        breakers = self._breakers
-        if self._all and breakers.connections >= breakers.limits.max_connections:
-            return self._wait(request, ended, user), False
+        if not self._may_connect():
+            return self._wait(request, ended, user, False), False
         connection = self._connect()
         connection.request(request, ended, user)
         return connection, True
+
+    def _send_http2(self, request: Request, ended: bool, user: ResponseUser) -> tuple[ServerStream, bool]:
+        connection = self._usable_http2()
+        if connection is None:
+            if not self._may_connect():
+                return self._wait(request, ended, user, True), False
+            connection = self._connect_http2()
+        self._check_upgrade(connection, request)
+        return connection.request(request, ended, user), True
+
+    def _check_upgrade(self, connection: Http2Client, request: Request) -> None:
+        if request.upgrade and not connection.mux.peer_takes_connect_protocol:
+            raise Unreachable(ResetReason.PROTOCOL_ERROR, "the endpoint takes no extended CONNECT over HTTP/2")
+
+    def _usable_http2(self) -> Http2Client | None:
+        for connection in self._http2:
+            if connection.is_usable:
+                return connection
+        return None
+
+    def _may_connect(self) -> bool:
+        breakers = self._breakers
+        return breakers.connections < breakers.limits.max_connections or not (self._all or self._http2)
+
+    def _connect_http2(self) -> Http2Client:
+        connection = Http2Client(self._loop, self, self._cluster.limits.max_concurrent_streams)
+        self._http2.append(connection)
+        self._breakers.connections += 1
+        try:
+            connection.join(self._dialler.open(self._cluster, self._endpoint, connection))
+        except MeshError as error:
+            connection.close()
+            raise Unreachable(reason_of(error), str(error)) from error
+        if connection.failure is not None:
+            raise Unreachable(*connection.failure)
+        return connection
 
     def _connect(self) -> Http1Client:
         connection = Http1Client(self._loop, self)
@@ -139,10 +180,10 @@ class HttpPool:
             raise Unreachable(*connection.failure)
         return connection
 
-    def _wait(self, request: Request, ended: bool, user: ResponseUser) -> _Waiting:
+    def _wait(self, request: Request, ended: bool, user: ResponseUser, http2: bool) -> _Waiting:
         if not self._breakers.admit_pending():
             raise Unreachable(ResetReason.OVERFLOW, "")
-        waiting = _Waiting(self, request, ended, user)
+        waiting = _Waiting(self, request, ended, user, http2)
         self._waiting.append(waiting)
         return waiting
 
@@ -155,23 +196,18 @@ class HttpPool:
     def _next(self) -> None:
         """Whoever has waited longest gets a connection, if there is one."""
         while self._waiting:
-            idle = self._idle
-            connection = idle.pop() if idle else None
-            if connection is not None and not connection.is_usable:
-                continue
-            breakers = self._breakers
-            if connection is None and self._all and breakers.connections >= breakers.limits.max_connections:
+            http2 = self._waiting[0].http2
+            if not (self._usable_http2() if http2 else self._idle) and not self._may_connect():
                 return
             waiting = self._waiting.popleft()
-            breakers.release_pending()
-            if connection is None:
-                try:
-                    connection = self._connect()
-                except Unreachable as error:
-                    waiting.user.upstream_failed(error.reason, error.text)
-                    continue
-            connection.request(waiting.request, waiting.ended, waiting.user)
-            waiting.user.upstream_ready(connection)
+            self._breakers.release_pending()
+            try:
+                stream, begun = self.send(waiting.request, waiting.ended, waiting.user)
+            except Unreachable as error:
+                waiting.user.upstream_failed(error.reason, error.text)
+                continue
+            if begun:
+                waiting.user.upstream_ready(stream)
 
     def freed(self, connection: Http1Client) -> None:
         limits = self._cluster.limits
@@ -194,6 +230,22 @@ class HttpPool:
             # Behind whatever is under way: it may be the answer to this one that made room.
             self._loop.call_later(0.0, self._next)
 
+    def roomier(self, connection: Http2Client) -> None:
+        limits = self._cluster.limits
+        worn = limits.max_requests_per_connection and connection.requests >= limits.max_requests_per_connection
+        old = limits.max_connection_duration and self._loop.now - connection.opened_at >= limits.max_connection_duration
+        if self._retired or worn or old:
+            connection.leave()
+        elif self._waiting:
+            self._loop.call_later(0.0, self._next)
+
+    def http2_gone(self, connection: Http2Client) -> None:
+        if connection in self._http2:
+            self._http2.remove(connection)
+            self._breakers.release_connection()
+        if self._waiting:
+            self._loop.call_later(0.0, self._next)
+
     def update(self, cluster: Cluster, endpoint: Endpoint) -> None:
         """The limits may have changed."""
         self._cluster = cluster
@@ -203,15 +255,19 @@ class HttpPool:
         """Closes what has been idle for too long."""
         for connection in [each for each in self._idle if now - each.idle_since >= self._cluster.limits.idle_timeout]:
             connection.close()
+        for http2 in [each for each in self._http2 if not each.streams() and now - each.idle_since >= self._cluster.limits.idle_timeout]:
+            http2.close()
 
     def retire(self) -> None:
         """Nothing new goes this way; what is under way ends in its time."""
         self._retired = True
         for connection in list(self._idle):
             connection.close()
+        for http2 in list(self._http2):
+            http2.leave()
 
     def __len__(self) -> int:
-        return len(self._all)
+        return len(self._all) + len(self._http2)
 
 
 def reason_of(error: MeshError) -> ResetReason:

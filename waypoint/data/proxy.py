@@ -97,7 +97,7 @@ class Proxy:
     def state(self) -> dict[str, object]:
         """For operators."""
         return {
-            "http_connections": len(self.connections.http),
+            "http_connections": len(self.connections.http) + len(self.connections.http2),
             "tcp_connections": len(self.connections.tcp),
             "inbound_tunnels": len(self.inbound.tunnels),
             "outbound_tunnels": sum(1 for _ in self.tunnels.all()),
@@ -116,7 +116,7 @@ class Proxy:
     def live(self) -> int:
         """Connections that are not over."""
         parting = sum(tunnel.is_parting for tunnel in self.inbound.tunnels)
-        return len(self.connections.http) + len(self.connections.tcp) + parting
+        return len(self.connections.http) + len(self.connections.http2) + len(self.connections.tcp) + parting
 
     def close(self) -> None:
         """Cuts what is left."""

@@ -184,8 +184,9 @@ class SocketStream:
             self._receiver.lost(error)
 
     def _finish_if_over(self) -> None:
-        if self._shut and self._remote_ended:
+        if self._shut and self._remote_ended and not self._done:
             self._end(graceful=True)
+            self._receiver.closed()
 
     def _end(self, *, graceful: bool) -> None:
         if self._done:

@@ -23,8 +23,6 @@ from ztunnel.dataplane.bytestream import Receiver, Transport
 from ztunnel.mesh.errors import MeshError
 from ztunnel.mesh.l7.routes import Backend, TcpRoute
 
-MAX_EARLY: Final = 256 << 10
-"""Bytes of a client that may wait for a connection upstream; it is paused long before."""
 _NO_REQUEST: Final = Request(b"", b"", b"", [])
 _STANDS: Final = Outcome(200)
 
@@ -47,6 +45,8 @@ class TcpExchange:
         "_early",
         "_engine",
         "_far",
+        "_far_closed",
+        "_near_closed",
         "_near",
         "_on_done",
         "_port",
@@ -65,6 +65,8 @@ class TcpExchange:
         self._target_of: tuple[ClusterHere, EndpointAtWork] | None = None
         """What counts it."""
         self._told = False
+        self._near_closed = False
+        self._far_closed = False
         self._done = False
         self.flow = Flow(port.telemetry, client, time.time())
         self._began = engine.loop.now
@@ -165,6 +167,11 @@ class TcpExchange:
     def lost(self, error: MeshError) -> None:
         self._end("downstream_remote_disconnect", near=False)
 
+    def closed(self) -> None:
+        self._near_closed = True
+        if self._far_closed:
+            self._end("", near=False)
+
     # The endpoint's side
 
     def far_opened(self) -> None:
@@ -185,6 +192,13 @@ class TcpExchange:
     def far_writable(self) -> None:
         """The endpoint takes more."""
         self._near.resume()
+
+    def far_has_closed(self) -> None:
+        """Both directions of the endpoint's connection have ended well."""
+        self._far = None
+        self._far_closed = True
+        if self._near_closed:
+            self._end("", near=False)
 
     def far_lost(self, error: MeshError) -> None:
         """The endpoint's connection is gone."""
@@ -242,6 +256,9 @@ class _Far:
 
     def lost(self, error: MeshError) -> None:
         self._exchange.far_lost(error)
+
+    def closed(self) -> None:
+        self._exchange.far_has_closed()
 
 
 def choose(route: TcpRoute, dice: Callable[[], float]) -> Backend | None:

@@ -44,6 +44,9 @@ class Receiver(Protocol):
     def lost(self, error: MeshError) -> None:
         """It is gone. Called once at most, and last."""
 
+    def closed(self) -> None:
+        """Both directions have ended well, and everything that was written is out. Called once at most, and last."""
+
 
 class Transport(Protocol):
     """Carries bytes both ways."""
@@ -308,6 +311,7 @@ class TunnelStream(StreamEnd):
     def _finish_if_over(self) -> None:
         if self._ended and self._told_end and not self._done:
             self._finish()
+            self._receiver.closed()
 
     def _finish(self) -> None:
         self._done = True

@@ -67,6 +67,23 @@ class StreamEnded:
         self.stream = stream
 
 
+@dataclass(slots=True)
+class TrailersReceived:
+    """A trailer section; StreamEnded follows. Told only where `MuxLimits.messages` asks for it."""
+
+    stream: int
+    headers: Headers
+
+
+@dataclass(slots=True)
+class InterimReceived:
+    """A 1xx response in front of the final one. Told only where `MuxLimits.messages` asks for it."""
+
+    stream: int
+    status: int
+    headers: Headers
+
+
 @dataclass(slots=True, init=False)
 class StreamReset:
     """The stream is gone in both directions.
@@ -121,6 +138,8 @@ Event = (
     | ResponseReceived
     | DataReceived
     | StreamEnded
+    | TrailersReceived
+    | InterimReceived
     | StreamReset
     | WindowOpened
     | PeerGoingAway

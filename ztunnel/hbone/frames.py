@@ -75,6 +75,7 @@ class Setting(IntEnum):
     INITIAL_WINDOW_SIZE = 4
     MAX_FRAME_SIZE = 5
     MAX_HEADER_LIST_SIZE = 6
+    ENABLE_CONNECT_PROTOCOL = 8
     EARLY_DATA = 0xF5A1
     """1: DATA may follow a CONNECT before its answer. Ours, from the range for experiments (RFC 9113 §11.3); others ignore it."""
 

@@ -47,6 +47,9 @@ class MuxLimits:
     """Frames of unknown types and GOAWAY, per second."""
     late_frames: int = 20_000
     """Frames for streams that are reset or closed, per second."""
+    messages: bool = False
+    """The streams carry requests and answers of HTTP, not tunnels: trailers and interim responses are told, a server offers extended
+    CONNECT (RFC 8441) and nothing of ours."""
 
     def __post_init__(self) -> None:
         """Refuses what HTTP/2 cannot express."""

@@ -16,6 +16,7 @@ _USUAL: Final = frozenset({b"baggage", b"forwarded", b"traceparent"})
 """Names that need no looking at: every CONNECT has them."""
 _STATUS: Final = re.compile(rb"[1-9][0-9][0-9]")
 _OF_REQUESTS: Final = frozenset({b":method", b":scheme", b":authority", b":path"})
+_OF_EXTENDED: Final = _OF_REQUESTS | {b":protocol"}
 _OF_RESPONSES: Final = frozenset({b":status"})
 _OF_TRAILERS: frozenset[bytes] = frozenset()
 _LF: Final = 0x0A
@@ -28,19 +29,24 @@ class MalformedError(ValueError):
     """The list breaks the rules; the text says which one."""
 
 
-def check_request(headers: Headers) -> None:
+def check_request(headers: Headers, extended: bool = False) -> None:
     """Accepts a request's header list.
 
     A CONNECT without `:authority` passes: it gets a status, not a reset.
 
+    Args:
+        extended: a CONNECT may name a protocol, and has a scheme and a path then (RFC 8441 §4).
     Raises:
         MalformedError: see RFC 9113 §8.2, §8.3.1 and §8.5.
     """
-    pseudo = _pseudo(headers, _OF_REQUESTS)
+    pseudo = _pseudo(headers, _OF_EXTENDED if extended else _OF_REQUESTS)
     method = pseudo.get(b":method")
     if not method:
         raise MalformedError("request without :method")
-    if method == b"CONNECT":
+    if extended and b":protocol" in pseudo:
+        if method != b"CONNECT" or not (pseudo.get(b":scheme") and pseudo.get(b":path") and pseudo.get(b":authority")):
+            raise MalformedError(":protocol without CONNECT, :scheme, :path or :authority")
+    elif method == b"CONNECT":
         if b":scheme" in pseudo or b":path" in pseudo:
             raise MalformedError("CONNECT with :scheme or :path")
     elif not pseudo.get(b":scheme") or not pseudo.get(b":path"):

@@ -17,12 +17,14 @@ from ztunnel.hbone.budget import FRAME_EARNS, Budget, Cost
 from ztunnel.hbone.events import (
     Event,
     Headers,
+    InterimReceived,
     PeerGoingAway,
     PongReceived,
     RequestReceived,
     ResponseReceived,
     SettingsReceived,
     StreamReset,
+    TrailersReceived,
     WindowOpened,
 )
 from ztunnel.hbone.exchange import Exchange
@@ -47,7 +49,7 @@ class Mux:
     """
 
     __slots__ = (
-        "limits", "peer_max_frame", "peer_takes_early_data", "taken",
+        "limits", "peer_max_frame", "peer_takes_connect_protocol", "peer_takes_early_data", "taken",
         "_block", "_budget", "_client", "_codec", "_exchange", "_failed", "_peer_leaving", "_peer_streams", "_peer_window",
         "_receiver", "_refusing", "_starved", "_streams", "_table", "_window",
     )  # fmt: skip
@@ -58,6 +60,8 @@ class Mux:
         self.peer_max_frame = frames.DEFAULT_MAX_FRAME
         self.peer_takes_early_data = False
         """The peer has said that DATA may follow a CONNECT before its answer (decision 0006)."""
+        self.peer_takes_connect_protocol = False
+        """A server has said that it takes extended CONNECT."""
         self.taken = 0
         """Where the last `receive` stopped: at its `end`, or earlier when that was enough for one turn."""
         self._exchange = Exchange(client, limits)
@@ -93,7 +97,7 @@ class Mux:
         values[Setting.MAX_FRAME_SIZE] = limits.max_frame
         values[Setting.MAX_HEADER_LIST_SIZE] = limits.header_bytes(self._client)
         if not self._client:
-            values[Setting.EARLY_DATA] = 1
+            values[Setting.ENABLE_CONNECT_PROTOCOL if limits.messages else Setting.EARLY_DATA] = 1
         grown = limits.connection_window - frames.DEFAULT_WINDOW
         update = frames.window_update(0, grown) if grown else b""
         return (PREFACE if self._client else b"") + frames.settings(values) + update
@@ -182,8 +186,10 @@ class Mux:
                 check_trailers(headers)
                 if not ends:
                     self._exchange.refuse(number, Code.PROTOCOL_ERROR)
-                else:
-                    self._exchange.end(stream)
+                    return
+                if self.limits.messages:
+                    self._exchange.events.append(TrailersReceived(number, headers))
+                self._exchange.end(stream)
         except MalformedError:
             self._exchange.refuse(number, Code.PROTOCOL_ERROR)
 
@@ -192,7 +198,7 @@ class Mux:
             self._exchange.refuse(number, Code.REFUSED_STREAM)
             return
         try:
-            check_request(headers)
+            check_request(headers, self.limits.messages)
         except MalformedError:
             self._exchange.refuse(number, Code.PROTOCOL_ERROR)
             return
@@ -207,6 +213,8 @@ class Mux:
             self._budget.spend(Cost.RESET)
             if ends:
                 self._exchange.refuse(stream.number, Code.PROTOCOL_ERROR)
+            elif self.limits.messages:
+                self._exchange.events.append(InterimReceived(stream.number, status, headers))
             return
         stream.answered = True
         self._table.move(stream, RECEIVED[stream.state, Input.END][0] if ends else stream.state)
@@ -263,6 +271,8 @@ class Mux:
             self._receiver.greeted = True
         self._peer_streams = values.get(Setting.MAX_CONCURRENT_STREAMS, self._peer_streams)
         self.peer_max_frame = values.get(Setting.MAX_FRAME_SIZE, self.peer_max_frame)
+        if Setting.ENABLE_CONNECT_PROTOCOL in values:
+            self.peer_takes_connect_protocol = values[Setting.ENABLE_CONNECT_PROTOCOL] == 1
         self.peer_takes_early_data = values.get(Setting.EARLY_DATA, int(self.peer_takes_early_data)) == 1
         self._exchange.out += frames.frame(Kind.SETTINGS, frames.ACK, 0)
         self._exchange.events.append(SettingsReceived())
@@ -316,6 +326,11 @@ class Mux:
         return out
 
     @property
+    def is_refusing(self) -> bool:
+        """We have sent GOAWAY."""
+        return self._refusing
+
+    @property
     def open_count(self) -> int:
         """Streams that are not closed."""
         return len(self._streams)
@@ -326,9 +341,11 @@ class Mux:
         leaving = self._peer_leaving or self._refusing or self._failed is not None
         return self._client and not leaving and len(self._streams) < self._peer_streams and self._table.next <= MAX_WINDOW
 
-    def open_stream(self, headers: Sequence[tuple[bytes, bytes]]) -> int:
+    def open_stream(self, headers: Sequence[tuple[bytes, bytes]], *, end: bool = False) -> int:
         """Sends a request; the number of its stream. DATA may follow at once, before the response.
 
+        Args:
+            end: the request is all.
         Raises:
             ValueError: `can_open` is false.
         """
@@ -336,9 +353,27 @@ class Mux:
             raise ValueError("no stream can be opened here")
         number = self._table.next
         self._table.next += 2
-        self._table.add(number, self._receiver.initial_window(), self._peer_window)
-        self._exchange.out += frames.header_block(number, self._codec.encode(headers), end_stream=False, largest=self.peer_max_frame)
+        stream = self._table.add(number, self._receiver.initial_window(), self._peer_window)
+        self._exchange.out += frames.header_block(number, self._codec.encode(headers), end_stream=end, largest=self.peer_max_frame)
+        if end:
+            self._table.move(stream, SENT[stream.state, Input.END][0])
         return number
+
+    def interim(self, stream: int, status: int, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        """A 1xx in front of the answer."""
+        live = self._streams.get(stream)
+        if live is None or live.answered or self._client:
+            return
+        block = self._codec.encode([(b":status", b"%d" % status), *headers])
+        self._exchange.out += frames.header_block(stream, block, end_stream=False, largest=self.peer_max_frame)
+
+    def end_with(self, stream: int, trailers: Sequence[tuple[bytes, bytes]]) -> None:
+        """Ends our direction with a trailer section, after all DATA that was handed to the transport."""
+        live = self._streams.get(stream)
+        if live is None or not live.writing:
+            return
+        self._exchange.out += frames.header_block(stream, self._codec.encode(trailers), end_stream=True, largest=self.peer_max_frame)
+        self._table.move(live, SENT[live.state, Input.END][0])
 
     def respond(self, stream: int, status: int, headers: Sequence[tuple[bytes, bytes]] = (), *, end: bool = False) -> None:
         """Answers a request, once.

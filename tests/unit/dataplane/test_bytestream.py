@@ -38,6 +38,9 @@ class Notes:
     def writable(self) -> None:
         self.said.append("writable")
 
+    def closed(self) -> None:
+        self.said.append("closed")
+
     def lost(self, error: MeshError) -> None:
         self.said.append("lost")
         self.error = error
@@ -121,7 +124,7 @@ def test_each_direction_ends_by_itself(joined: Joined) -> None:
     assert joined.far.data == b"question"
     far.write(b"answer")
     far.end()
-    joined.wire.run_until(lambda: "ended" in joined.near.said)
+    joined.wire.run_until(lambda: joined.near.said[-2:] == ["ended", "closed"] and joined.far.said[-1] == "closed")
     assert joined.near.data == b"answer"
     assert not joined.wire.client.tunnel.relays
     assert not joined.wire.server.tunnel.relays

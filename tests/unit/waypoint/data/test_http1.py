@@ -431,6 +431,7 @@ def test_nobody_listening_is_503(waypoint: LoopbackWaypoint) -> None:
     assert b"retried and the latest reset reason: remote connection failure" in client.data
 
 
+@pytest.mark.slow
 def test_a_flood_of_requests_that_nobody_reads_the_answers_of_stops(waypoint: LoopbackWaypoint) -> None:
     waypoint.serve()
     client = waypoint.client()
