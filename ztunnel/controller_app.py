@@ -21,6 +21,7 @@ from ztunnel.admin.scrape import Scrape
 from ztunnel.controller.election import Election, Periods
 from ztunnel.controller.pods import ProxySettingsOfPods
 from ztunnel.controller.reconciler import Reconciler
+from ztunnel.controller.taints import Taints
 from ztunnel.controller_settings import ControllerSettings
 from ztunnel.kube.client import KubeClient
 from ztunnel.kube.config import load
@@ -53,17 +54,28 @@ async def _main(settings: ControllerSettings) -> None:
         namespace = settings.kubernetes.namespace or access.namespace
         periods = Periods(lease=election.lease_seconds, renew=election.renew_seconds, retry=election.retry_seconds)
         replica = Election(client, namespace, election.lease, election.identity or gethostname(), periods)
+        taints = Taints(client, namespace, settings.nodes.agents) if settings.nodes.taints else None
         readiness = Readiness(())
         readiness.watch(_CLUSTER, lambda: not reconciler.bodies.missing)
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with trio.open_nursery() as nursery:
                 await _open_admin(settings, _metrics(reconciler, replica), readiness, nursery)
                 nursery.start_soon(reconciler.follow)
-                nursery.start_soon(replica.run, reconciler.work)
+                if taints is not None:
+                    nursery.start_soon(taints.follow)
+                nursery.start_soon(replica.run, partial(_work, reconciler, taints))
                 async for _ in signals:
                     break
                 log.info("ending")
                 nursery.cancel_scope.cancel()
+
+
+async def _work(reconciler: Reconciler, taints: Taints | None) -> None:
+    """The leader's."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reconciler.work)
+        if taints is not None:
+            nursery.start_soon(taints.work)
 
 
 def _options(settings: ControllerSettings) -> MeshOptions:

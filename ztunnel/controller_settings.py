@@ -62,6 +62,17 @@ class GatewaySettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NodesSettings:
+    """Nodes whose agent is not ready."""
+
+    taints: bool = False
+    """Take the taint cni.ztunnel.io/agent-not-ready from nodes whose agent is ready, and put it back when a node has booted again. Wants
+    the rights to list, watch and patch nodes, and to list pods in our namespace."""
+    agents: str = field(default="app.kubernetes.io/name=ztunnel", metadata=matching(r"[!-~ ]{1,512}", "a selector of labels"))
+    """The agents' pods, in our namespace."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AdminSettings:
     """Ports for operators."""
 
@@ -86,6 +97,7 @@ class ControllerSettings:
     kubernetes: KubernetesSettings = KubernetesSettings()
     election: ElectionSettings = ElectionSettings()
     gateways: GatewaySettings = GatewaySettings()
+    nodes: NodesSettings = NodesSettings()
     admin: AdminSettings = AdminSettings()
     log: LogSettings = field(default_factory=LogSettings)
 
