@@ -31,7 +31,10 @@ class HttpApp(apps.Echo):
         self.heads: list[bytes] = []
 
     def _transfer(self, session: apps._Session) -> None:
-        data = session.sock.recv(1 << 16)
+        try:
+            data = session.sock.recv(1 << 16)
+        except BlockingIOError:
+            return  # just accepted, and the request is still on its way
         if not data:
             self._close(session)
             return
