@@ -13,17 +13,22 @@ from ztunnel.controller import belongings
 from ztunnel.mesh.conditions import Condition
 from ztunnel.mesh.derive import MeshOptions, derive
 from ztunnel.mesh.errors import ManifestError
-from ztunnel.mesh.l7.attach import ServiceTarget, World, condition, placed_policies
+from ztunnel.mesh.l7.attach import ServiceTarget, World, condition, placed_authentications, placed_policies
 from ztunnel.mesh.l7.attachments import routes_of
+from ztunnel.mesh.l7.istio_status import istio_statuses
 from ztunnel.mesh.l7.route_status import route_statuses
 from ztunnel.mesh.manifests.authorization import AuthorizationPolicyObject
 from ztunnel.mesh.manifests.core import ServiceObject
+from ztunnel.mesh.manifests.destination_rule import DestinationRuleObject
 from ztunnel.mesh.manifests.gateway import GatewayClassObject, GatewayObject
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import Ignored, KubeObject, key, key_of, parse
 from ztunnel.mesh.manifests.references import ParentRef
+from ztunnel.mesh.manifests.routes import RouteObject
+from ztunnel.mesh.manifests.service_entry import ServiceEntryObject
 from ztunnel.mesh.manifests.tree import Tree, branches, integer, text
-from ztunnel.mesh.waypoints import WAYPOINT_BOUND, WAYPOINT_CLASS, Waypoints, gateway_conditions, listener_conditions
+from ztunnel.mesh.manifests.virtual_service import VirtualServiceObject
+from ztunnel.mesh.waypoints import WAYPOINT_BOUND, WAYPOINT_CLASS, Binding, Waypoints, gateway_conditions, listener_conditions
 
 _ROUTE_KINDS = [{"group": "gateway.networking.k8s.io", "kind": kind} for kind in ("HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute")]
 
@@ -96,7 +101,9 @@ class Statuses:
                     accepted = Condition("Accepted", True, "Accepted", "Handled by Istio controller")
                     found[place] = {"conditions": self._conditions(place, (accepted,))}
                 case ServiceObject():
-                    found[place] = self._service(place, item)
+                    found[place] = self._bound(place, None if item.ignored else self._waypoints.for_service(item.metadata))
+                case ServiceEntryObject():
+                    found[place] = self._bound(place, self._waypoints.for_service(item.metadata, private=item.private))
                 case AuthorizationPolicyObject() if not item.waypoint:
                     note = item.note
                     told = Condition("ZtunnelAccepted", not note, "UnsupportedValue" if note else "Accepted", note or "attached to ztunnel")
@@ -104,6 +111,10 @@ class Statuses:
                 case _:
                     pass
         return found | self._policies() | self._routes()
+
+    def _by_key(self, found: Iterable[tuple[ObjectKey, Iterable[Condition]]]) -> dict[ObjectKey, Tree]:
+        """For objects whose status has nothing but conditions. Stand-ins of refused objects have no body."""
+        return {place: {"conditions": self._conditions(place, told)} for place, told in found if place in self._bodies}
 
     def _conditions(self, place: ObjectKey, given: Iterable[Condition]) -> list[Tree]:
         body = self._bodies[place]
@@ -133,22 +144,22 @@ class Statuses:
             for route in routes_of(self._objects)
         )
 
-    def _service(self, place: ObjectKey, item: ServiceObject) -> Tree:
-        binding = None if item.ignored else self._waypoints.for_service(item.metadata)
+    def _bound(self, place: ObjectKey, binding: Binding | None) -> Tree:
         if binding is not None:
             return {"conditions": self._conditions(place, (binding.condition(),))}
         before = branches(self._bodies[place], "status", "conditions")
         return {"conditions": [each for each in before if text(each, "type") != WAYPOINT_BOUND]}
 
     def _policies(self) -> dict[ObjectKey, Tree]:
-        world = self._world()
-        found: dict[ObjectKey, Tree] = {}
-        for placed in placed_policies(self._objects.values()):
-            place = ObjectKey("AuthorizationPolicy", placed.namespace, placed.name)
-            told = condition(placed, world)
-            if told is not None and place in self._bodies:
-                found[place] = {"conditions": self._conditions(place, (Condition(told.type, told.status, told.reason, told.message),))}
-        return found
+        world, objects = self._world(), self._objects.values()
+        policies = (
+            (ObjectKey("AuthorizationPolicy", each.namespace, each.name), condition(each, world)) for each in placed_policies(objects)
+        )
+        tokens = (
+            (ObjectKey("RequestAuthentication", each.namespace, each.name), condition(each, world))
+            for each in placed_authentications(objects)
+        )
+        return self._by_key((place, (told,)) for place, told in (*policies, *tokens) if told is not None)
 
     def _world(self) -> World:
         served: dict[ServiceTarget, str] = {}
@@ -160,6 +171,10 @@ class Statuses:
                     binding = self._waypoints.for_service(item.metadata)
                     name = binding.waypoint.key if binding and binding.waypoint else ""
                     served[ServiceTarget(item.metadata.namespace, item.metadata.name, "Service")] = name
+                case ServiceEntryObject():
+                    binding = self._waypoints.for_service(item.metadata, private=item.private)
+                    name = binding.waypoint.key if binding and binding.waypoint else ""
+                    served[ServiceTarget(item.metadata.namespace, item.metadata.name, "ServiceEntry")] = name
                 case GatewayObject():
                     known[item.metadata.namespace, item.metadata.name] = item.class_name
                 case _:
@@ -167,7 +182,7 @@ class Statuses:
         return World(self._options.root_namespace, known, served, classes)
 
     def _routes(self) -> dict[ObjectKey, Tree]:
-        if not routes_of(self._objects):
+        if not any(isinstance(each, RouteObject | VirtualServiceObject | DestinationRuleObject) for each in self._objects.values()):
             return {}
         state = derive(self._objects, self._options)
         waypoint_of = {
@@ -175,7 +190,8 @@ class Statuses:
             for name, each in state.services.items()
             if each.waypoint is not None and not each.waypoint.problem
         }
-        found: dict[ObjectKey, Tree] = {}
+        istio = istio_statuses(self._objects, state, self._options, waypoint_of)
+        found = self._by_key((place, status.conditions) for place, status in istio.items())
         for place, status in route_statuses(self._objects, state, self._options, waypoint_of).items():
             body = self._bodies[place]
             parents: list[Tree] = []

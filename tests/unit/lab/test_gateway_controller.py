@@ -264,3 +264,30 @@ def test_a_namespace_takes_its_gateways_along(lab: Lab) -> None:
     left = [key_of(body) for body in lab.cluster if key_of(body).namespace == "shop"]
     assert left == []
     assert not any(is_deleting(body) for body in lab.cluster)
+
+
+def istio(kind: str, name: str, spec: Tree, group: str = "networking.istio.io", **labels: str) -> Tree:
+    return {"apiVersion": f"{group}/v1", "kind": kind, "metadata": {"name": name, "labels": labels}, "spec": spec}
+
+
+def test_istios_kinds_are_told_as_well(lab: Lab) -> None:
+    ports = [{"number": 80, "name": "http", "protocol": "HTTP"}]
+    entry = istio("ServiceEntry", "outer", {"hosts": ["outer.example"], "ports": ports, "resolution": "DNS"})
+    target = {"group": "networking.istio.io", "kind": "ServiceEntry", "name": "outer"}
+    lab.apply(
+        WAYPOINT,
+        SERVICE,
+        labelled(entry, labels={USE_WAYPOINT: "waypoint"}),
+        istio(
+            "RequestAuthentication", "tokens", {"targetRefs": [target], "jwtRules": [{"issuer": "i", "jwks": "{}"}]}, "security.istio.io"
+        ),
+        istio("VirtualService", "web", {"hosts": ["web"], "http": [{"route": [{"destination": {"host": "web"}}]}]}),
+        istio("DestinationRule", "web", {"host": "web"}),
+    )
+    lab.pod(ready=True)
+    assert text(lab.condition("ServiceEntry", "outer", "istio.io/WaypointBound"), "status") == "True"
+    assert text(lab.condition("RequestAuthentication", "tokens", "WaypointAccepted"), "message") == "bound to default/waypoint"
+    for kind in ("VirtualService", "DestinationRule"):
+        told = branches(lab.get(kind, "web"), "status", "conditions")
+        assert told, kind
+        assert {text(each, "status") for each in told} == {"True"}, told
