@@ -63,6 +63,8 @@ class Agent:
     tree: Path = REPOSITORY
     """Where its `ztunnel` is imported from."""
     process: subprocess.Popen[bytes] | None = None
+    prefix: list[str] = field(default_factory=list)
+    """Of its command."""
     overrides: dict[str, str] = field(default_factory=dict)
     """Settings that it starts with, as environment variables: more than the tests' own `--workers` and its file."""
 
@@ -80,7 +82,7 @@ class Agent:
         """Starts it; `ready` says when it is."""
         with (self.directory / "agent.log").open("ab") as log:
             self.process = subprocess.Popen(
-                ["nsenter", f"--net={self.node.path}", *COMMAND, "run", "--config", self.directory / "agent.yaml"],
+                ["nsenter", f"--net={self.node.path}", *self.prefix, *COMMAND, "run", "--config", self.directory / "agent.yaml"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
