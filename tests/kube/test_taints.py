@@ -73,7 +73,7 @@ async def test_a_node_is_open_once_its_agent_is_ready_and_closed_when_it_boots_a
     kube_api.allow(user, RIGHTS)
     async with working(cluster, user) as taints:
         await eventually_async(lambda: "taints-1" in taints.nodes, within=WAIT)
-        assert cluster.node == ([TAINT, OTHER["key"]] if OTHER["key"] > TAINT else [OTHER["key"], TAINT], "")
+        assert cluster.node == ([TAINT, *OTHERS], "")
         cluster.agent("c1", ready=True)
         await eventually_async(lambda: cluster.node == (OTHERS, "boot-1 c1"), within=WAIT)
         cluster.agent("c2", ready=True)
