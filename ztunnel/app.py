@@ -42,6 +42,7 @@ from ztunnel.dataplane.channel import Configure
 from ztunnel.flows import FlowReporter
 from ztunnel.kube.client import KubeClient
 from ztunnel.kube.config import ACCOUNT_DIRECTORY, load
+from ztunnel.kube.reflector import Phase
 from ztunnel.mesh.derive import MeshOptions
 from ztunnel.mesh.index import Index
 from ztunnel.node.announcements import Announcements
@@ -138,6 +139,9 @@ def _build(settings: Settings) -> _Parts:
     cni = _cni(settings, Admission(agent, enroller, finder, settings.cni), metrics) if isinstance(finder, NodeFinder) else None
     reporter = FlowReporter(metrics, agent.workload, time.monotonic)
     kube = _kube_client(settings)
+    source = _source(settings, kube)
+    if kube is not None and isinstance(source, KubernetesSource):
+        _watch_kube(metrics, kube, source)
     agent.rotation, agent.enroller = rotation, enroller
     plane.identity_of = agent.identity_of
     plane.make_sockets = enroller.make_sockets
@@ -173,7 +177,7 @@ def _build(settings: Settings) -> _Parts:
         rotation=rotation,
         authority=remote,
         enroller=enroller,
-        source=_source(settings, kube),
+        source=source,
         kube=kube,
         announcements=Announcements(kube, settings.node, agent.local_captures, enroller.status) if kube is not None else None,
         metrics=metrics,
@@ -328,6 +332,15 @@ def _kube_client(settings: Settings) -> KubeClient | None:
     return KubeClient(
         load(os.environ, settings.sources.kubeconfig, settings.sources.context or ""), program=f"ztunnel-agent/{settings.node}"
     )
+
+
+def _watch_kube(metrics: Metrics, kube: KubeClient, source: KubernetesSource) -> None:
+    each = source.reflectors
+    done = (Phase.FOLLOWING, Phase.ABSENT)
+    metrics.kube_requests.watch(lambda: {(verb, str(code)): float(count) for (verb, code), count in kube.requests.items()})
+    metrics.kube_events.watch(lambda: {(str(one.kind),): float(one.counts.events) for one in each})
+    metrics.kube_failures.watch(lambda: {(str(one.kind),): float(one.counts.failures) for one in each})
+    metrics.kube_following.watch(lambda: {(str(one.kind),): float(one.phase in done and not one.problem) for one in each})
 
 
 def _source(settings: Settings, kube: KubeClient | None) -> Source:

@@ -11,6 +11,7 @@ from tests.kit.kube_api import ApiServer
 from tests.kit.kube_mesh import AGENT_RULES, KubeMesh
 from tests.kit.netns import Pod
 from tests.kit.polling import eventually
+from ztunnel.sources.kubernetes import MESH_KINDS
 
 APP = 8080
 WITHIN = 120.0
@@ -57,6 +58,11 @@ def test_pods_talk_through_the_mesh_and_say_that_they_are_in_it(mesh: KubeMesh) 
     assert (mesh.annotation("client"), mesh.annotation("server")) == ("enabled", "enabled")
     for to in ((server.v4, APP), ("10.96.0.77", 80)):
         assert tunnelled(mesh, client, to, server)
+    agent = mesh.agents[0]
+    assert agent.metric("ztunnel_kubernetes_following") == len(MESH_KINDS)
+    assert agent.metric("ztunnel_kubernetes_events_total", kind="Pod") >= 2
+    assert agent.metric("ztunnel_kubernetes_requests_total", verb="watch", code="200") >= 8
+    assert agent.metric("ztunnel_kubernetes_requests_total", verb="patch", code="200") >= 1
 
 
 def test_policies_and_labels_are_followed(mesh: KubeMesh) -> None:

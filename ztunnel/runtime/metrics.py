@@ -188,6 +188,10 @@ class Metrics(Registry):
         self.refused_manifests = gauge("ztunnel_refused_manifests", "Documents of the sources that are not in force as written")
         self.redirection_repairs = counter("ztunnel_redirection_repairs", "Pods whose redirection rules were found changed and restored")
         self.worker_restarts = counter("ztunnel_worker_restarts", "Data-plane processes that ended unasked and were started again")
+        self.kube_requests = counter("ztunnel_kubernetes_requests", "Requests to the API server; code 0: no answer", "verb", "code")
+        self.kube_events = counter("ztunnel_kubernetes_events", "Events of watches, those at their beginning left out", "kind")
+        self.kube_failures = counter("ztunnel_kubernetes_failures", "Lists and watches that failed and were tried again", "kind")
+        self.kube_following = gauge("ztunnel_kubernetes_following", "1 while a kind is followed (or not installed), else 0", "kind")
         self.cni_requests = counter("ztunnel_cni_requests", "Calls of the CNI plugin, by how they were answered", "command", "answer")
 
 
