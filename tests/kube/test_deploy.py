@@ -24,7 +24,7 @@ VARIANTS: dict[str, list[str]] = {
         "--set=ca.enabled=false,certificates.address=istiod.istio-system.svc:15012,certificates.rootsConfigMap=istio-ca-root-cert",
         "--set=admissionPolicy.enabled=false",
     ],
-    "bare": ["--set=agent.cni.enabled=false,agent.findByProcesses=false,ca.replicas=1"],
+    "bare": ["--set=agent.cni.enabled=false,agent.findByProcesses=false,agent.probes.enabled=false,ca.replicas=1"],
     "full": [
         "--set=networkPolicy.enabled=true,dashboard.enabled=true,ca.rootSecret=cacerts,image.digest=sha256:" + "a" * 64,
         '--set-json=ca.publishTo=["*"]',
@@ -71,6 +71,7 @@ def test_our_programs_take_the_settings(variant: str) -> None:
     agent = settings.parse({**config(made, "ztunnel", "agent.yaml"), "node": "node-1"}, {})
     assert agent.sources.kubernetes
     assert agent.cni.enabled is (variant != "bare")
+    assert agent.probes.enabled is (variant != "bare")
     assert agent.workers == (2 if variant == "full" else 1)
     if variant == "istiod":
         assert agent.ca.address == "istiod.istio-system.svc:15012"
@@ -135,7 +136,7 @@ def test_what_the_agents_container_may() -> None:
     assert security["seccompProfile"] == {"type": "RuntimeDefault"}
     assert pod["terminationGracePeriodSeconds"] == 40
     assert "hostNetwork" not in pod
-    without = pod_of(objects(template("--set=agent.findByProcesses=false")), "DaemonSet", "ztunnel")
+    without = pod_of(objects(template("--set=agent.findByProcesses=false,agent.probes.enabled=false")), "DaemonSet", "ztunnel")
     assert "SYS_PTRACE" not in without["containers"][0]["securityContext"]["capabilities"]["add"]
     assert "hostPID" not in without
 

@@ -29,6 +29,11 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 {{- .Values.certificates.rootsConfigMap | default "ztunnel-ca-root-cert" -}}
 {{- end -}}
 
+{{/* Whether the agent must see the host's processes: not empty if so. */}}
+{{- define "ztunnel.seesProcesses" -}}
+{{- if or .Values.agent.findByProcesses .Values.agent.probes.enabled }}yes{{ end -}}
+{{- end -}}
+
 {{/* The agent's settings: what the chart knows, and over it what the operator says. */}}
 {{- define "ztunnel.agentConfig" -}}
 {{- $known := dict
@@ -52,6 +57,9 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
     "plugin" "/opt/ztunnel/ztunnel-cni"
     "bin_directory" "/host/opt/cni/bin"
     "conf_directory" "/host/etc/cni/net.d") -}}
+{{- end -}}
+{{- if .Values.agent.probes.enabled -}}
+{{- $_ := set $known "probes" (dict "enabled" true "cgroup_directory" "/host/sys/fs/cgroup") -}}
 {{- end -}}
 {{- toYaml (mergeOverwrite $known (deepCopy .Values.agent.settings)) -}}
 {{- end -}}
