@@ -8,6 +8,7 @@ A second signal ends at once.
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import signal
 import socket
@@ -33,6 +34,8 @@ from ztunnel.ca.remote import RemoteAuthority
 from ztunnel.ca.root import open_root
 from ztunnel.ca.rotation import Rotation
 from ztunnel.hbone.handshake import Credentials
+from ztunnel.kube.client import KubeClient, closing
+from ztunnel.kube.config import load
 from ztunnel.mesh.derive import MeshOptions, MeshState
 from ztunnel.mesh.identity import SpiffeId
 from ztunnel.mesh.l7.bound import bound_to
@@ -46,8 +49,9 @@ from ztunnel.runtime.metrics import Metrics
 from ztunnel.runtime.workers import Running, spawn_process
 from ztunnel.settings import RedirectionStatus
 from ztunnel.sources.files import FileLimits, FileSource
+from ztunnel.sources.kubernetes import KubernetesSource, proxy
 from ztunnel.sources.mesh_config import mesh_config_of
-from ztunnel.sources.objects import Refusal
+from ztunnel.sources.objects import Refusal, Source
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +78,7 @@ def run(settings: Settings) -> int:
 class Follower:
     """Turns what the source says into the workers' configuration. `mesh_changed` is the source's sink."""
 
-    def __init__(self, settings: Settings, plane: Plane, source: FileSource, key_sets: KeySetFetcher) -> None:
+    def __init__(self, settings: Settings, plane: Plane, source: Source, key_sets: KeySetFetcher) -> None:
         self._settings = settings
         self._key_sets = key_sets
         self._problems: tuple[str, ...] = ()
@@ -113,7 +117,8 @@ class _Parts:
     plane: Plane
     rotation: Rotation
     authority: RemoteAuthority | None
-    source: FileSource
+    source: Source
+    kube: KubeClient | None
     follower: Follower
     key_sets: KeySetFetcher
     readiness: Readiness
@@ -131,7 +136,13 @@ def _build(settings: Settings) -> _Parts:
     authority = remote or Authority(open_root(settings.ca.directory, settings.trust_domain, time.time()), settings.ca.leaf_hours)
     rotation = Rotation(authority, partial(_certificate_changed, plane, readiness), time.time)
     limits = FileLimits(settings.limits.manifest_bytes, settings.limits.manifest_files, settings.limits.manifest_documents)
-    source = FileSource(settings.sources.files, mesh_options(settings), limits, settings.sources.poll_seconds)
+    kube = _kube_client(settings)
+    source: Source
+    if kube is not None:
+        source = KubernetesSource(kube, mesh_options(settings), proxy(settings.namespace, settings.root_namespace))
+    else:
+        assert settings.sources.files is not None, "the settings say one of both"
+        source = FileSource(settings.sources.files, mesh_options(settings), limits, settings.sources.poll_seconds)
     key_sets = KeySetFetcher(plane.key_set)
     follower = Follower(settings, plane, source, key_sets)
     metrics = Metrics(__version__, settings.limits.metric_series)
@@ -141,6 +152,7 @@ def _build(settings: Settings) -> _Parts:
         rotation=rotation,
         authority=remote,
         source=source,
+        kube=kube,
         follower=follower,
         key_sets=key_sets,
         readiness=readiness,
@@ -161,7 +173,7 @@ async def _certificate_changed(plane: Plane, readiness: Readiness, identity: Spi
 async def _main(settings: Settings) -> None:
     parts = _build(settings)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with trio.open_nursery() as nursery:
+        async with closing(parts.kube), trio.open_nursery() as nursery:
             await nursery.start(parts.control.run)
             await nursery.start(parts.plane.run)
             parts.readiness.done(_WORKERS)
@@ -170,14 +182,22 @@ async def _main(settings: Settings) -> None:
                 await nursery.start(parts.authority.follow_roots, parts.rotation.hasten)
             await parts.rotation.want({parts.identity})
             nursery.start_soon(parts.key_sets.run)
-            await nursery.start(partial(parts.source.run, parts.follower.mesh_changed))
-            port = parts.plane.listen(_HBONE, settings.listen.hbone_port)
-            parts.readiness.done(_MESH)
-            log.info("ready", extra=logs.fields(name=settings.name, namespace=settings.namespace, hbone_port=port))
-            await _next_signal(signals)
+            async with trio.open_nursery() as beginning:
+                # Not waited for here: an API server that is away must not keep us from ending.
+                beginning.start_soon(_learn_mesh, settings, parts, nursery)
+                await _next_signal(signals)
+                beginning.cancel_scope.cancel()
             parts.readiness.lost(_WORKERS)
             await _drain(settings, parts, signals)
             nursery.cancel_scope.cancel()
+
+
+async def _learn_mesh(settings: Settings, parts: _Parts, lasting: trio.Nursery) -> None:
+    """Listens as soon as it is known what is to be done."""
+    await lasting.start(partial(parts.source.run, parts.follower.mesh_changed))
+    port = parts.plane.listen(_HBONE, settings.listen.hbone_port)
+    parts.readiness.done(_MESH)
+    log.info("ready", extra=logs.fields(name=settings.name, namespace=settings.namespace, hbone_port=port))
 
 
 async def _drain(settings: Settings, parts: _Parts, signals: AsyncIterator[int]) -> None:
@@ -203,13 +223,21 @@ async def _next_signal(signals: AsyncIterator[int]) -> None:
 
 def mesh_options(settings: Settings) -> MeshOptions:
     """What the manifests do not say."""
+    default = RedirectionStatus.ANNOTATION if settings.sources.kubernetes else RedirectionStatus.LABELS
     return MeshOptions(
         trust_domain=settings.trust_domain,
         root_namespace=settings.root_namespace,
         cluster=settings.cluster,
         cluster_domain=settings.cluster_domain,
-        hbone_needs_annotation=settings.sources.redirection_status is RedirectionStatus.ANNOTATION,
+        hbone_needs_annotation=(settings.sources.redirection_status or default) is RedirectionStatus.ANNOTATION,
     )
+
+
+def _kube_client(settings: Settings) -> KubeClient | None:
+    if not settings.sources.kubernetes:
+        return None
+    access = load(os.environ, settings.sources.kubeconfig, settings.sources.context or "")
+    return KubeClient(access, program=f"waypoint/{settings.namespace}/{settings.name}")
 
 
 def _remote_authority(settings: Settings) -> RemoteAuthority | None:

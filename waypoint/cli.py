@@ -21,10 +21,12 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--config", "file", type=click.Path(path_type=Path, dir_okay=False), required=True, help="YAML file with the settings.")
+@click.option(
+    "--config", "file", type=click.Path(path_type=Path, dir_okay=False), help="YAML file with the settings; without it, the environment's."
+)
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Least severe line that is logged.")
 @click.option("--check", is_flag=True, help="Report all problems of the settings and end; paths are not looked at.")
-def run(file: Path, log_level: str | None, check: bool) -> None:
+def run(file: Path | None, log_level: str | None, check: bool) -> None:
     """Run the L7 proxy of one Gateway until SIGTERM.
 
     Every setting of the file can be overridden by an environment variable: WAYPOINT_ and its name in capitals, with _ for a dot.
@@ -48,9 +50,9 @@ def run(file: Path, log_level: str | None, check: bool) -> None:
     with _sentences():
         given = {"log.level": log_level}
         environ = {**os.environ, **{variable(key): str(value) for key, value in given.items() if value is not None}}
-        settings = parse(read_settings(file), environ)
+        settings = parse({} if file is None else read_settings(file), environ)
         if check:
-            click.echo(f"{file}: fine, for {settings.namespace}/{settings.name}")
+            click.echo(f"{file or 'settings'}: fine, for {settings.namespace}/{settings.name}")
             return
         from waypoint.app import run as run_proxy
 

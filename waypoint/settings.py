@@ -11,7 +11,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from ztunnel.configuration import Reader, between, matching
-from ztunnel.settings import CaSettings, LogSettings, RedirectionStatus
+from ztunnel.settings import CaSettings, LogSettings, RedirectionStatus, source_contradictions
 
 _DNS_NAME = r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?"
 _TRUST_DOMAIN = r"[a-z0-9._-]{1,255}"
@@ -19,12 +19,19 @@ _TRUST_DOMAIN = r"[a-z0-9._-]{1,255}"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourcesSettings:
-    """What the mesh is read from."""
+    """What the mesh is read from: `files` or `kubernetes`, one of them."""
 
-    files: Path
-    """Directory of Kubernetes manifests (.yaml, .yml, .json), watched for change: the same that the node agents read. Required."""
-    redirection_status: RedirectionStatus = RedirectionStatus.LABELS
-    """How it learns that a pod can be reached by HBONE: as the node agents' setting of this name."""
+    files: Path | None = None
+    """Directory of Kubernetes manifests (.yaml, .yml, .json), watched for change: the same that the node agents read."""
+    kubernetes: bool = False
+    """Follow the API server of the cluster that we run in, as our pod's service account, or the one that `kubeconfig` names. Secrets and
+    ConfigMaps are read in the Gateway's own namespace only, and MeshConfig's in the root namespace."""
+    kubeconfig: Path | None = None
+    """Default none: KUBECONFIG, else the pod's own service account, else ~/.kube/config."""
+    context: str | None = field(default=None, metadata=matching(r"[^\x00-\x1f]{1,253}", "a context's name"))
+    """Of the kubeconfig; default its current one."""
+    redirection_status: RedirectionStatus | None = None
+    """How it learns that a pod can be reached by HBONE: as the node agents' setting of this name, with the same defaults."""
     poll_seconds: float = field(default=0.25, metadata=between(0.02, 60))
     """Seconds between two looks at the directory; 0.25: a change is in force in under a second, a look costs microseconds."""
 
@@ -119,7 +126,7 @@ class Settings:
     workers: int = field(default=1, metadata=between(0, 64))
     """Worker processes: 1 (default), one per core at most, or 0 to run the same loop inside the supervisor, for debugging. Each has
     connections, circuit breakers and outlier detection of its own."""
-    sources: SourcesSettings
+    sources: SourcesSettings = SourcesSettings()
     listen: ListenSettings = ListenSettings()
     ca: CaSettings = field(default_factory=CaSettings)
     admin: AdminSettings = AdminSettings()
@@ -129,6 +136,7 @@ class Settings:
 
 
 def _contradictions(settings: Settings) -> Iterator[str]:
+    yield from source_contradictions(settings.sources)
     ports = [settings.listen.hbone_port, settings.admin.metrics_port, settings.admin.readiness_port]
     fixed = [port for port in ports if port]
     if len(set(fixed)) < len(fixed):

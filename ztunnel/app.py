@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -40,7 +40,7 @@ from ztunnel.cni.install import Host, Installer
 from ztunnel.dataplane import kernel_tls
 from ztunnel.dataplane.channel import Configure
 from ztunnel.flows import FlowReporter
-from ztunnel.kube.client import KubeClient
+from ztunnel.kube.client import KubeClient, closing
 from ztunnel.kube.config import ACCOUNT_DIRECTORY, load
 from ztunnel.kube.reflector import Phase
 from ztunnel.mesh.derive import MeshOptions
@@ -248,7 +248,7 @@ def _cni(settings: Settings, admission: Admission, metrics: Metrics) -> _Cni | N
 async def _main(settings: Settings) -> None:
     parts = _build(settings)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with _closing(parts.kube), trio.open_nursery() as nursery:
+        async with closing(parts.kube), trio.open_nursery() as nursery:
             await nursery.start(parts.admin.run)
             await nursery.start(parts.plane.run)
             parts.readiness.done(_DATA_PLANE)
@@ -258,15 +258,6 @@ async def _main(settings: Settings) -> None:
             await _follow_mesh(settings, parts, signals, nursery)
             await _drain(settings, parts, signals)
             nursery.cancel_scope.cancel()
-
-
-@asynccontextmanager
-async def _closing(kube: KubeClient | None) -> AsyncIterator[None]:
-    if kube is None:
-        yield
-    else:
-        async with kube:
-            yield
 
 
 async def _follow_mesh(settings: Settings, parts: _Parts, signals: AsyncIterator[int], lasting: trio.Nursery) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Protocol
 
 from ztunnel.configuration import Reader, between, matching
 from ztunnel.mesh.ports import ILLEGAL_TARGETS
@@ -308,14 +309,35 @@ class Settings:
     limits: LimitsSettings = LimitsSettings()
 
 
-def _contradictions(settings: Settings) -> Iterator[str]:
-    admin, sources = settings.admin, settings.sources
+class OneSource(Protocol):
+    """Settings of where the mesh is read from, this program's or another's."""
+
+    @property
+    def files(self) -> Path | None: ...
+
+    @property
+    def kubernetes(self) -> bool: ...
+
+    @property
+    def kubeconfig(self) -> Path | None: ...
+
+    @property
+    def context(self) -> str | None: ...
+
+
+def source_contradictions(sources: OneSource) -> Iterator[str]:
+    """What of `sources` cannot be."""
     if (sources.files is not None) == sources.kubernetes:
         yield "sources: files or kubernetes: true is required" + (", not both" if sources.kubernetes else "")
     if not sources.kubernetes:
         for key, value in (("kubeconfig", sources.kubeconfig), ("context", sources.context)):
             if value is not None:
                 yield f"sources.{key}: wants sources.kubernetes: true"
+
+
+def _contradictions(settings: Settings) -> Iterator[str]:
+    admin = settings.admin
+    yield from source_contradictions(settings.sources)
     ports = {"admin.metrics_port": admin.metrics_port, "admin.readiness_port": admin.readiness_port}
     for key, port in ports.items():
         if port in ILLEGAL_TARGETS:

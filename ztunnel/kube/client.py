@@ -80,6 +80,16 @@ class _Call:
     read_seconds: float | None = None
 
 
+@asynccontextmanager
+async def closing(client: KubeClient | None) -> AsyncIterator[None]:
+    """Closes a client at the end, if there is one."""
+    if client is None:
+        yield
+    else:
+        async with client:
+            yield
+
+
 class KubeClient:
     """Asks one API server. One for the whole program: it keeps connections.
 
@@ -175,7 +185,9 @@ class KubeClient:
         return await self._ask(_Call("get", "GET", path, what))
 
     @asynccontextmanager
-    async def watch(self, resource: Resource, params: Mapping[str, str], *, idle_seconds: float) -> AsyncIterator[AsyncIterator[bytes]]:
+    async def watch(
+        self, resource: Resource, params: Mapping[str, str], namespace: str = "", *, idle_seconds: float
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
         """The lines of a watch, until the server ends it.
 
         Args:
@@ -185,7 +197,7 @@ class KubeClient:
             KubeError: at the start or while iterating. A line that is cut off is not given: that is a `BadAnswer`.
         """
         words = resource.words("watch")
-        call = _Call("watch", "GET", resource.path(), words, params={**params, "watch": "true"}, read_seconds=idle_seconds)
+        call = _Call("watch", "GET", resource.path(namespace), words, params={**params, "watch": "true"}, read_seconds=idle_seconds)
         with _deadline(self._bounds.answer_seconds, words):
             response = await self._send(call)
         try:

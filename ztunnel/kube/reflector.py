@@ -125,6 +125,8 @@ class Reflector(Generic[T]):
     on_phase: Callable[[], None] = lambda: None
     """Called after `phase` or `problem` changed."""
     random: Callable[[], float] = random
+    namespace: str = ""
+    """Only the objects of this one; empty: of all."""
     phase: Phase = field(default=Phase.SEEKING, init=False)
     problem: str = field(default="", init=False)
     counts: Counts = field(default_factory=Counts, init=False)
@@ -222,7 +224,7 @@ class Reflector(Generic[T]):
     async def _watch(self, resource: Resource) -> None:
         params = {"resourceVersion": self._version, "allowWatchBookmarks": "true", "timeoutSeconds": self._watch_seconds()}
         self.counts.watches += 1
-        async with self.client.watch(resource, params, idle_seconds=self.pace.idle_seconds) as lines:
+        async with self.client.watch(resource, params, self.namespace, idle_seconds=self.pace.idle_seconds) as lines:
             await self._take(resource, lines)
 
     async def _take(self, resource: Resource, lines: AsyncIterator[bytes]) -> None:
@@ -267,7 +269,7 @@ class Reflector(Generic[T]):
         }
         self.counts.watches += 1
         try:
-            async with self.client.watch(resource, params, idle_seconds=self.pace.idle_seconds) as lines:
+            async with self.client.watch(resource, params, self.namespace, idle_seconds=self.pace.idle_seconds) as lines:
                 await self._take_whole(resource, lines)
                 await self._take(resource, lines)
         except KubeError as error:
@@ -303,7 +305,7 @@ class Reflector(Generic[T]):
         self.counts.lists += 1
         while True:
             try:
-                page = await self.client.list(resource, params=params)
+                page = await self.client.list(resource, self.namespace, params)
             except Gone:
                 # The pages took so long that the server has forgotten what the first one was of.
                 self._in_pages = False

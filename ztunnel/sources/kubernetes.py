@@ -21,7 +21,7 @@ from ztunnel.kube.discovery import Discovery, Kind
 from ztunnel.kube.reflector import Body, Name, Pace, Phase, Reflector
 from ztunnel.mesh.derive import OF_USE, Derivation, MeshOptions
 from ztunnel.mesh.manifests.metadata import ObjectKey
-from ztunnel.mesh.manifests.parse import KubeObject, kinds
+from ztunnel.mesh.manifests.parse import ALL_READ, KubeObject, kinds
 from ztunnel.runtime.logs import fields
 from ztunnel.sources.objects import Judged, Refusal, Sink, judge_one, last_good
 
@@ -37,7 +37,33 @@ _REMIND_SECONDS = 30.0
 _KEPT = "what was known before stays in force"
 
 MESH_KINDS = tuple(Kind(group, kind, versions) for group, kind, versions in kinds(OF_USE))
+"""What a mesh is derived from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One kind to read, in all namespaces or in one."""
+
+    kind: Kind
+    namespace: str = ""
+
+
+AGENT = tuple(Wanted(kind) for kind in MESH_KINDS)
 """What a node agent reads."""
+
+
+def proxy(namespace: str, root_namespace: str) -> tuple[Wanted, ...]:
+    """What an L7 proxy reads: the mesh, everything that routes, protects or observes, and the secrets and texts of its own namespace only.
+
+    Args:
+        root_namespace: where MeshConfig is.
+    """
+    private = {"Secret": (namespace,), "ConfigMap": tuple(dict.fromkeys((namespace, root_namespace)))}
+    return tuple(
+        Wanted(Kind(group, kind, versions), place)
+        for group, kind, versions in kinds(ALL_READ)
+        for place in (private.get(kind, ("",)) if not group else ("",))
+    )
 
 
 @dataclass(slots=True)
@@ -126,16 +152,20 @@ class KubernetesSource:
 
     Args:
         client: stays the caller's.
-        wanted: the kinds to read.
+        wanted: the kinds to read. Of those that no mesh is derived from the sink is told by being called; they are in `objects`.
     """
 
-    def __init__(self, client: KubeClient, options: MeshOptions, wanted: Sequence[Kind] = MESH_KINDS, pace: Pace | None = None) -> None:
+    def __init__(self, client: KubeClient, options: MeshOptions, wanted: Sequence[Wanted] = AGENT, pace: Pace | None = None) -> None:
         self._changed = trio.Event()
         self._derivation = Derivation(options)
         self._objects = _Objects(on_change=self._wake)
         discovery = Discovery(client)
         pace = pace or Pace()
-        self.reflectors = [Reflector(client, discovery, kind, _Store(kind, self._objects), pace, on_phase=self._wake) for kind in wanted]
+        self.reflectors = [
+            Reflector(client, discovery, each.kind, _Store(each.kind, self._objects), pace, on_phase=self._wake, namespace=each.namespace)
+            for each in wanted
+        ]
+        self._all_matters = any(each.kind not in MESH_KINDS for each in wanted)
         self._told: tuple[Refusal, ...] = ()
 
     @property
@@ -185,7 +215,7 @@ class KubernetesSource:
         changes = self._objects.take()
         state = self._derivation.update(changes) if changes else former
         refusals = tuple(sorted({*self._objects.refusals.values(), *self._stale()}))
-        if first or state is not former or refusals != self._told:
+        if first or state is not former or refusals != self._told or (changes and self._all_matters):
             self._told = refusals
             await sink(state, refusals)
 

@@ -147,6 +147,10 @@ _VERSIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 
 
+ALL_READ: tuple[type[ReadObject], ...] = tuple(dict.fromkeys(what for _, _, what, _ in _KINDS))
+"""Everything that there is a reader for."""
+
+
 def parse(body: object, subject_source: str) -> KubeObject:
     """The object that one document describes.
 
