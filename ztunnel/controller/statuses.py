@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 
 from ztunnel.controller import belongings
 from ztunnel.mesh.conditions import Condition
-from ztunnel.mesh.derive import MeshOptions, derive
+from ztunnel.mesh.derive import MeshOptions, MeshState, derive
 from ztunnel.mesh.errors import ManifestError
 from ztunnel.mesh.l7.attach import ServiceTarget, World, condition, placed_authentications, placed_policies
 from ztunnel.mesh.l7.attachments import routes_of
 from ztunnel.mesh.l7.istio_status import istio_statuses
-from ztunnel.mesh.l7.route_status import route_statuses
+from ztunnel.mesh.l7.route_status import INGRESS_CLASS, is_ingress, listener_told, route_statuses
 from ztunnel.mesh.manifests.authorization import AuthorizationPolicyObject
 from ztunnel.mesh.manifests.core import ServiceObject
 from ztunnel.mesh.manifests.destination_rule import DestinationRuleObject
@@ -30,7 +30,12 @@ from ztunnel.mesh.manifests.tree import Tree, branches, integer, text
 from ztunnel.mesh.manifests.virtual_service import VirtualServiceObject
 from ztunnel.mesh.waypoints import WAYPOINT_BOUND, WAYPOINT_CLASS, Binding, Waypoints, gateway_conditions, listener_conditions
 
-_ROUTE_KINDS = [{"group": "gateway.networking.k8s.io", "kind": kind} for kind in ("HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute")]
+
+def _route_kinds(kinds: Iterable[str]) -> list[Tree]:
+    return [{"group": "gateway.networking.k8s.io", "kind": kind} for kind in kinds]
+
+
+_ROUTE_KINDS = _route_kinds(("HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute"))
 
 
 @dataclass(slots=True)
@@ -88,6 +93,7 @@ class Statuses:
         self._objects = reader.read(self._bodies.values())
         self._options = options
         self._now = now
+        self._derived: MeshState | None = None
         self._waypoints = Waypoints.of(self._objects.values(), options.trust_domain)
 
     def all(self) -> dict[ObjectKey, Tree]:
@@ -123,16 +129,18 @@ class Statuses:
     def _gateway(self, place: ObjectKey, item: GatewayObject) -> Tree:
         body = self._bodies[place]
         before = {text(each, "name"): each for each in branches(body, "status", "listeners")}
-        attached = self._attached(place)
+        told = listener_told(item, self._objects, self._state(), self._options) if is_ingress(item) else {}
+        attached = 0 if told else self._attached(place)
         listeners: list[Tree] = []
         for each in item.listeners:
             old = branches(before.get(each.name, {}), "conditions")
+            given = (*listener_conditions(item, each), *(told[each.name].conditions if told else ()))
             listeners.append(
                 {
                     "name": each.name,
-                    "attachedRoutes": attached,
-                    "supportedKinds": _ROUTE_KINDS,
-                    "conditions": conditions_of(old, listener_conditions(item, each), integer(body, "metadata", "generation"), self._now),
+                    "attachedRoutes": told[each.name].attached if told else attached,
+                    "supportedKinds": _route_kinds(told[each.name].kinds) if told else _ROUTE_KINDS,
+                    "conditions": conditions_of(old, given, integer(body, "metadata", "generation"), self._now),
                 }
             )
         return {"conditions": self._conditions(place, gateway_conditions(item)), "listeners": listeners}
@@ -181,10 +189,15 @@ class Statuses:
                     pass
         return World(self._options.root_namespace, known, served, classes)
 
+    def _state(self) -> MeshState:
+        if self._derived is None:
+            self._derived = derive(self._objects, self._options)
+        return self._derived
+
     def _routes(self) -> dict[ObjectKey, Tree]:
         if not any(isinstance(each, RouteObject | VirtualServiceObject | DestinationRuleObject) for each in self._objects.values()):
             return {}
-        state = derive(self._objects, self._options)
+        state = self._state()
         waypoint_of = {
             name: ObjectKey("Gateway", *each.waypoint.name.split("/", 1))
             for name, each in state.services.items()
@@ -198,7 +211,7 @@ class Statuses:
             for each, old in zip(status.parents, _parents_before(body, len(status.parents)), strict=True):
                 parents.append(
                     {
-                        "controllerName": belongings.CLASSES[WAYPOINT_CLASS],
+                        "controllerName": belongings.CLASSES[INGRESS_CLASS if each.ingress else WAYPOINT_CLASS],
                         "parentRef": _reference(each.parent),
                         "conditions": conditions_of(
                             branches(old, "conditions"), each.conditions, integer(body, "metadata", "generation"), self._now

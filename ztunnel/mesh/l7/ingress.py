@@ -13,7 +13,7 @@ from ztunnel.mesh.identity import SpiffeId
 from ztunnel.mesh.l7.attach import Held, ProxyTarget, Security
 from ztunnel.mesh.l7.attachments import routes_of
 from ztunnel.mesh.l7.backend_tls import BackendTls
-from ztunnel.mesh.l7.config import GatewayServer, ListenerProtocol, ProxyConfig, ProxyOptions, TlsServer, VirtualHost
+from ztunnel.mesh.l7.config import GatewayServer, ListenerProtocol, ProxyConfig, ProxyOptions, VirtualHost
 from ztunnel.mesh.l7.credentials import Credentials
 from ztunnel.mesh.l7.destination_rules import DestinationRules
 from ztunnel.mesh.l7.destinations import Registry
@@ -21,23 +21,18 @@ from ztunnel.mesh.l7.front import IngressWaypoints
 from ztunnel.mesh.l7.gateway_routes import GatewayRoutes
 from ztunnel.mesh.l7.grants import References
 from ztunnel.mesh.l7.istio_ingress import IstioIngress, gateways_of, server_of
+from ztunnel.mesh.l7.listener_tls import listener_server
 from ztunnel.mesh.l7.listeners import ANY_HOST, Listeners
 from ztunnel.mesh.l7.observing import Observing, extension_providers
 from ztunnel.mesh.l7.peers import peers_of
 from ztunnel.mesh.l7.routes import Route, TcpRoute
 from ztunnel.mesh.l7.upstreams import Upstreams
 from ztunnel.mesh.l7.virtual_services import VirtualServices
-from ztunnel.mesh.manifests.gateway import GATEWAY_GROUP, GatewayObject, Listener, ListenerTls, ObjectRef
+from ztunnel.mesh.manifests.gateway import GatewayObject
 from ztunnel.mesh.manifests.mesh_config import MeshConfig
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import KubeObject
-from ztunnel.mesh.manifests.references import Grantee
 from ztunnel.mesh.manifests.virtual_hosts import covers, specificity
-
-_PROTOCOLS = {each.value: each for each in ListenerProtocol}
-_MIN_VERSIONS = ("TLSV1_2", "TLSV1_3")
-MIN_VERSION = "gateway.istio.io/tls-min-version"
-"""A TLS option of a listener."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +115,7 @@ class _Ingress:
         attached = Listeners(gateway, routes_of(self.objects), self.objects)
         name = (gateway.metadata.namespace, gateway.metadata.name)
         for listener in gateway.listeners:
-            server = self._listener(gateway, listener)
+            server = listener_server(gateway, listener, self.objects, self.references)
             bound = self.virtual.bound(name, [("", listener.hostname or ANY_HOST)])
             own = attached.by_name[listener.name]
             if server.protocol in (ListenerProtocol.HTTP, ListenerProtocol.HTTPS):
@@ -161,67 +156,6 @@ class _Ingress:
             routes = tuple(route for routes in (first, second) for other in wider for route in routes.get(other, ()))
             found.append(VirtualHost((host,), routes, self.held.policies, self.held.authentications))
         return tuple(found)
-
-    def _listener(self, gateway: GatewayObject, listener: Listener) -> GatewayServer:
-        """One listener without its routes."""
-        protocol, problem, tls = _PROTOCOLS.get(listener.protocol), "", None
-        if protocol is None:
-            protocol, problem = ListenerProtocol.TCP, f"protocol {listener.protocol} is not supported"
-        elif protocol is ListenerProtocol.HTTPS:
-            tls, problem = self._tls(gateway, listener.tls)
-        elif protocol is ListenerProtocol.TLS and (listener.tls is None or listener.tls.mode != "Passthrough"):
-            problem = "TLS that ends here with TCP inside is not supported: use HTTPS or mode Passthrough"
-        return GatewayServer(
-            name=listener.name,
-            port=listener.port,
-            protocol=protocol,
-            hosts=(listener.hostname or ANY_HOST,),
-            tls=tls,
-            problem=problem,
-        )
-
-    def _tls(self, gateway: GatewayObject, tls: ListenerTls | None) -> tuple[TlsServer | None, str]:
-        if tls is None or tls.mode != "Terminate" or not tls.certificates:
-            return None, "HTTPS needs a certificate (tls.certificateRefs)"
-        if len(tls.certificates) > 1:
-            return None, "one certificate for each listener is supported"
-        least = tls.options.get(MIN_VERSION, "")
-        if least and least not in _MIN_VERSIONS:
-            return None, f"option {MIN_VERSION}: not one of {', '.join(_MIN_VERSIONS)}"
-        unknown = sorted(tls.options.keys() - {MIN_VERSION})
-        if unknown:
-            return None, f"option {unknown[0][:100]} is not supported"
-        problem = certificate_problem(tls.certificates[0], gateway, self.references)
-        if problem:
-            return None, problem[1]
-        ref = tls.certificates[0]
-        found = Credentials(self.objects, ref.namespace).secret(ref.name)
-        if isinstance(found, str):
-            return None, found
-        if not (found.certificate and found.key):
-            return None, f"Secret {ref.namespace}/{ref.name} has no certificate with its key"
-        roots: list[bytes] = []
-        for each in tls.client_roots:
-            if not self.references.permitted(_grantee(gateway), (each.group, each.kind, each.name), each.namespace):
-                return None, f"no ReferenceGrant permits {each.kind} {each.namespace}/{each.name}"
-            content = Credentials(self.objects, each.namespace).roots(each.kind, each.name)
-            if isinstance(content, str):
-                return None, content
-            roots.append(content)
-        return TlsServer(found.certificate, found.key, b"\n".join(roots), least), ""
-
-
-def certificate_problem(ref: ObjectRef, gateway: GatewayObject, references: References) -> tuple[str, str] | None:
-    """Why a listener may not use a certificate, as a reason of ResolvedRefs and in words."""
-    if (ref.group, ref.kind) != ("", "Secret"):
-        return "InvalidCertificateRef", f"certificates of kind {ref.kind} are not supported"
-    if not references.permitted(_grantee(gateway), ("", "Secret", ref.name), ref.namespace):
-        return "RefNotPermitted", f"no ReferenceGrant permits Secret {ref.namespace}/{ref.name}"
-    return None
-
-
-def _grantee(gateway: GatewayObject) -> Grantee:
-    return Grantee(GATEWAY_GROUP, "Gateway", gateway.metadata.namespace)
 
 
 def _any_name(route: TcpRoute) -> TcpRoute:

@@ -81,8 +81,7 @@ class Listeners:
         namespace = route.metadata.namespace
         if not listener.allowed.admits(self._gateway.metadata.namespace, namespace, self._labels.get(namespace, {})):
             return False
-        kinds = [kind for group, kind in listener.allowed.kinds if group == GATEWAY_GROUP]
-        return route.kind in (kinds if listener.allowed.kinds else _kinds(listener)) and route.kind in _kinds(listener)
+        return route.kind in allowed_kinds(listener)
 
     def _attach(self, route: RouteObject, place: Place) -> None:
         found = self.by_name[place.listener.name]
@@ -104,6 +103,13 @@ def shared_hosts(hostname: str, route: RouteObject) -> tuple[str, ...]:
     return tuple(
         dict.fromkeys(other if covers(own, other) else own for other in route.hostnames if covers(own, other) or covers(other, own))
     )
+
+
+def allowed_kinds(listener: Listener) -> tuple[str, ...]:
+    """The kinds of routes that a listener takes: of those that its protocol has, the ones that it allows."""
+    if not listener.allowed.kinds:
+        return _kinds(listener)
+    return tuple(kind for group, kind in listener.allowed.kinds if group == GATEWAY_GROUP and kind in _kinds(listener))
 
 
 def _kinds(listener: Listener) -> tuple[str, ...]:

@@ -1,25 +1,41 @@
-"""The conditions of Gateway API's routes, for each parent that is ours."""
+"""The conditions of Gateway API's routes for each parent that is ours, and of the listeners of ingress gateways."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from ztunnel.mesh.conditions import Condition
 from ztunnel.mesh.derive import MeshOptions, MeshState
 from ztunnel.mesh.l7.attachments import CONFLICTED, MISSING_LABEL, NO_PARENT, Attachments, ParentFound, routes_of
+from ztunnel.mesh.l7.config import TlsServer
 from ztunnel.mesh.l7.destinations import Registry
 from ztunnel.mesh.l7.grants import References, Unresolved
+from ztunnel.mesh.l7.listener_tls import listener_server, listener_tls
+from ztunnel.mesh.l7.listeners import Listeners, allowed_kinds
 from ztunnel.mesh.l7.status import ParentStatus, RouteStatus
+from ztunnel.mesh.manifests.gateway import GatewayObject
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import KubeObject
 from ztunnel.mesh.manifests.references import BackendRef
 from ztunnel.mesh.manifests.routes import RouteObject
 
+INGRESS_CLASS = "istio"
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerTold:
+    """Of one listener: how many routes it has, which kinds it takes, and conditions that follow from what it refers to."""
+
+    attached: int
+    kinds: tuple[str, ...]
+    conditions: tuple[Condition, ...]
+
 
 def route_statuses(
     objects: Mapping[ObjectKey, KubeObject], state: MeshState, options: MeshOptions, waypoint_of: Mapping[str, ObjectKey]
 ) -> dict[ObjectKey, RouteStatus]:
-    """What each route is told of its parents that are services or waypoints.
+    """What each route is told of its parents that are services, waypoints or ingress gateways.
 
     Args:
         waypoint_of: the waypoint of each service that has one, by `Service.key`.
@@ -29,20 +45,51 @@ def route_statuses(
     attachments = Attachments(routes, registry, waypoint_of)
     references = References(objects, registry)
     waypoints = set(waypoint_of.values())
+    gateways = {key: Listeners(item, (), objects) for key, item in objects.items() if isinstance(item, GatewayObject) and is_ingress(item)}
     statuses: dict[ObjectKey, RouteStatus] = {}
     for route in routes:
-        parents = tuple(
-            ParentStatus(parent, _conditions(route, attachments.parent(route, parent), attachments, references))
-            for parent in route.parents
-            if parent.kind != "Gateway" or ObjectKey("Gateway", parent.namespace, parent.name) in waypoints
-        )
+        parents: list[ParentStatus] = []
+        for parent in route.parents:
+            key = ObjectKey("Gateway", parent.namespace, parent.name)
+            if parent.kind != "Gateway" or key in waypoints:
+                found = attachments.parent(route, parent)
+                told = (_accepted(route, found, attachments), resolved_refs(route, references), _waypoints(found))
+                parents.append(ParentStatus(parent, told))
+            elif key in gateways:
+                _, reason, message = gateways[key].places(route, parent)
+                accepted = Condition("Accepted", False, reason, message) if reason else accepted_value(route)
+                parents.append(ParentStatus(parent, (accepted, resolved_refs(route, references)), ingress=True))
         if parents:
-            statuses[ObjectKey(route.kind, route.metadata.namespace, route.metadata.name)] = RouteStatus(parents)
+            statuses[ObjectKey(route.kind, route.metadata.namespace, route.metadata.name)] = RouteStatus(tuple(parents))
     return statuses
 
 
-def _conditions(route: RouteObject, found: ParentFound, attachments: Attachments, references: References) -> tuple[Condition, ...]:
-    return (_accepted(route, found, attachments), resolved_refs(route, references), _waypoints(found))
+def is_ingress(gateway: GatewayObject) -> bool:
+    """Whether a Gateway is an ingress gateway that is ours."""
+    return gateway.class_name == INGRESS_CLASS
+
+
+def listener_told(
+    gateway: GatewayObject, objects: Mapping[ObjectKey, KubeObject], state: MeshState, options: MeshOptions
+) -> dict[str, ListenerTold]:
+    """What the listeners of an ingress gateway are told, by their names."""
+    attached = Listeners(gateway, routes_of(objects), objects)
+    references = References(objects, Registry(objects, state, options))
+    found: dict[str, ListenerTold] = {}
+    for listener in gateway.listeners:
+        server = listener_server(gateway, listener, objects, references)
+        resolved = Condition("ResolvedRefs", True, "ResolvedRefs")
+        if listener.protocol == "HTTPS":
+            tls = listener_tls(gateway, listener.tls, objects, references)
+            if not isinstance(tls, TlsServer):
+                resolved = Condition("ResolvedRefs", False, *tls)
+        kinds = allowed_kinds(listener)
+        if listener.allowed.kinds and len(kinds) < len(listener.allowed.kinds):
+            resolved = Condition("ResolvedRefs", False, "InvalidRouteKinds", "a kind of route that this listener does not take")
+        programmed = Condition("Programmed", not server.problem, "Invalid" if server.problem else "Programmed", server.problem)
+        routes = [each for each in attached.by_name[listener.name].routes if not unsupported(each)]
+        found[listener.name] = ListenerTold(len(routes), kinds, (resolved, programmed))
+    return found
 
 
 def _accepted(route: RouteObject, found: ParentFound, attachments: Attachments) -> Condition:

@@ -14,6 +14,8 @@ class ParentStatus:
 
     parent: ParentRef
     conditions: tuple[Condition, ...]
+    ingress: bool = False
+    """The parent is an ingress gateway, which another controller stands for than for waypoints."""
 
 
 @dataclass(frozen=True, slots=True)
