@@ -11,7 +11,8 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -83,6 +84,7 @@ class Plane:
 
     def __init__(self, configure: ConfigureWaypoint, address: str, spawn: Spawn, workers: int, max_series: int = MAX_SERIES) -> None:
         """`address`: where listeners are made, an IP literal or `*`."""
+        self._write: Callable[[bytes], object] = write_standard_output
         self.requests = RequestMetrics(max_series)
         """What the workers counted."""
         self._configure = configure
@@ -225,6 +227,8 @@ class Plane:
             case Counted():
                 self.requests.add(message.increments)
                 self.requests.add_shadow({(each.policy, each.action, each.result): each.count for each in message.shadow})
+                if message.lines:
+                    self._write(message.lines)
                 if message.dropped:
                     self.limits["telemetry"] = self.limits.get("telemetry", 0) + message.dropped
             case WorkerState():
@@ -279,6 +283,15 @@ def open_listeners(address: str, port: int) -> list[socket.socket]:
             raise ListenError(f"cannot listen on {address} port {port}: {error.strerror}; see `ss -ltnp sport = :{port}`") from error
         made.append(listener)
     return made
+
+
+def write_standard_output(lines: bytes) -> None:
+    """Lines of access logs; a reader that does not keep up holds us up, one that is gone does not."""
+    try:
+        sys.stdout.buffer.write(lines)
+        sys.stdout.buffer.flush()
+    except (BrokenPipeError, ValueError):
+        pass
 
 
 def _settle(question: _Question, link: Link) -> None:

@@ -80,7 +80,9 @@ class Counted(Message, frozen=True):
     increments: tuple[Increment, ...]
     shadow: tuple[DryRunVerdicts, ...] = ()
     dropped: int = 0
-    """Increments that were lost because we did not keep up."""
+    """Increments and lines that were lost because we did not keep up."""
+    lines: bytes = b""
+    """Of access logs."""
 
 
 class WorkerState(Message, frozen=True):

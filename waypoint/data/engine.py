@@ -44,7 +44,7 @@ class Engine:
         self.dice = dice.random
         self.randrange = dice.randrange
         self.hostname = hostname
-        self.recorder = Recorder()
+        self.recorder = Recorder(hostname=hostname)
         self.is_draining = False
         self._random = ""
         self._random_at = 0

@@ -92,7 +92,8 @@ class Proxy:
         increments = tuple(recorder.take())
         shadow = tuple(DryRunVerdicts(*verdict, count) for verdict, count in recorder.take_shadow().items())
         dropped, recorder.dropped = recorder.dropped, 0
-        return Counted(increments, shadow, dropped) if increments or shadow or dropped else None
+        lines = recorder.take_log()
+        return Counted(increments, shadow, dropped, lines) if increments or shadow or dropped or lines else None
 
     def state(self) -> dict[str, object]:
         """For operators."""

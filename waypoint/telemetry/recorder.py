@@ -7,20 +7,29 @@ Source: Istio `stats` filter as a waypoint runs it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Final
 
 from waypoint.http.messages import Client, Headers, header
+from waypoint.telemetry.access_log import AccessLogger
 from waypoint.telemetry.attributes import SummaryAttributes
 from waypoint.telemetry.series import LABELS, Child, Increment, Labels
 from waypoint.telemetry.service import UNKNOWN, ServiceTelemetry
 from waypoint.telemetry.summary import Flow, Summary
 from ztunnel.mesh.l7.clusters import Endpoint
 from ztunnel.mesh.l7.telemetry import Metric, PeerWorkload
+from ztunnel.runtime.logs import fields
+
+log = logging.getLogger("waypoint.audit")
 
 MAX_CHILDREN: Final = 8192
 MAX_PENDING: Final = 65536
 """Increments that wait to be taken when a worker's supervisor does not ask."""
+MAX_LINE_BYTES: Final = 8 << 20
+"""Of access logs that wait to be taken."""
+MAX_LOGGERS: Final = 4096
+LONGEST_AUDITED: Final = 1024
 _HTTP: Final = (
     *(Metric.REQUESTS, Metric.DURATION, Metric.REQUEST_SIZE, Metric.RESPONSE_SIZE),
     *(Metric.GRPC_REQUESTS, Metric.GRPC_RESPONSES),
@@ -31,12 +40,17 @@ _TCP: Final = (Metric.TCP_OPENED, Metric.TCP_CLOSED, Metric.TCP_SENT, Metric.TCP
 class Recorder:
     """Of one worker."""
 
-    def __init__(self, max_children: int = MAX_CHILDREN) -> None:
+    def __init__(self, max_children: int = MAX_CHILDREN, hostname: str = "") -> None:
         """
         Args:
+            hostname: of this proxy's pod.
             max_children: sets of labels that are remembered.
         """
         self._max_children = max_children
+        self._hostname = hostname
+        self._loggers: dict[int, tuple[ServiceTelemetry, list[AccessLogger]]] = {}
+        self._lines: list[bytes] = []
+        self._line_bytes = 0
         self._reporter = "waypoint"
         """`source` for an ingress gateway."""
         self._peers: Mapping[str, PeerWorkload] = {}
@@ -44,7 +58,7 @@ class Recorder:
         self._pending: list[Increment] = []
         self._flows: set[Flow] = set()
         self.dropped = 0
-        """Increments that nobody took in time."""
+        """Increments and lines that nobody took in time."""
         self.shadow: dict[tuple[str, str, str], int] = {}
         """Verdicts of dry-run policies since the last `take_shadow`: (policy, action, result)."""
 
@@ -74,6 +88,10 @@ class Recorder:
         if is_grpc:
             child.add(Metric.GRPC_REQUESTS, summary.request_messages)
             child.add(Metric.GRPC_RESPONSES, summary.response_messages)
+        if summary.audited:
+            self._audit(summary)
+        if summary.service.settings.access_logs:
+            self._log(summary)
 
     def tcp_opened(self, flow: Flow) -> None:
         """A connection goes to its endpoint (or was refused: `tcp_closed` follows at once)."""
@@ -85,6 +103,8 @@ class Recorder:
         self._flows.discard(flow)
         self._moved(flow)
         self._tcp_child(flow, flow.flags).add(Metric.TCP_CLOSED, 1)
+        if flow.service.settings.access_logs:
+            self._log(flow)
 
     def take(self) -> list[Increment]:
         """What came in since the last time, bytes of live connections included."""
@@ -98,6 +118,48 @@ class Recorder:
         """Verdicts of dry-run policies since the last time."""
         found, self.shadow = self.shadow, {}
         return found
+
+    def take_log(self) -> bytes:
+        """Lines of access logs since the last time."""
+        lines, self._lines = self._lines, []
+        self._line_bytes = 0
+        return b"".join(lines)
+
+    # Logging
+
+    def _log(self, known: Summary | Flow) -> None:
+        service = known.service
+        loggers = self._loggers.get(id(service))
+        if loggers is None:
+            if len(self._loggers) >= MAX_LOGGERS:
+                self._loggers.clear()
+            # The service stays alive for as long as it is found by its identity.
+            made = [AccessLogger(log, self._hostname) for log in service.settings.access_logs]
+            loggers = self._loggers[id(service)] = (service, made)
+        attributes = self.attributes(known)
+        for logger in loggers[1]:
+            line = logger.line(known, attributes)
+            if line is None:
+                continue
+            if self._line_bytes + len(line) > MAX_LINE_BYTES:
+                self.dropped += 1
+            else:
+                self._lines.append(line)
+                self._line_bytes += len(line)
+
+    def _audit(self, summary: Summary) -> None:
+        request, client = summary.request, summary.client
+        log.info(
+            "a policy audits this request",
+            extra=fields(
+                policies=", ".join(summary.audited),
+                source=client.principal or client.address,
+                service=summary.service.hostname,
+                method=request.method.decode("ascii", "backslashreplace"),
+                path=request.original_path[:LONGEST_AUDITED].decode("ascii", "backslashreplace"),
+                status=summary.status,
+            ),
+        )
 
     # Counting
 
