@@ -15,12 +15,13 @@ from tests.kit.authority import authority
 from tests.kit.helm import CHART, NAMESPACE, ROOT, ChartRefused, objects, template
 from tests.kit.kube_api import ApiError, ApiServer, User, tools
 from tests.kit.polling import eventually
-from ztunnel import ca_settings, settings
+from ztunnel import ca_settings, controller_settings, settings
 
 SECONDS = 60.0
 VARIANTS: dict[str, list[str]] = {
     "defaults": [],
     "istiod": [
+        "--set=controller.enabled=false",
         "--set=ca.enabled=false,certificates.address=istiod.istio-system.svc:15012,certificates.rootsConfigMap=istio-ca-root-cert",
         "--set=admissionPolicy.enabled=false",
     ],
@@ -29,6 +30,7 @@ VARIANTS: dict[str, list[str]] = {
         "--set=networkPolicy.enabled=true,dashboard.enabled=true,ca.rootSecret=cacerts,image.digest=sha256:" + "a" * 64,
         '--set-json=ca.publishTo=["*"]',
         '--set-json=agent.settings={"workers":2,"tunnel":{"same_node":"plaintext"}}',
+        "--set=controller.taints=true",
         '--set-json=imagePullSecrets=[{"name":"x"}]',
     ],
 }
@@ -84,6 +86,12 @@ def test_our_programs_take_the_settings(variant: str) -> None:
     assert server.agents == (f"{NAMESPACE}/ztunnel",)
     assert (server.trust_domain, server.leaf_hours) == (agent.trust_domain, agent.ca.leaf_hours)
     assert (server.root.given is not None) is (variant == "full")
+    assert "*" in server.publish.namespaces
+    controller = controller_settings.parse(config(made, "ztunnel-controller", "controller.yaml"), {})
+    assert controller.gateways.ca_address == agent.ca.address
+    assert controller.gateways.roots_config_map == server.publish.config_map
+    assert controller.gateways.image == pod_of(made, "DaemonSet", "ztunnel")["containers"][0]["image"]
+    assert controller.nodes.taints is (variant == "full")
 
 
 @pytest.mark.parametrize(
@@ -141,8 +149,9 @@ def test_what_the_agents_container_may() -> None:
     assert "hostPID" not in without
 
 
-def test_what_the_authoritys_container_may() -> None:
-    pod = pod_of(objects(template()), "Deployment", "ztunnel-ca")
+@pytest.mark.parametrize("name", ["ztunnel-ca", "ztunnel-controller"])
+def test_what_the_other_containers_may(name: str) -> None:
+    pod = pod_of(objects(template()), "Deployment", name)
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["containers"][0]["securityContext"] == {
         "allowPrivilegeEscalation": False,

@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from ztunnel.kube.resources import CONFIG_MAPS, EVENTS, PODS, SECRETS, TOKEN_REVIEWS
+from ztunnel.controller.bodies import KINDS
+from ztunnel.kube.resources import CONFIG_MAPS, EVENTS, LEASES, NAMESPACES, PODS, SECRETS, TOKEN_REVIEWS
 from ztunnel.sources.kubernetes import MESH_KINDS
 
 BASE = Path(__file__).parents[3] / "deploy" / "kustomize" / "base"
@@ -44,8 +45,33 @@ def test_the_agents_rights() -> None:
 
 def test_the_authoritys_rights() -> None:
     review = (TOKEN_REVIEWS.group, TOKEN_REVIEWS.plural, "create", "")
-    assert rights("ca-rights.yaml", "ClusterRole") == {review, ("", PODS.plural, "list", ""), ("", PODS.plural, "watch", "")}
+    everywhere: set[Right] = {("", CONFIG_MAPS.plural, "create", "")}
+    everywhere |= {("", CONFIG_MAPS.plural, verb, "ztunnel-ca-root-cert") for verb in ("get", "update")}
+    everywhere |= {("", plural, verb, "") for plural in (PODS.plural, NAMESPACES.plural) for verb in ("list", "watch")}
+    assert rights("ca-rights.yaml", "ClusterRole") == {review, *everywhere}
     own: set[Right] = set()
     for resource, name in ((SECRETS.plural, "ztunnel-ca"), (CONFIG_MAPS.plural, "ztunnel-ca-root-cert")):
         own |= {("", resource, "create", ""), ("", resource, "get", name), ("", resource, "update", name)}
     assert rights("ca-rights.yaml", "Role") == own
+
+
+OWNED = {"ServiceAccount", "Service", "Deployment"}
+UNTOLD = {"Namespace", "ServiceAccount", "Deployment", "ReferenceGrant"}
+"""Kinds in whose status nothing is written."""
+
+
+def test_the_controllers_rights() -> None:
+    asked: set[Right] = set()
+    for kind in KINDS:
+        verbs = ["list", "watch"]
+        verbs += ["create", "patch", "delete"] if kind.kind in OWNED else ["create"] if kind.kind == "GatewayClass" else []
+        asked |= {(kind.group, plural(kind.kind), verb, "") for verb in verbs}
+        if kind.kind not in UNTOLD:
+            asked.add((kind.group, f"{plural(kind.kind)}/status", "patch", ""))
+    assert rights("controller-rights.yaml", "ClusterRole") == asked
+    lease = (LEASES.group, LEASES.plural)
+    assert rights("controller-rights.yaml", "Role") == {
+        (*lease, "create", ""),
+        (*lease, "get", "ztunnel-controller"),
+        (*lease, "update", "ztunnel-controller"),
+    }

@@ -25,6 +25,17 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 {{- .Values.certificates.address | default (printf "ztunnel-ca.%s.svc:15012" .Release.Namespace) -}}
 {{- end -}}
 
+{{/* Namespaces for the roots besides our own, as JSON. */}}
+{{- define "ztunnel.publishTo" -}}
+{{- if .Values.ca.publishTo -}}
+{{- toJson .Values.ca.publishTo -}}
+{{- else if .Values.controller.enabled -}}
+["*"]
+{{- else -}}
+[]
+{{- end -}}
+{{- end -}}
+
 {{- define "ztunnel.rootsConfigMap" -}}
 {{- .Values.certificates.rootsConfigMap | default "ztunnel-ca-root-cert" -}}
 {{- end -}}
@@ -78,8 +89,24 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 {{- if .Values.ca.rootSecret -}}
 {{- $_ := set $known.root "given" "/var/run/secrets/ztunnel/root" -}}
 {{- end -}}
-{{- if .Values.ca.publishTo -}}
-{{- $_ := set $known "publish" (dict "namespaces" (concat (list .Release.Namespace) .Values.ca.publishTo | uniq)) -}}
+{{- with include "ztunnel.publishTo" . | fromJsonArray -}}
+{{- $_ := set $known "publish" (dict "namespaces" (concat (list $.Release.Namespace) . | uniq)) -}}
 {{- end -}}
 {{- toYaml (mergeOverwrite $known (deepCopy .Values.ca.settings)) -}}
+{{- end -}}
+
+{{- define "ztunnel.controllerConfig" -}}
+{{- $known := dict
+    "trust_domain" .Values.trustDomain
+    "cluster_domain" .Values.clusterDomain
+    "root_namespace" .Values.rootNamespace
+    "gateways" (dict
+      "image" (include "ztunnel.image" .)
+      "pull_policy" .Values.image.pullPolicy
+      "ca_address" (include "ztunnel.caAddress" .)
+      "roots_config_map" (include "ztunnel.rootsConfigMap" .))
+    "nodes" (dict "taints" .Values.controller.taints)
+    "log" (dict "level" .Values.controller.logLevel "format" .Values.controller.logFormat)
+-}}
+{{- toYaml (mergeOverwrite $known (deepCopy .Values.controller.settings)) -}}
 {{- end -}}
