@@ -26,6 +26,7 @@ from waypoint.control import Control
 from waypoint.data.channel import ConfigureWaypoint
 from waypoint.key_sets import KeySetFetcher
 from waypoint.plane import Plane
+from waypoint.resolver import Resolver
 from waypoint.settings import Settings
 from ztunnel import __version__
 from ztunnel.admin.readiness import Readiness
@@ -78,9 +79,10 @@ def run(settings: Settings) -> int:
 class Follower:
     """Turns what the source says into the workers' configuration. `mesh_changed` is the source's sink."""
 
-    def __init__(self, settings: Settings, plane: Plane, source: Source, key_sets: KeySetFetcher) -> None:
+    def __init__(self, settings: Settings, plane: Plane, source: Source, key_sets: KeySetFetcher, resolver: Resolver) -> None:
         self._settings = settings
         self._key_sets = key_sets
+        self._resolver = resolver
         self._problems: tuple[str, ...] = ()
         self._plane = plane
         self._source = source
@@ -106,6 +108,7 @@ class Follower:
         config = derive_proxy(objects, state, self._options, self._who, bound, self._settings.node, mesh_config)
         if config != self.config:
             self.config = config
+            self._resolver.want(name for cluster in config.clusters.values() for name in cluster.names)
             self._key_sets.want(rule for each in config.authentications.values() for rule in each.rules)
             self._plane.serve(config)
 
@@ -121,6 +124,7 @@ class _Parts:
     kube: KubeClient | None
     follower: Follower
     key_sets: KeySetFetcher
+    resolver: Resolver
     readiness: Readiness
     control: Control
     identity: SpiffeId
@@ -144,7 +148,8 @@ def _build(settings: Settings) -> _Parts:
         assert settings.sources.files is not None, "the settings say one of both"
         source = FileSource(settings.sources.files, mesh_options(settings), limits, settings.sources.poll_seconds)
     key_sets = KeySetFetcher(plane.key_set)
-    follower = Follower(settings, plane, source, key_sets)
+    resolver = Resolver(plane.resolved)
+    follower = Follower(settings, plane, source, key_sets, resolver)
     metrics = Metrics(__version__, settings.limits.metric_series)
     metrics.registry.register(plane.requests)
     return _Parts(
@@ -155,6 +160,7 @@ def _build(settings: Settings) -> _Parts:
         kube=kube,
         follower=follower,
         key_sets=key_sets,
+        resolver=resolver,
         readiness=readiness,
         control=Control(settings, plane, readiness, metrics, lambda: follower.config, lambda: follower.refusals),
         identity=identity,
@@ -182,6 +188,7 @@ async def _main(settings: Settings) -> None:
                 await nursery.start(parts.authority.follow_roots, parts.rotation.hasten)
             await parts.rotation.want({parts.identity})
             nursery.start_soon(parts.key_sets.run)
+            nursery.start_soon(parts.resolver.run)
             async with trio.open_nursery() as beginning:
                 # Not waited for here: an API server that is away must not keep us from ending.
                 beginning.start_soon(_learn_mesh, settings, parts, nursery)

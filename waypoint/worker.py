@@ -15,6 +15,7 @@ import os
 import random
 import signal
 import socket
+import ssl
 import sys
 from collections import deque
 
@@ -30,6 +31,7 @@ from waypoint.data.channel import (
     WorkerState,
 )
 from waypoint.data.proxy import Proxy
+from waypoint.data.tls import load_system_roots
 from ztunnel.dataplane.channel import Certificate, ChannelError, Decoder, Drain, Drained, Message, Query, Withdraw, encode
 from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop
 from ztunnel.hbone.handshake import BadCredentials, Credentials, TlsContexts
@@ -43,6 +45,7 @@ _PR_SET_PDEATHSIG = 1
 _READ_BYTES = 1 << 18
 _ANCILLARY = socket.CMSG_SPACE(256 * 4)
 _TELL_SECONDS = 0.05
+_MAX_ROOTS_BYTES = 16 << 20
 _YOUNG_OBJECTS = 20_000
 """New objects before the collector looks at them: requests are counted out by themselves, and each look is a pause for all of them."""
 
@@ -215,6 +218,7 @@ def main() -> None:
     logs.configure(arguments.log_format, arguments.log_level)
     for own_records in (True, False):
         rehearse(own_records)
+    _load_system_roots()
     confinement = confine(frozenset(("socket",)))
     # Behind it: a change of user clears the parent-death signal.
     _die_with(arguments.parent)
@@ -223,6 +227,16 @@ def main() -> None:
     gc.freeze()
     gc.set_threshold(_YOUNG_OBJECTS, 20, 100)
     serve(socket.socket(fileno=arguments.channel_fd))
+
+
+def _load_system_roots() -> None:
+    """What this host trusts: for clusters whose TLS asks for it. Behind `confine` no file can be opened."""
+    file = ssl.get_default_verify_paths().cafile or "/etc/ssl/certs/ca-certificates.crt"
+    try:
+        with open(file, "rb") as opened:
+            load_system_roots(opened.read(_MAX_ROOTS_BYTES))
+    except OSError as error:
+        log.warning("this host's certificate authorities cannot be read", extra=logs.fields(file=file, error=error))
 
 
 def _die_with(parent: int) -> None:

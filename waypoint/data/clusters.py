@@ -6,7 +6,9 @@ import random
 from collections.abc import Iterable
 from typing import Final
 
-from waypoint.data.pools import Dialler, HttpPool
+from waypoint.data.dialler import Dialler
+from waypoint.data.pools import HttpPool
+from waypoint.http.messages import Client
 from waypoint.upstream.cluster import ClusterAtWork
 from waypoint.upstream.endpoints import EndpointAtWork
 from waypoint.upstream.localities import Place
@@ -53,13 +55,13 @@ class ClusterHere:
         endpoint.pool = made
         return made
 
-    def open(self, endpoint: EndpointAtWork, receiver: Receiver) -> Transport:
+    def open(self, endpoint: EndpointAtWork, receiver: Receiver, client: Client) -> Transport:
         """A connection of its own, for bytes.
 
         Raises:
             MeshError: it cannot even be tried.
         """
-        return self._dialler.open(self.work.cluster, endpoint.endpoint, receiver)
+        return self._dialler.open(self.work.cluster, endpoint.endpoint, receiver, client=client)
 
     def sweep(self, now: float) -> None:
         """Lets go of what has been idle for too long, and lets ejected endpoints come back."""

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Final
 
+from waypoint.data.answers import answer, refusal
 from waypoint.data.ends import ClientStream, RequestUser, Service
 from waypoint.data.engine import Engine
-from waypoint.data.exchange import Exchange, answer
+from waypoint.data.exchange import Exchange
 from waypoint.data.http1_requests import HttpLimits
 from waypoint.data.http1_server import Http1Server
 from waypoint.data.http2_server import Http2Server
 from waypoint.data.served import PortAtWork
 from waypoint.data.sniff import LONGEST_LINE, Seen, http_version, protocol
 from waypoint.data.tcp import Reusable, TcpExchange
-from waypoint.http import replies
-from waypoint.http.messages import Client, LocalReply, Request
+from waypoint.http.messages import Client, Request
 from ztunnel.dataplane.loop import Timer
 from ztunnel.mesh.errors import MeshError
 from ztunnel.mesh.l7.config import PortProtocol
@@ -26,7 +26,6 @@ IDLE_SECONDS: Final = 3600.0
 """How long a client's connection may wait for its next request; an hour as Istio."""
 HEAD_SECONDS: Final = 60.0
 """The same in the middle of a head: who sends it byte by byte holds a connection for nothing."""
-_BAD: Final = {403: replies.upgrade_refused, 426: replies.low_version}
 
 
 class PortService(Service):
@@ -49,20 +48,6 @@ class PortService(Service):
     @property
     def is_draining(self) -> bool:
         return self._engine.is_draining or self._port.is_gone
-
-
-def refusal(status: int, details: str) -> LocalReply:
-    """The answer to what is no request."""
-    make = _BAD.get(status)
-    if make is not None:
-        return make()
-    if status == 431:
-        return replies.headers_too_large()
-    if details == "missing_host_header":
-        return replies.missing_host()
-    if status == 400:
-        return replies.malformed(details)
-    return LocalReply(status, b"", [], "DPE", details)
 
 
 class Connections:

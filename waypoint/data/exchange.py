@@ -12,10 +12,12 @@ from __future__ import annotations
 import time
 from typing import Final
 
+from waypoint.data.answers import answer
 from waypoint.data.asking import Questions
 from waypoint.data.clusters import ClusterHere
 from waypoint.data.ends import ClientStream, RequestUser, ResponseUser, ServerStream
 from waypoint.data.engine import SERVER, Engine
+from waypoint.data.mirrors import Copies, mirror
 from waypoint.data.pools import Unreachable
 from waypoint.data.served import PortAtWork
 from waypoint.http import fault, replies
@@ -63,9 +65,9 @@ class Exchange(RequestUser, ResponseUser):
 
     __slots__ = (
         "_admitted", "_awaits_body", "_backend", "_body", "_body_size", "_client", "_client_paused", "_cluster", "_context", "_cookie",
-        "_cors", "_counters", "_done", "_endpoint", "_engine", "_forwarding", "_found", "_hold", "_keeps", "_port", "_questions",
-        "_request", "_responded", "_retry", "_retrying", "_stream", "_timer", "_total", "_trailers", "_try_at", "_upgraded", "_upstream",
-        "_upstream_paused", "began", "complete", "summary",
+        "_copies", "_cors", "_counters", "_done", "_endpoint", "_engine", "_forwarding", "_found", "_hold", "_keeps", "_port",
+        "_questions", "_request", "_responded", "_retry", "_retrying", "_stream", "_timer", "_total", "_trailers", "_try_at", "_upgraded",
+        "_upstream", "_upstream_paused", "began", "complete", "summary",
     )  # fmt: skip
 
     def __init__(self, engine: Engine, stream: ClientStream, request: Request, client: Client, port: PortAtWork, ended: bool) -> None:
@@ -92,6 +94,8 @@ class Exchange(RequestUser, ResponseUser):
         """Of the request: what waits to be sent, or is kept for another try."""
         self._body_size = 0
         self._trailers: Headers = []
+        self._copies: Copies | None = None
+        """Of the request, for mirrors."""
         self._questions: Questions | None = None
         """To external authorizers, where a policy wants them asked."""
         self._awaits_body = False
@@ -275,9 +279,20 @@ class Exchange(RequestUser, ResponseUser):
             key, self._cookie = hash_of(cluster.cluster.balancing.hash_keys, request, self._client, self._engine.randrange)
         client = self._client
         self._context = PickContext(key, (client.destination, client.service_port), remote=route.retry.remote_localities)
+        if found.route.mirrors:
+            self._mirror(found)
         if self.complete:
             self._start_total()
         self._try()
+
+    def _mirror(self, found: Found) -> None:
+        ended = self.complete and not self._body and not self._trailers
+        self._copies = mirror(self._engine, found.route.mirrors, self._request, self._client, ended)
+        if self._copies is not None and not ended:
+            for piece in self._body:
+                self._copies.send(piece)
+            if self.complete:
+                self._copies.end(self._trailers)
 
     def _edit(self, edits: CompiledEdits, headers: Headers, response: Response | None = None) -> None:
         if edits.empty:
@@ -333,7 +348,7 @@ class Exchange(RequestUser, ResponseUser):
         self._try_at = now
         ended = self.complete and not self._body and not self._trailers
         try:
-            upstream, begun = cluster.pool(endpoint).send(self._request, ended, self)
+            upstream, begun = cluster.pool(endpoint).send(self._request, ended, self, self._client)
         except Unreachable as error:
             self.upstream_failed(error.reason, error.text)
             return
@@ -436,6 +451,8 @@ class Exchange(RequestUser, ResponseUser):
         self.summary.bytes_in += size
         if self._counters is not None:
             self._counters[0].feed(data)
+        if self._copies is not None:
+            self._copies.send(data)
         if self._keeps:
             if self._body_size + size > MAX_KEPT and self._forwarding:
                 self._keeps = False
@@ -462,6 +479,8 @@ class Exchange(RequestUser, ResponseUser):
             return
         self.complete = True
         self._trailers = trailers
+        if self._copies is not None:
+            self._copies.end(trailers)
         if self._awaits_body and self._questions is not None:
             self._put_questions(self._questions)
             return
@@ -622,12 +641,13 @@ class Exchange(RequestUser, ResponseUser):
         self.summary.bytes_out += len(reply.body)
         self._responded = True
         self._cancel_upstream()
-        answer(self._engine, self._stream, reply, self._found if edited else None, self)
+        answer(self._engine, self._stream, reply, self._edit_own if edited else None)
         self._finish()
 
-    def edit_own(self, found: Found, headers: Headers, response: Response) -> None:
+    def _edit_own(self, headers: Headers, response: Response) -> None:
         """A route's edits of its own answer (a redirect's, a direct one's)."""
-        self._edit(found.compiled.response, headers, response)
+        if self._found is not None:
+            self._edit(self._found.compiled.response, headers, response)
 
     def _finish(self) -> None:
         if self._done:
@@ -640,6 +660,8 @@ class Exchange(RequestUser, ResponseUser):
         self._cancel_upstream()
         self._over(None)
         self._body = []
+        if self._copies is not None and not self.complete:
+            self._copies.cancel()
         self._sum_up()
 
     def _sum_up(self) -> None:
@@ -656,22 +678,3 @@ class Exchange(RequestUser, ResponseUser):
         if self._counters is not None:
             summary.request_messages, summary.response_messages = self._counters[0].count, self._counters[1].count
         engine.recorder.request_done(summary)
-
-
-def answer(engine: Engine, stream: ClientStream, reply: LocalReply, found: Found | None = None, exchange: Exchange | None = None) -> None:
-    """Sends the proxy's own answer."""
-    headers: Headers = []
-    if reply.body:
-        headers.append((b"content-length", b"%d" % len(reply.body)))
-    headers += reply.headers
-    response = Response(reply.status, headers)
-    if found is not None and exchange is not None:
-        exchange.edit_own(found, headers, response)
-    headers.append((b"date", engine.date()))
-    headers.append((b"server", SERVER))
-    if reply.body:
-        stream.respond(response, ended=False)
-        stream.send(reply.body)
-        stream.end([])
-    else:
-        stream.respond(response, ended=True)

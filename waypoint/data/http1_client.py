@@ -73,7 +73,7 @@ class Http1Client(ServerStream):
         "_bytes", "_chunked", "_close", "_connection", "_dead", "_dirty", "_events", "_fields", "_head", "_headers", "_held", "_interims",
         "_is_head", "_keeper", "_length", "_loop", "_out", "_out_bytes", "_parser", "_pausing", "_raw", "_reading", "_running",
         "_sending", "_status", "_transport", "_until_end", "_upgraded", "_upgrading", "_user", "failure", "has_answered", "idle_since",
-        "is_open", "opened_at", "requests",
+        "is_open", "label", "opened_at", "requests",
     )  # fmt: skip
 
     def __init__(self, loop: Loop, keeper: Keeper) -> None:
@@ -92,6 +92,8 @@ class Http1Client(ServerStream):
         self.idle_since = loop.now
         self.opened_at = loop.now
         self.requests = 0
+        self.label = ""
+        """What it is good for beyond its endpoint: the pool's."""
         # Of the response that is being read.
         self._headers: Headers = []
         self._bytes = 0

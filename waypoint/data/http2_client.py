@@ -118,7 +118,7 @@ class Http2Exchange(ServerStream, Http2Stream):
 class Http2Client(Http2Connection):
     """The connection. `join` it to its transport next."""
 
-    __slots__ = ("_error", "_keeper", "_leaving", "_most", "_streams", "failure", "idle_since", "is_open", "opened_at", "requests")
+    __slots__ = ("_error", "_keeper", "_leaving", "_most", "_streams", "failure", "idle_since", "is_open", "label", "opened_at", "requests")
 
     def __init__(self, loop: Loop, keeper: Keeper, most: int) -> None:
         """`most`: requests at once."""
@@ -132,6 +132,8 @@ class Http2Client(Http2Connection):
         """Why it ended, if it failed."""
         self.is_open = False
         self.requests = 0
+        self.label = ""
+        """What it is good for beyond its endpoint: the pool's."""
         self.idle_since = loop.now
         self.opened_at = loop.now
 

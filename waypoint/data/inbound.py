@@ -93,7 +93,7 @@ class Inbound:
         peer = tunnel.peer
         assert peer is not None
         # By the connection, which the client's node opens from the pod's own address; what is claimed in headers decides nothing.
-        client = Client(peer, tunnel.peer_address[0], 0, peer.namespace, authority.port, authority.host)
+        client = Client(peer, *tunnel.peer_address[:2], peer.namespace, authority.port, authority.host)
         stream = TunnelStream(tunnel, request.stream, _NOBODY, answered=True)
         opening = self.connections.accept(stream, client, port)
         stream.use(opening)

@@ -9,20 +9,17 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
+from waypoint.data.dialler import Dialler
 from waypoint.data.ends import ResponseUser, ServerStream
 from waypoint.data.http1_client import Http1Client
 from waypoint.data.http2_client import Http2Client
-from waypoint.data.sockets import SocketStream
-from waypoint.data.tunnels import Tunnels
-from waypoint.http.messages import Request
+from waypoint.data.tls import host_of
+from waypoint.http.messages import Client, Request
 from waypoint.upstream.breakers import Breakers
 from waypoint.upstream.outcome import ResetReason
-from ztunnel.dataplane.buffers import Scratch
-from ztunnel.dataplane.bytestream import Receiver, Transport
 from ztunnel.dataplane.loop import Loop
-from ztunnel.mesh.errors import LocalError, MeshError, UpstreamError, UpstreamTimeout
+from ztunnel.mesh.errors import MeshError, UpstreamError, UpstreamTimeout
 from ztunnel.mesh.l7.clusters import Cluster, Endpoint, UpstreamHttp
-from ztunnel.mesh.ports import INBOUND_HBONE
 
 MAX_IDLE: Final = 256
 """Idle connections to one endpoint."""
@@ -37,40 +34,13 @@ class Unreachable(Exception):
         self.text = text
 
 
-class Dialler:
-    """Opens transports to endpoints: a stream in a tunnel, or a TCP connection."""
-
-    __slots__ = ("_loop", "_scratch", "_tunnels")
-
-    def __init__(self, loop: Loop, scratch: Scratch, tunnels: Tunnels) -> None:
-        self._loop = loop
-        self._scratch = scratch
-        self._tunnels = tunnels
-
-    def open(self, cluster: Cluster, endpoint: Endpoint, receiver: Receiver) -> Transport:
-        """A transport that is being opened; the receiver hears `opened` or `lost`, perhaps before this returns.
-
-        Raises:
-            MeshError: it cannot even be tried.
-        """
-        seconds = cluster.limits.connect_timeout
-        if not endpoint.hbone:
-            stream = SocketStream(self._loop, self._scratch, receiver)
-            stream.connect((endpoint.address, endpoint.port), seconds, cluster.limits.keepalive)
-            return stream
-        if endpoint.identity is None:
-            raise LocalError(f"{endpoint.address} is to be reached by HBONE and its identity is not known")
-        address = f"[{endpoint.address}]" if ":" in endpoint.address else endpoint.address
-        through = (endpoint.address, INBOUND_HBONE)
-        return self._tunnels.stream(through, (endpoint.identity,), f"{address}:{endpoint.port}", receiver, seconds)
-
-
 class _Waiting(ServerStream):
     """A request that waits for a connection. Nothing is sent to it; it may be cancelled."""
 
-    __slots__ = ("_pool", "ended", "http2", "request", "user")
+    __slots__ = ("_pool", "client", "ended", "http2", "request", "user")
 
-    def __init__(self, pool: HttpPool, request: Request, ended: bool, user: ResponseUser, http2: bool) -> None:
+    def __init__(self, pool: HttpPool, request: Request, ended: bool, user: ResponseUser, client: Client | None, http2: bool) -> None:
+        self.client = client
         self.http2 = http2
         self._pool = pool
         self.request = request
@@ -94,7 +64,7 @@ class _Waiting(ServerStream):
 class HttpPool:
     """The connections to one endpoint. Implements `Keeper`."""
 
-    __slots__ = ("_all", "_breakers", "_cluster", "_dialler", "_endpoint", "_http2", "_idle", "_loop", "_retired", "_waiting")
+    __slots__ = ("_all", "_breakers", "_cluster", "_dialler", "_endpoint", "_http2", "_idle", "_labels", "_loop", "_retired", "_waiting")
 
     def __init__(self, loop: Loop, dialler: Dialler, cluster: Cluster, endpoint: Endpoint, breakers: Breakers) -> None:
         self._loop = loop
@@ -107,8 +77,9 @@ class HttpPool:
         self._http2: list[Http2Client] = []
         self._waiting: deque[_Waiting] = deque()
         self._retired = False
+        self._labels = has_labels(cluster)
 
-    def send(self, request: Request, ended: bool, user: ResponseUser) -> tuple[ServerStream, bool]:
+    def send(self, request: Request, ended: bool, user: ResponseUser, client: Client | None = None) -> tuple[ServerStream, bool]:
         """Begins a request on an idle connection or a new one: (its stream, whether it has begun).
 
         One that has not begun waits for a connection: the user hears `upstream_ready` or `upstream_failed`, and sends nothing before.
@@ -117,26 +88,45 @@ class HttpPool:
             Unreachable: no connection is to be had.
         """
         http = self._cluster.http
+        label = self._label(request, client) if self._labels else ""
         if http is UpstreamHttp.HTTP2 or (http is UpstreamHttp.CLIENT and request.version == 20):
-            return self._send_http2(request, ended, user)
-        idle = self._idle
-        while idle:
-            connection = idle.pop()
-            if connection.is_usable:
-                connection.request(request, ended, user)
-                return connection, True
-        if not self._may_connect():
-            return self._wait(request, ended, user, False), False
-        connection = self._connect()
+            return self._send_http2(request, ended, user, client, label)
+        connection = self._idle_http1(label)
+        if connection is None:
+            if not self._may_connect():
+                return self._wait(request, ended, user, client, http2=False), False
+            connection = self._connect(request, client, label)
         connection.request(request, ended, user)
         return connection, True
 
-    def _send_http2(self, request: Request, ended: bool, user: ResponseUser) -> tuple[ServerStream, bool]:
-        connection = self._usable_http2()
+    def _label(self, request: Request, client: Client | None) -> str:
+        """What a connection is good for, beyond its endpoint: one host's name in TLS, one client's in a PROXY header."""
+        tls = self._cluster.tls
+        host = host_of(request.authority.decode("ascii", "replace")) if tls is not None and not tls.sni else ""
+        return f"{host} {client.address} {client.port}" if self._cluster.proxy_protocol and client is not None else host
+
+    def _idle_http1(self, label: str) -> Http1Client | None:
+        idle = self._idle
+        if not self._labels:
+            while idle:
+                connection = idle.pop()
+                if connection.is_usable:
+                    return connection
+            return None
+        for connection in idle:
+            if connection.label == label and connection.is_usable:
+                idle.remove(connection)
+                return connection
+        return None
+
+    def _send_http2(
+        self, request: Request, ended: bool, user: ResponseUser, client: Client | None, label: str
+    ) -> tuple[ServerStream, bool]:
+        connection = self._usable_http2(label)
         if connection is None:
             if not self._may_connect():
-                return self._wait(request, ended, user, True), False
-            connection = self._connect_http2()
+                return self._wait(request, ended, user, client, http2=True), False
+            connection = self._connect_http2(request, client, label)
         self._check_upgrade(connection, request)
         return connection.request(request, ended, user), True
 
@@ -144,9 +134,9 @@ class HttpPool:
         if request.upgrade and not connection.mux.peer_takes_connect_protocol:
             raise Unreachable(ResetReason.PROTOCOL_ERROR, "the endpoint takes no extended CONNECT over HTTP/2")
 
-    def _usable_http2(self) -> Http2Client | None:
+    def _usable_http2(self, label: str) -> Http2Client | None:
         for connection in self._http2:
-            if connection.is_usable:
+            if connection.is_usable and connection.label == label:
                 return connection
         return None
 
@@ -154,12 +144,14 @@ class HttpPool:
         breakers = self._breakers
         return breakers.connections < breakers.limits.max_connections or not (self._all or self._http2)
 
-    def _connect_http2(self) -> Http2Client:
+    def _connect_http2(self, request: Request, client: Client | None, label: str) -> Http2Client:
         connection = Http2Client(self._loop, self, self._cluster.limits.max_concurrent_streams)
+        connection.label = label
         self._http2.append(connection)
         self._breakers.connections += 1
         try:
-            connection.join(self._dialler.open(self._cluster, self._endpoint, connection))
+            host = request.authority.decode("ascii", "replace")
+            connection.join(self._dialler.open(self._cluster, self._endpoint, connection, host=host_of(host), client=client, http2=True))
         except MeshError as error:
             connection.close()
             raise Unreachable(reason_of(error), str(error)) from error
@@ -167,12 +159,16 @@ class HttpPool:
             raise Unreachable(*connection.failure)
         return connection
 
-    def _connect(self) -> Http1Client:
+    def _connect(self, request: Request, client: Client | None, label: str) -> Http1Client:
         connection = Http1Client(self._loop, self)
+        connection.label = label
         self._all.add(connection)
         self._breakers.connections += 1
         try:
-            connection.connect(self._dialler.open(self._cluster, self._endpoint, connection))
+            host = request.authority.decode("ascii", "replace")
+            connection.connect(
+                self._dialler.open(self._cluster, self._endpoint, connection, host=host_of(host), client=client, http2=False)
+            )
         except MeshError as error:
             connection.close()
             raise Unreachable(reason_of(error), str(error)) from error
@@ -180,10 +176,10 @@ class HttpPool:
             raise Unreachable(*connection.failure)
         return connection
 
-    def _wait(self, request: Request, ended: bool, user: ResponseUser, http2: bool) -> _Waiting:
+    def _wait(self, request: Request, ended: bool, user: ResponseUser, client: Client | None, *, http2: bool) -> _Waiting:
         if not self._breakers.admit_pending():
             raise Unreachable(ResetReason.OVERFLOW, "")
-        waiting = _Waiting(self, request, ended, user, http2)
+        waiting = _Waiting(self, request, ended, user, client, http2)
         self._waiting.append(waiting)
         return waiting
 
@@ -196,13 +192,15 @@ class HttpPool:
     def _next(self) -> None:
         """Whoever has waited longest gets a connection, if there is one."""
         while self._waiting:
-            http2 = self._waiting[0].http2
-            if not (self._usable_http2() if http2 else self._idle) and not self._may_connect():
+            first = self._waiting[0]
+            label = self._label(first.request, first.client) if self._labels else ""
+            free = self._usable_http2(label) is not None if first.http2 else bool(self._idle)
+            if not free and not self._may_connect():
                 return
             waiting = self._waiting.popleft()
             self._breakers.release_pending()
             try:
-                stream, begun = self.send(waiting.request, waiting.ended, waiting.user)
+                stream, begun = self.send(waiting.request, waiting.ended, waiting.user, waiting.client)
             except Unreachable as error:
                 waiting.user.upstream_failed(error.reason, error.text)
                 continue
@@ -248,8 +246,18 @@ class HttpPool:
 
     def update(self, cluster: Cluster, endpoint: Endpoint) -> None:
         """The limits may have changed."""
-        self._cluster = cluster
         self._endpoint = endpoint
+        if (cluster.tls, cluster.proxy_protocol, cluster.http) != (self._cluster.tls, self._cluster.proxy_protocol, self._cluster.http):
+            # Connections that stand were made another way.
+            self._close_idle()
+        self._cluster = cluster
+        self._labels = has_labels(cluster)
+
+    def _close_idle(self) -> None:
+        for connection in list(self._idle):
+            connection.close()
+        for http2 in list(self._http2):
+            http2.leave()
 
     def sweep(self, now: float) -> None:
         """Closes what has been idle for too long."""
@@ -261,10 +269,7 @@ class HttpPool:
     def retire(self) -> None:
         """Nothing new goes this way; what is under way ends in its time."""
         self._retired = True
-        for connection in list(self._idle):
-            connection.close()
-        for http2 in list(self._http2):
-            http2.leave()
+        self._close_idle()
 
     def __len__(self) -> int:
         return len(self._all) + len(self._http2)
@@ -275,3 +280,8 @@ def reason_of(error: MeshError) -> ResetReason:
     if isinstance(error, UpstreamTimeout):
         return ResetReason.CONNECTION_TIMEOUT
     return ResetReason.CONNECTION_FAILURE if isinstance(error, UpstreamError) else ResetReason.LOCAL_CONNECTION_FAILURE
+
+
+def has_labels(cluster: Cluster) -> bool:
+    """Whether connections to one endpoint differ by more than their protocol."""
+    return bool(cluster.proxy_protocol) or (cluster.tls is not None and not cluster.tls.sni)

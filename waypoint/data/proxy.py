@@ -9,10 +9,10 @@ from collections import Counter
 from waypoint.data.channel import ConfigureWaypoint, Counted, DryRunVerdicts
 from waypoint.data.clusters import Clusters
 from waypoint.data.connections import Connections
+from waypoint.data.dialler import Dialler
 from waypoint.data.engine import Engine
 from waypoint.data.identity import OwnIdentity
 from waypoint.data.inbound import Inbound, InboundSettings
-from waypoint.data.pools import Dialler
 from waypoint.data.served import Served
 from waypoint.data.tunnels import Tunnels, TunnelSettings
 from waypoint.http.jwt import KeySets

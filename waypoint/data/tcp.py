@@ -92,7 +92,7 @@ class TcpExchange:
         self._count()
         far = _Far(self)
         try:
-            transport = cluster.open(endpoint, far)
+            transport = cluster.open(endpoint, far, self._client)
         except MeshError as error:
             self._tell(Outcome(reset=reason_of(error)))
             flow.transport_failure = str(error)
