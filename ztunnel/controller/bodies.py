@@ -11,12 +11,16 @@ from ztunnel.kube.reflector import Body, Name, Pace, Phase, Reflector
 from ztunnel.kube.resources import Resource
 from ztunnel.mesh.manifests.authorization import AuthorizationPolicyObject
 from ztunnel.mesh.manifests.core import Namespace, ServiceAccountObject, ServiceObject
+from ztunnel.mesh.manifests.destination_rule import DestinationRuleObject
 from ztunnel.mesh.manifests.gateway import GatewayClassObject, GatewayObject
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import key_of, kinds
 from ztunnel.mesh.manifests.references import ReferenceGrantObject
+from ztunnel.mesh.manifests.request_authentication import RequestAuthenticationObject
 from ztunnel.mesh.manifests.routes import RouteObject
+from ztunnel.mesh.manifests.service_entry import ServiceEntryObject, WorkloadEntryObject
 from ztunnel.mesh.manifests.tree import Tree, branch, drop
+from ztunnel.mesh.manifests.virtual_service import VirtualServiceObject
 
 DEPLOYMENT = Kind("apps", "Deployment", ("v1",))
 READ = (
@@ -24,6 +28,11 @@ READ = (
     ServiceObject,
     ServiceAccountObject,
     AuthorizationPolicyObject,
+    RequestAuthenticationObject,
+    VirtualServiceObject,
+    DestinationRuleObject,
+    ServiceEntryObject,
+    WorkloadEntryObject,
     RouteObject,
     ReferenceGrantObject,
     GatewayObject,

@@ -175,7 +175,7 @@ class Reconciler:
     async def _tell(self, problems: dict[str, str]) -> None:
         now = self.clock().strftime("%Y-%m-%dT%H:%M:%SZ")
         bodies = [self._placed(body) for body in self.bodies]
-        for place, members in Statuses(bodies, self._reader, self.options, now).all().items():
+        for place, members in Statuses(bodies, self._reader, self.options, now, sees_secrets=False).all().items():
             body = self.bodies.find(*place)
             resource = self.bodies.resource(place.kind)
             if body is None or resource is None:

@@ -88,7 +88,12 @@ def conditions_of(before: Iterable[Tree], given: Iterable[Condition], generation
 class Statuses:
     """The statuses that follow from a set of objects."""
 
-    def __init__(self, bodies: Iterable[Tree], reader: Reader, options: MeshOptions, now: str) -> None:
+    def __init__(self, bodies: Iterable[Tree], reader: Reader, options: MeshOptions, now: str, *, sees_secrets: bool = True) -> None:
+        """
+        Args:
+            sees_secrets: whether Secrets are among the bodies. Without them nothing is said of certificates but whether they may be named.
+        """
+        self._sees_secrets = sees_secrets
         self._bodies = {place: body for body in bodies if (place := key_of(body)) is not None}
         self._objects = reader.read(self._bodies.values())
         self._options = options
@@ -129,7 +134,7 @@ class Statuses:
     def _gateway(self, place: ObjectKey, item: GatewayObject) -> Tree:
         body = self._bodies[place]
         before = {text(each, "name"): each for each in branches(body, "status", "listeners")}
-        told = listener_told(item, self._objects, self._state(), self._options) if is_ingress(item) else {}
+        told = listener_told(item, self._objects, self._state(), self._options, sees_secrets=self._sees_secrets) if is_ingress(item) else {}
         attached = 0 if told else self._attached(place)
         listeners: list[Tree] = []
         for each in item.listeners:

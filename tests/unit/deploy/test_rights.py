@@ -56,7 +56,7 @@ def test_the_authoritys_rights() -> None:
 
 
 OWNED = {"ServiceAccount", "Service", "Deployment"}
-UNTOLD = {"Namespace", "ServiceAccount", "Deployment", "ReferenceGrant"}
+UNTOLD = {"Namespace", "ServiceAccount", "Deployment", "ReferenceGrant", "WorkloadEntry"}
 """Kinds in whose status nothing is written."""
 
 

@@ -41,10 +41,8 @@ def listener_server(
     return GatewayServer(listener.name, listener.port, protocol, hosts, tls, problem=problem[1] if problem else "")
 
 
-def listener_tls(
-    gateway: GatewayObject, tls: ListenerTls | None, objects: Mapping[ObjectKey, KubeObject], references: References
-) -> TlsServer | Problem:
-    """What an HTTPS listener shows and asks for, or why it cannot."""
+def reference_problem(gateway: GatewayObject, tls: ListenerTls | None, references: References) -> Problem | None:
+    """What is wrong with an HTTPS listener's settings themselves, whatever its certificate holds."""
     if tls is None or tls.mode != "Terminate" or not tls.certificates:
         return INVALID_CERTIFICATE, "HTTPS needs a certificate (tls.certificateRefs)"
     if len(tls.certificates) > 1:
@@ -57,8 +55,20 @@ def listener_tls(
     ref = tls.certificates[0]
     if (ref.group, ref.kind) != ("", "Secret"):
         return INVALID_CERTIFICATE, f"certificates of kind {ref.kind} are not supported"
-    if not _permitted(ref, gateway, references):
-        return NOT_PERMITTED, f"no ReferenceGrant permits Secret {ref.namespace}/{ref.name}"
+    for each in (ref, *tls.client_roots):
+        if not _permitted(each, gateway, references):
+            return NOT_PERMITTED, f"no ReferenceGrant permits {each.kind} {each.namespace}/{each.name}"
+    return None
+
+
+def listener_tls(
+    gateway: GatewayObject, tls: ListenerTls | None, objects: Mapping[ObjectKey, KubeObject], references: References
+) -> TlsServer | Problem:
+    """What an HTTPS listener shows and asks for, or why it cannot."""
+    problem = reference_problem(gateway, tls, references)
+    if problem is not None or tls is None:
+        return problem or (INVALID_CERTIFICATE, "")
+    ref, least = tls.certificates[0], tls.options.get(MIN_VERSION, "")
     found = Credentials(objects, ref.namespace).secret(ref.name)
     if isinstance(found, str):
         return INVALID_CERTIFICATE, found
@@ -66,8 +76,6 @@ def listener_tls(
         return INVALID_CERTIFICATE, f"Secret {ref.namespace}/{ref.name} has no certificate with its key"
     roots: list[bytes] = []
     for each in tls.client_roots:
-        if not _permitted(each, gateway, references):
-            return NOT_PERMITTED, f"no ReferenceGrant permits {each.kind} {each.namespace}/{each.name}"
         content = Credentials(objects, each.namespace).roots(each.kind, each.name)
         if isinstance(content, str):
             return "InvalidCACertificateRef", content

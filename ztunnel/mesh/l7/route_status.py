@@ -11,7 +11,7 @@ from ztunnel.mesh.l7.attachments import CONFLICTED, MISSING_LABEL, NO_PARENT, At
 from ztunnel.mesh.l7.config import TlsServer
 from ztunnel.mesh.l7.destinations import Registry
 from ztunnel.mesh.l7.grants import References, Unresolved
-from ztunnel.mesh.l7.listener_tls import listener_server, listener_tls
+from ztunnel.mesh.l7.listener_tls import listener_server, listener_tls, reference_problem
 from ztunnel.mesh.l7.listeners import Listeners, allowed_kinds
 from ztunnel.mesh.l7.status import ParentStatus, RouteStatus
 from ztunnel.mesh.manifests.gateway import GatewayObject
@@ -70,23 +70,36 @@ def is_ingress(gateway: GatewayObject) -> bool:
 
 
 def listener_told(
-    gateway: GatewayObject, objects: Mapping[ObjectKey, KubeObject], state: MeshState, options: MeshOptions
+    gateway: GatewayObject,
+    objects: Mapping[ObjectKey, KubeObject],
+    state: MeshState,
+    options: MeshOptions,
+    *,
+    sees_secrets: bool = True,
 ) -> dict[str, ListenerTold]:
-    """What the listeners of an ingress gateway are told, by their names."""
+    """What the listeners of an ingress gateway are told, by their names.
+
+    Args:
+        sees_secrets: whether Secrets are among the objects; otherwise what they hold is not judged.
+    """
     attached = Listeners(gateway, routes_of(objects), objects)
     references = References(objects, Registry(objects, state, options))
     found: dict[str, ListenerTold] = {}
     for listener in gateway.listeners:
-        server = listener_server(gateway, listener, objects, references)
+        problem = listener_server(gateway, listener, objects, references).problem
         resolved = Condition("ResolvedRefs", True, "ResolvedRefs")
         if listener.protocol == "HTTPS":
-            tls = listener_tls(gateway, listener.tls, objects, references)
-            if not isinstance(tls, TlsServer):
-                resolved = Condition("ResolvedRefs", False, *tls)
+            found_tls = listener_tls(gateway, listener.tls, objects, references)
+            wrong = reference_problem(gateway, listener.tls, references)
+            if wrong is None and sees_secrets and not isinstance(found_tls, TlsServer):
+                wrong = found_tls
+            problem = wrong[1] if wrong else ""
+            if wrong:
+                resolved = Condition("ResolvedRefs", False, *wrong)
         kinds = allowed_kinds(listener)
         if listener.allowed.kinds and len(kinds) < len(listener.allowed.kinds):
             resolved = Condition("ResolvedRefs", False, "InvalidRouteKinds", "a kind of route that this listener does not take")
-        programmed = Condition("Programmed", not server.problem, "Invalid" if server.problem else "Programmed", server.problem)
+        programmed = Condition("Programmed", not problem, "Invalid" if problem else "Programmed", problem)
         routes = [each for each in attached.by_name[listener.name].routes if not unsupported(each)]
         found[listener.name] = ListenerTold(len(routes), kinds, (resolved, programmed))
     return found

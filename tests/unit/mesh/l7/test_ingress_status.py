@@ -81,3 +81,12 @@ def test_listeners_count_the_routes_that_they_took() -> None:
 def test_conditions_of_a_listener(listener: Json, bodies: list[Json], resolved: str, programmed: str) -> None:
     (found,) = told(front(listener), *bodies).values()
     assert [("" if each.status else "!") + each.reason for each in found.conditions] == [resolved, programmed]
+
+
+def test_certificates_that_nobody_may_see_are_not_judged() -> None:
+    bodies = [WEB, front(HTTPS)]
+    objects = read_all(bodies)
+    gateway = objects[ObjectKey("Gateway", "default", "gw")]
+    assert isinstance(gateway, GatewayObject)
+    (found,) = listener_told(gateway, objects, mesh(*bodies), MeshOptions(), sees_secrets=False).values()
+    assert all(each.status for each in found.conditions)
