@@ -33,10 +33,12 @@ from waypoint.http.replies import grpc_reply
 from waypoint.http.retry import RetryState
 from waypoint.http.variables import Variables
 from waypoint.telemetry.summary import MessageCounter, Summary
+from waypoint.telemetry.tracing import begin
 from waypoint.upstream.cluster import PickContext, Shortage
 from waypoint.upstream.endpoints import EndpointAtWork
 from waypoint.upstream.outcome import Outcome, ResetReason
 from ztunnel.dataplane.loop import Timer
+from ztunnel.mesh.l7.telemetry import Collector
 
 MAX_KEPT: Final = 1 << 20
 """Bytes of a request's body that are kept for another try; a larger one is tried once. As Envoy's buffer limit."""
@@ -202,6 +204,9 @@ class Exchange(RequestUser, ResponseUser):
         request.headers.append((b"x-forwarded-proto", request.scheme))
         if not has_id:
             request.headers.append((b"x-request-id", self._engine.request_id()))
+        tracing = self._port.telemetry.settings.tracing
+        if tracing.collector is not Collector.NONE:
+            self.summary.span = begin(tracing, request, self._engine.randrange)
 
     def _route(self) -> None:
         request, client, engine = self._request, self._client, self._engine

@@ -11,6 +11,7 @@ from waypoint.data.clusters import Clusters
 from waypoint.data.connections import Connections
 from waypoint.data.dialler import Dialler
 from waypoint.data.engine import Engine
+from waypoint.data.exporting import Exporter
 from waypoint.data.identity import OwnIdentity
 from waypoint.data.inbound import Inbound, InboundSettings
 from waypoint.data.served import Served
@@ -25,6 +26,7 @@ from ztunnel.mesh.errors import LocalError
 from ztunnel.mesh.l7.config import ProxyConfig
 
 SWEEP_SECONDS = 5.0
+EXPORT_SECONDS = 1.0
 
 
 class Proxy:
@@ -41,12 +43,14 @@ class Proxy:
         self.tunnels = Tunnels(loop, self.scratch, self.identity, outbound)
         self.clusters = Clusters(loop, Dialler(loop, self.scratch, self.tunnels), dice)
         self.engine = Engine(loop, self.served, self.clusters, dice, settings.hostname)
+        self.exporter = Exporter(loop, self.clusters, self.engine.recorder)
         self.connections = Connections(self.engine)
         bounds = InboundSettings(times, settings.max_tunnels, settings.max_handshakes, settings.own_records)
         self.inbound = Inbound(loop, self.scratch, self.identity, self.connections, bounds)
         self._acceptors: dict[int, list[Acceptor]] = {}
         self._limits: Counter[str] = Counter()
         loop.call_later(SWEEP_SECONDS, self._sweep)
+        loop.call_later(EXPORT_SECONDS, self._export)
 
     # What the supervisor says
 
@@ -56,7 +60,8 @@ class Proxy:
             namespace=config.namespace, workload_type="deployment", workload_name=config.name, service_name=config.name
         )
         self.clusters.update(config)
-        self.engine.recorder.update(config.peers, "source" if config.servers else "waypoint")
+        self.engine.recorder.update(config.peers, "source" if config.servers else "waypoint", own_tags(config))
+        self.exporter.service = f"{config.name}.{config.namespace}"
         self.served.update(config)
         self.connections.judge_again()
 
@@ -80,6 +85,9 @@ class Proxy:
     def take_limits(self) -> dict[str, int]:
         """Limits that were hit since the last call."""
         limits = self._limits + self.inbound.limits
+        if self.exporter.lost:
+            limits["spans"] += self.exporter.lost
+            self.exporter.lost = 0
         self._limits.clear()
         self.inbound.limits.clear()
         if refused := self.scratch.waiting.take_refused():
@@ -121,13 +129,29 @@ class Proxy:
 
     def close(self) -> None:
         """Cuts what is left."""
+        self.exporter.cancel()
         for port in list(self._acceptors):
             self.unlisten(port)
         over = LocalError("it outlived the drain deadline of the proxy")
         for tunnel in [*self.inbound.tunnels, *self.tunnels.all()]:
             tunnel.close(over)
 
+    def _export(self) -> None:
+        self.exporter.flush()
+        self.loop.call_later(EXPORT_SECONDS, self._export)
+
     def _sweep(self) -> None:
         self.clusters.sweep()
         self.connections.sweep()
         self.loop.call_later(SWEEP_SECONDS, self._sweep)
+
+
+def own_tags(config: ProxyConfig) -> dict[str, str]:
+    """What spans say of this proxy."""
+    return {
+        "node_id": f"waypoint~{config.name}.{config.namespace}",
+        "istio.canonical_service": config.name,
+        "istio.canonical_revision": "latest",
+        "istio.mesh_id": config.identity.trust_domain,
+        "istio.namespace": config.namespace,
+    }

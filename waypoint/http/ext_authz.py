@@ -17,8 +17,6 @@ from ztunnel.mesh.l7.security import AuthorizerKind, ExtensionProvider
 from ztunnel.rpc.messages import PREFIX_BYTES
 from ztunnel.rpc.protobuf import WireError, bytes_field, int_field, read_bytes, read_fields, read_int64, read_text
 
-MAX_ANSWER: Final = 256 << 10
-"""Bytes of an authorizer's answer; more is an error of its."""
 MAX_HEADERS: Final = 256
 """Header edits that one answer may ask for."""
 _CHECK: Final = b"/envoy.service.auth.v3.Authorization/Check"

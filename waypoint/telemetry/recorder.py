@@ -16,6 +16,7 @@ from waypoint.telemetry.access_log import AccessLogger
 from waypoint.telemetry.attributes import SummaryAttributes
 from waypoint.telemetry.series import LABELS, Child, Increment, Labels
 from waypoint.telemetry.service import UNKNOWN, ServiceTelemetry
+from waypoint.telemetry.spans import Finished, finish
 from waypoint.telemetry.summary import Flow, Summary
 from ztunnel.mesh.l7.clusters import Endpoint
 from ztunnel.mesh.l7.telemetry import Metric, PeerWorkload
@@ -29,6 +30,8 @@ MAX_PENDING: Final = 65536
 MAX_LINE_BYTES: Final = 8 << 20
 """Of access logs that wait to be taken."""
 MAX_LOGGERS: Final = 4096
+MAX_SPANS: Final = 4096
+"""That wait for a collector."""
 LONGEST_AUDITED: Final = 1024
 _HTTP: Final = (
     *(Metric.REQUESTS, Metric.DURATION, Metric.REQUEST_SIZE, Metric.RESPONSE_SIZE),
@@ -51,6 +54,8 @@ class Recorder:
         self._loggers: dict[int, tuple[ServiceTelemetry, list[AccessLogger]]] = {}
         self._lines: list[bytes] = []
         self._line_bytes = 0
+        self._spans: list[Finished] = []
+        self._own: Mapping[str, str] = {}
         self._reporter = "waypoint"
         """`source` for an ingress gateway."""
         self._peers: Mapping[str, PeerWorkload] = {}
@@ -62,8 +67,14 @@ class Recorder:
         self.shadow: dict[tuple[str, str, str], int] = {}
         """Verdicts of dry-run policies since the last `take_shadow`: (policy, action, result)."""
 
-    def update(self, peers: Mapping[str, PeerWorkload], reporter: str = "waypoint") -> None:
-        """Workloads by address, and who reports, from now on."""
+    def update(self, peers: Mapping[str, PeerWorkload], reporter: str = "waypoint", own: Mapping[str, str] | None = None) -> None:
+        """From now on.
+
+        Args:
+            peers: workloads by address.
+            own: tags of spans that say who this proxy is.
+        """
+        self._own = own or {}
         self._set_aside()
         self._reporter = reporter
         self._peers = peers
@@ -92,6 +103,12 @@ class Recorder:
             self._audit(summary)
         if summary.service.settings.access_logs:
             self._log(summary)
+        span = summary.span
+        if span is not None and span.is_reported:
+            if len(self._spans) >= MAX_SPANS:
+                self.dropped += 1
+            else:
+                self._spans.append(finish(span, summary, self.attributes(summary), self._own))
 
     def tcp_opened(self, flow: Flow) -> None:
         """A connection goes to its endpoint (or was refused: `tcp_closed` follows at once)."""
@@ -124,6 +141,12 @@ class Recorder:
         lines, self._lines = self._lines, []
         self._line_bytes = 0
         return b"".join(lines)
+
+    def take_spans(self, most: int) -> list[Finished]:
+        """The oldest spans that wait for a collector."""
+        found = self._spans[:most]
+        del self._spans[:most]
+        return found
 
     # Logging
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from waypoint.http.messages import Client, Headers, Request, Response
 from waypoint.telemetry.service import ServiceTelemetry
+from waypoint.telemetry.tracing import Span
 from ztunnel.mesh.l7.clusters import Endpoint
 
 
@@ -71,8 +72,7 @@ class Summary:
         """AUDIT policies that matched."""
         self.shadow: tuple[tuple[str, str, str], ...] = ()
         """(policy, action, result) of dry-run policies."""
-        self.span: object = None
-        """Of `tracing`."""
+        self.span: Span | None = None
 
 
 class Flow:

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from ztunnel.mesh.l7.attach import Placed, ProxyTarget, ServiceTarget, applies_to_proxy, applies_to_service
 from ztunnel.mesh.l7.security import AuthorizerKind, ExtensionProvider
-from ztunnel.mesh.l7.telemetry import AccessLog, TelemetrySettings, Tracing
+from ztunnel.mesh.l7.telemetry import AccessLog, Collector, TelemetrySettings, Tracing
 from ztunnel.mesh.manifests.mesh_config import MeshConfig, Provider, ProviderKind
 from ztunnel.mesh.manifests.parse import KubeObject
 from ztunnel.mesh.manifests.telemetry import TelemetryObject
@@ -114,8 +114,11 @@ class Observing:
         provider = mesh.providers.get(found.provider)
         if provider is None or provider.kind not in (ProviderKind.OPENTELEMETRY, ProviderKind.ZIPKIN):
             return found
+        collector = Collector.ZIPKIN
+        if provider.kind is ProviderKind.OPENTELEMETRY:
+            collector = Collector.OTLP_GRPC if provider.is_grpc else Collector.OTLP_HTTP
         cluster = self._find_cluster(provider.host, provider.namespace, provider.port)
-        return replace(found, cluster=cluster, http_path=provider.path)
+        return replace(found, cluster=cluster, http_path=provider.path, collector=collector, authority=f"{provider.host}:{provider.port}")
 
 
 def extension_providers(mesh: MeshConfig, find_cluster: FindCluster) -> dict[str, ExtensionProvider]:

@@ -73,11 +73,23 @@ class CustomTag:
     default: str = ""
 
 
+class Collector(Enum):
+    """How spans are sent. NONE: there is no tracing, and requests' trace headers are nobody's business."""
+
+    NONE = ""
+    OTLP_HTTP = "otlp-http"
+    OTLP_GRPC = "otlp-grpc"
+    ZIPKIN = "zipkin"
+
+
 @dataclass(frozen=True, slots=True)
 class Tracing:
     """Spans. `percent` of new traces are sampled; an incoming decision is kept."""
 
     percent: float = 1.0
+    collector: Collector = Collector.NONE
+    authority: str = ""
+    """The collector's host name."""
     cluster: str = ""
     """Key of the collector's cluster; empty: nothing is reported, context is still propagated."""
     http_path: str = "/v1/traces"
