@@ -1,8 +1,8 @@
 """The L7 proxy: builds the object graph, runs it, and ends it in the right order.
 
 Composition root of `waypoint run`. Start: workers and certificate, then the configuration that the mesh's manifests add up to, then
-listening, then ready. End (SIGTERM, SIGINT): not ready, stop accepting, let requests and connections finish until the drain deadline.
-A second signal ends at once.
+listening, then ready. End (SIGTERM, SIGINT): not ready, a while later stop accepting, let requests and connections finish until the
+drain deadline. A second signal ends at once.
 """
 
 from __future__ import annotations
@@ -212,6 +212,7 @@ async def _drain(settings: Settings, parts: _Parts, signals: AsyncIterator[int])
     async with trio.open_nursery() as nursery:
 
         async def drain() -> None:
+            await trio.sleep(settings.linger_seconds)
             # Our copies go first: a listener that anybody holds would let connections queue where nobody accepts.
             parts.plane.close()
             log.info("drained", extra=logs.fields(cut=await parts.plane.drain(settings.drain_seconds)))

@@ -121,8 +121,11 @@ class Settings:
     """DNS suffix of services. Default as Kubernetes."""
     root_namespace: str = field(default="istio-system", metadata=matching(_DNS_NAME, "a namespace"))
     """Where objects count for the whole mesh. Default as Istio."""
+    linger_seconds: float = field(default=2.0, metadata=between(0, 3600))
+    """After SIGTERM, how long it takes new connections as before, though it says that it is not ready; 2: clients hear of it a little
+    later, and until then they come."""
     drain_seconds: float = field(default=5.0, metadata=between(0, 3600))
-    """After SIGTERM, how long live requests and connections may finish; 5 as Istio's terminationDrainDuration."""
+    """After that, how long live requests and connections may finish; 5 as Istio's terminationDrainDuration."""
     workers: int = field(default=1, metadata=between(0, 64))
     """Worker processes: 1 (default), one per core at most, or 0 to run the same loop inside the supervisor, for debugging. Each has
     connections, circuit breakers and outlier detection of its own."""

@@ -91,7 +91,7 @@ class Waypoint:
         """Starts it and waits until it is ready."""
         settings = self.directory / "waypoint.yaml"
         settings.write_text(
-            f"name: {self.name}\nnamespace: default\ntrust_domain: {TRUST_DOMAIN}\nworkers: {WORKERS}\n"
+            f"name: {self.name}\nnamespace: default\ntrust_domain: {TRUST_DOMAIN}\nworkers: {WORKERS}\nlinger_seconds: 0\n"
             f"sources: {{files: {self.mesh.manifests}, poll_seconds: 0.05}}\n"
             f"ca: {{directory: {self.mesh.root / 'ca'}}}\nadmin: {{socket: {self.socket}}}\n"
         )

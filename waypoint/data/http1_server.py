@@ -108,7 +108,11 @@ class Http1Server(ClientStream):
         if self._dead:
             return
         if self._ending or not self.is_busy:
-            self._finish()
+            # It ends as it began, in order: a reset would show as an error of every connection at the client's node.
+            self._write()
+            self._transport.end()
+            if not self._dead:
+                self._loop.call_later(_LINGER_SECONDS, self._finish)
             return
         if self._reader.is_raw:
             self._events.append(NO_TRAILERS)

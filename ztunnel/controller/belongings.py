@@ -19,6 +19,8 @@ CLASSES: dict[str, str] = {
     INGRESS_CLASS: "istio.io/gateway-controller",
 }
 """The classes that we run gateways of, and the controllers that are named in them."""
+GRACE_SECONDS = 30
+"""More than a gateway needs to linger and drain."""
 _MANAGED_GATEWAY = "istio.io-gateway-controller"
 
 
@@ -59,7 +61,7 @@ def belongings(gateway: Tree, pod_spec: PodSpec) -> list[Tree]:
     scrape = {"prometheus.io/scrape": "true", "prometheus.io/port": str(METRICS), "prometheus.io/path": "/stats/prometheus"}
     template = {
         "metadata": {"labels": pod_labels, "annotations": {**strings(gateway, "spec", "infrastructure", "annotations"), **scrape}},
-        "spec": {"serviceAccountName": name, **pod_spec(gateway)},
+        "spec": {"serviceAccountName": name, "terminationGracePeriodSeconds": GRACE_SECONDS, **pod_spec(gateway)},
     }
     return [
         _object(gateway, "v1", "ServiceAccount", name, labels, {}),

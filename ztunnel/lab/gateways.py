@@ -14,6 +14,8 @@ from ztunnel.mesh.manifests.tree import Tree, text
 SOCKETS = "w"
 """Directory of the control sockets, by the pod's first address; short, because the kernel allows 107 bytes of path."""
 SETTINGS_FILE = "waypoint.yaml"
+LINGER_SECONDS = 1.0
+"""A lab's agents hear of a pod that leaves within a fraction of this."""
 _PASSED_ON = ("WAYPOINT_WORKERS", "WAYPOINT_LOG_LEVEL")
 """Settings of gateways that the environment of `lab up` decides."""
 
@@ -34,7 +36,7 @@ class Installation:
         """Write what all gateways are told."""
         (self.state / SOCKETS).mkdir(mode=0o700, exist_ok=True)
         files = {"files": str(self.state / "manifests"), "redirection_status": "annotation", "poll_seconds": 0.05}
-        settings = {"sources": files, "ca": {"directory": str(self.state / "ca")}}
+        settings = {"linger_seconds": LINGER_SECONDS, "sources": files, "ca": {"directory": str(self.state / "ca")}}
         (self.state / SETTINGS_FILE).write_text(json.dumps(settings, indent=2))
 
     def pod_spec(self, gateway: Tree) -> Tree:

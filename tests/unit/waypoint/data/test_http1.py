@@ -444,3 +444,13 @@ def test_a_flood_of_requests_that_nobody_reads_the_answers_of_stops(waypoint: Lo
         waypoint.turn(5)
     assert sent < 60_000_000
     client.close()
+
+
+def test_a_client_that_ends_between_requests_is_answered_with_an_end_and_no_reset(waypoint: LoopbackWaypoint, app: App) -> None:
+    app.answers(OK)
+    client = waypoint.client()
+    client.send(get())
+    waypoint.run_until(lambda: client.data.endswith(b"hello"))
+    client.end()
+    waypoint.run_until(lambda: client.is_over)
+    assert (client.has_ended, client.error) == (True, None)
