@@ -16,6 +16,7 @@ import yaml
 from tests.kit.builders import authorization, gateway
 from tests.kit.kube_api import ApiError, ApiServer, Json, User
 from tests.kit.polling import eventually
+from ztunnel.controller.belongings import ROLE, ROLE_IN_NAMESPACE
 from ztunnel.mesh.manifests.tree import Tree, at, branches, text
 
 SECONDS = 90.0
@@ -23,14 +24,29 @@ GATEWAY_API = "/apis/gateway.networking.k8s.io/v1"
 NAMESPACE = "ztunnel-system"
 _READ = ["list", "watch"]
 _KEPT = ["create", "patch", "delete"]
+_RBAC = "rbac.authorization.k8s.io"
 RIGHTS: dict[str, tuple[str, list[str], list[str]]] = {
     "namespaces": ("", ["namespaces"], _READ),
     "services": ("", ["services"], [*_READ, *_KEPT]),
     "serviceaccounts": ("", ["serviceaccounts"], [*_READ, *_KEPT]),
     "deployments.apps": ("apps", ["deployments"], [*_READ, *_KEPT]),
     "services/status": ("", ["services/status"], ["patch"]),
-    "authorizationpolicies.security.istio.io": ("security.istio.io", ["authorizationpolicies"], _READ),
-    "authorizationpolicies/status.security.istio.io": ("security.istio.io", ["authorizationpolicies/status"], ["patch"]),
+    "authorizationpolicies.security.istio.io": ("security.istio.io", ["authorizationpolicies", "requestauthentications"], _READ),
+    "authorizationpolicies/status.security.istio.io": (
+        "security.istio.io",
+        ["authorizationpolicies/status", "requestauthentications/status"],
+        ["patch"],
+    ),
+    "serviceentries.networking.istio.io": (
+        "networking.istio.io",
+        ["serviceentries", "workloadentries", "virtualservices", "destinationrules"],
+        _READ,
+    ),
+    "virtualservices/status.networking.istio.io": (
+        "networking.istio.io",
+        ["serviceentries/status", "virtualservices/status", "destinationrules/status"],
+        ["patch"],
+    ),
     "gateways.gateway.networking.k8s.io": ("gateway.networking.k8s.io", ["gateways"], _READ),
     "gateways/status.gateway.networking.k8s.io": ("gateway.networking.k8s.io", ["gateways/status"], ["patch"]),
     "gatewayclasses.gateway.networking.k8s.io": ("gateway.networking.k8s.io", ["gatewayclasses"], [*_READ, "create"]),
@@ -45,6 +61,7 @@ RIGHTS: dict[str, tuple[str, list[str], list[str]]] = {
         ["httproutes/status", "grpcroutes/status", "tcproutes/status", "tlsroutes/status"],
         ["patch"],
     ),
+    "rolebindings.rbac.authorization.k8s.io": (_RBAC, ["rolebindings", "clusterrolebindings"], [*_READ, *_KEPT]),
     "leases.coordination.k8s.io": ("coordination.k8s.io", ["leases"], ["get", "create", "update"]),
 }
 """Every right that the controller needs, by what its absence is to name."""
@@ -71,6 +88,8 @@ def fixture_api() -> Iterator[ApiServer]:
     """Of its own: other tests give kinds of the same names schemas of their own."""
     with ApiServer.started() as api:
         api.crds()
+        for role in (ROLE, ROLE_IN_NAMESPACE):
+            api.apply({"apiVersion": f"{_RBAC}/v1", "kind": "ClusterRole", "metadata": {"name": role}, "rules": []})
         api.namespace(NAMESPACE)
         yield api
 
@@ -78,11 +97,12 @@ def fixture_api() -> Iterator[ApiServer]:
 def allowed(api: ApiServer, name: str, without: str = "") -> User:
     """A user with the controller's rights, but one."""
     user = api.user(name)
-    rules = [
+    rules: list[dict[str, list[str]]] = [
         {"apiGroups": [group], "resources": resources, "verbs": verbs}
         for right, (group, resources, verbs) in RIGHTS.items()
         if right != without
     ]
+    rules.append({"apiGroups": [_RBAC], "resources": ["clusterroles"], "verbs": ["bind"], "resourceNames": [ROLE, ROLE_IN_NAMESPACE]})
     api.allow(user, rules)
     return user
 
@@ -233,8 +253,11 @@ class TestOne:
         api.apply(gateway("waypoint", namespace="moved"))
         path = "/apis/apps/v1/namespaces/moved/deployments/waypoint"
         exists(api, path)
+        binding = f"/apis/{_RBAC}/v1/clusterrolebindings/{ROLE}:moved:waypoint"
+        assert branches(exists(api, binding), "subjects")[0]["namespace"] == "moved"
         api.apply(gateway("waypoint", namespace="moved", class_name="somebody-elses"))
         eventually(lambda: find(api, path) is None, within=SECONDS, saying="the deployment is gone")
+        eventually(lambda: find(api, binding) is None, within=SECONDS, saying="the right to read the mesh is gone")
 
     def test_what_is_there_already_is_not_taken(self, api: ApiServer, replica: Replica) -> None:
         shop(api, "taken")
@@ -333,7 +356,14 @@ def test_a_missing_right_is_named(api: ApiServer, tmp_path: Path, right: str) ->
     user = allowed(api, f"without-{number}", right)
     with controller(api, tmp_path, user, lease=f"without-{number}") as replica:
         parent = {"group": "", "kind": "Service", "name": "web"}
+        rule = {"route": [{"destination": {"host": "web"}}]}
         api.apply(
+            {
+                "apiVersion": "networking.istio.io/v1",
+                "kind": "VirtualService",
+                "metadata": {"name": "web", "namespace": namespace},
+                "spec": {"hosts": ["web"], "http": [rule]},
+            },
             gateway("waypoint", namespace=namespace),
             authorization("l7", namespace=namespace, targetRefs=[parent_ref("web")]),
             {

@@ -12,6 +12,12 @@ from ztunnel.mesh.manifests.tree import Tree, at, branches, integer, strings, te
 from ztunnel.mesh.ports import INBOUND_HBONE, METRICS, READINESS
 from ztunnel.mesh.waypoints import GATEWAY_CLASS_NAME, GATEWAY_NAME, MANAGED, MANAGED_WAYPOINT, WAYPOINT_CLASS
 
+RBAC = "rbac.authorization.k8s.io"
+ROLE = "ztunnel-gateway"
+"""ClusterRole that is given in the whole cluster."""
+ROLE_IN_NAMESPACE = "ztunnel-gateway-private"
+"""ClusterRole that is given in the gateway's namespace."""
+NAMESPACE_LABEL = "ztunnel.io/gateway-namespace"
 INGRESS_CLASS = "istio"
 REVISION = "istio.io/rev"
 CLASSES: dict[str, str] = {
@@ -68,6 +74,26 @@ def belongings(gateway: Tree, pod_spec: PodSpec) -> list[Tree]:
         _object(gateway, "v1", "Service", name, labels, {"spec": {"selector": selector, "ports": _service_ports(gateway)}}),
         _object(gateway, "apps/v1", "Deployment", name, labels, {"spec": {"selector": {"matchLabels": selector}, "template": template}}),
     ]
+
+
+def bindings(gateway: Tree) -> list[Tree]:
+    """The rights of a gateway's pods in a cluster: to read the mesh, and the secrets and texts of its own namespace."""
+    name, namespace = name_of(gateway), text(gateway, "metadata", "namespace")
+    account: Tree = {"kind": "ServiceAccount", "name": name, "namespace": namespace}
+    labels = {GATEWAY_NAME: text(gateway, "metadata", "name"), MANAGED: MANAGED_WAYPOINT}
+    own = _object(gateway, f"{RBAC}/v1", "RoleBinding", name, labels, _grant(ROLE_IN_NAMESPACE, account))
+    # Nothing of a namespace can own what is of the cluster: it is known by its name and labels.
+    everywhere: Tree = {
+        "apiVersion": f"{RBAC}/v1",
+        "kind": "ClusterRoleBinding",
+        "metadata": {"name": f"{ROLE}:{namespace}:{name}", "labels": {**labels, NAMESPACE_LABEL: namespace}},
+        **_grant(ROLE, account),
+    }
+    return [own, everywhere]
+
+
+def _grant(role: str, account: Tree) -> Tree:
+    return {"roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": role}, "subjects": [account]}
 
 
 def is_owned_by(body: Tree, uids: Iterable[str]) -> bool | None:

@@ -22,7 +22,9 @@ from ztunnel.mesh.manifests.service_entry import ServiceEntryObject, WorkloadEnt
 from ztunnel.mesh.manifests.tree import Tree, branch, drop
 from ztunnel.mesh.manifests.virtual_service import VirtualServiceObject
 
-DEPLOYMENT = Kind("apps", "Deployment", ("v1",))
+_RBAC = "rbac.authorization.k8s.io"
+_FOREIGN = (Kind("apps", "Deployment", ("v1",)), Kind(_RBAC, "RoleBinding", ("v1",)), Kind(_RBAC, "ClusterRoleBinding", ("v1",)))
+"""Kinds that the mesh has no readers for: their keys name the group."""
 READ = (
     Namespace,
     ServiceObject,
@@ -38,7 +40,8 @@ READ = (
     GatewayObject,
     GatewayClassObject,
 )
-KINDS = (*(Kind(group, kind, versions) for group, kind, versions in kinds(READ)), DEPLOYMENT)
+KINDS = (*(Kind(group, kind, versions) for group, kind, versions in kinds(READ)), *_FOREIGN)
+"""What statuses and belongings follow from, and what they are."""
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
 
@@ -111,4 +114,4 @@ class Bodies:
 
 
 def _key(kind: str, namespace: str, name: str) -> ObjectKey:
-    return ObjectKey(f"{kind}.apps" if kind == DEPLOYMENT.kind else kind, namespace, name)
+    return ObjectKey(next((str(each) for each in _FOREIGN if each.kind == kind), kind), namespace, name)

@@ -35,7 +35,7 @@ QUIET_SECONDS = 0.05
 _SHARE = 4
 """Times that a look took pass before the next: thousands of changes a second must not cost the whole processor."""
 _RETRY_SECONDS = 5.0
-_OWNED_KINDS = ("ServiceAccount", "Service", "Deployment")
+_OWNED_KINDS = ("RoleBinding", "ServiceAccount", "Service", "Deployment")
 _REMIND_SECONDS = 30.0
 
 
@@ -113,7 +113,7 @@ class Reconciler:
             uid = text(gateway, "metadata", "uid")
             if uid in ours:
                 problems[uid] = await self._keep(gateway)
-        await self._drop_orphans(ours)
+        await self._drop_orphans({uid for uid in ours if not problems[uid]})
         await self._tell(problems)
 
     # ------------------------------------------------------------------------------------------------------- what it owns
@@ -126,10 +126,10 @@ class Reconciler:
     async def _keep(self, gateway: Tree) -> str:
         """Makes and mends what a Gateway needs. Returns why that cannot be done; empty when it can."""
         uid = text(gateway, "metadata", "uid")
-        wanted = belongings.belongings(gateway, self.pod_spec)
+        wanted = [*belongings.belongings(gateway, self.pod_spec), *belongings.bindings(gateway)]
         for body in wanted:
             live = self._live(body)
-            if live is not None and not belongings.is_owned_by(live, (uid,)):
+            if live is not None and not _is_own(live, gateway, uid):
                 return (
                     f"{text(body, 'kind')} {text(body, 'metadata', 'namespace')}/{text(body, 'metadata', 'name')} is there already "
                     "and is not this Gateway's; nothing is made for it: give it another name, or remove that object"
@@ -155,6 +155,7 @@ class Reconciler:
         """What Gateways owned that are no longer ours: of another class now, or of another revision. The garbage collector of the
         cluster takes what belonged to Gateways that are gone."""
         alive = {text(body, "metadata", "uid") for body in self.bodies.of("Gateway")}
+        await self._drop_bindings(ours)
         for kind in _OWNED_KINDS:
             for body in self.bodies.of(kind):
                 labels = branch(body, "metadata", "labels")
@@ -166,6 +167,19 @@ class Reconciler:
                 namespace, name = text(body, "metadata", "namespace"), text(body, "metadata", "name")
                 if resource is not None:
                     await self._write(f"{kind} {namespace}/{name}", self.client.delete, resource, name, namespace)
+
+    async def _drop_bindings(self, served: Iterable[str]) -> None:
+        """Rights in the whole cluster of Gateways that are no more or have nothing here: nobody else would ever take them back."""
+        wanted = {
+            f"{belongings.ROLE}:{text(body, 'metadata', 'namespace')}:{belongings.name_of(body)}"
+            for body in self.bodies.of("Gateway")
+            if text(body, "metadata", "uid") in served
+        }
+        resource = self.bodies.resource("ClusterRoleBinding")
+        for body in self.bodies.of("ClusterRoleBinding"):
+            name = text(body, "metadata", "name")
+            if resource is not None and belongings.NAMESPACE_LABEL in branch(body, "metadata", "labels") and name not in wanted:
+                await self._write(f"ClusterRoleBinding {name}", self.client.delete, resource, name)
 
     def _live(self, body: Tree) -> Tree | None:
         return self.bodies.find(text(body, "kind"), text(body, "metadata", "namespace"), text(body, "metadata", "name"))
@@ -232,6 +246,12 @@ class Reconciler:
             return
         self.counts.written += 1
         self._complaints.pop(what, None)
+
+
+def _is_own(live: Tree, gateway: Tree, uid: str) -> bool:
+    if text(live, "kind") == "ClusterRoleBinding":
+        return branch(live, "metadata", "labels").get(belongings.NAMESPACE_LABEL) == text(gateway, "metadata", "namespace")
+    return belongings.is_owned_by(live, (uid,)) is True
 
 
 def covers(live: object, wanted: object) -> bool:
