@@ -127,6 +127,8 @@ class Reflector(Generic[T]):
     random: Callable[[], float] = random
     namespace: str = ""
     """Only the objects of this one; empty: of all."""
+    name: str = ""
+    """Only the object of this name; empty: all. Rights can be narrowed to it."""
     phase: Phase = field(default=Phase.SEEKING, init=False)
     problem: str = field(default="", init=False)
     counts: Counts = field(default_factory=Counts, init=False)
@@ -224,7 +226,7 @@ class Reflector(Generic[T]):
     async def _watch(self, resource: Resource) -> None:
         params = {"resourceVersion": self._version, "allowWatchBookmarks": "true", "timeoutSeconds": self._watch_seconds()}
         self.counts.watches += 1
-        async with self.client.watch(resource, params, self.namespace, idle_seconds=self.pace.idle_seconds) as lines:
+        async with self.client.watch(resource, self._selected(params), self.namespace, idle_seconds=self.pace.idle_seconds) as lines:
             await self._take(resource, lines)
 
     async def _take(self, resource: Resource, lines: AsyncIterator[bytes]) -> None:
@@ -269,7 +271,7 @@ class Reflector(Generic[T]):
         }
         self.counts.watches += 1
         try:
-            async with self.client.watch(resource, params, self.namespace, idle_seconds=self.pace.idle_seconds) as lines:
+            async with self.client.watch(resource, self._selected(params), self.namespace, idle_seconds=self.pace.idle_seconds) as lines:
                 await self._take_whole(resource, lines)
                 await self._take(resource, lines)
         except KubeError as error:
@@ -301,7 +303,7 @@ class Reflector(Generic[T]):
     async def _list(self, resource: Resource) -> None:
         """The whole set in pages."""
         items: dict[Name, T] = {}
-        params = {"limit": str(self.pace.page)} if self._in_pages else {}
+        params = self._selected({"limit": str(self.pace.page)} if self._in_pages else {})
         self.counts.lists += 1
         while True:
             try:
@@ -324,13 +326,16 @@ class Reflector(Generic[T]):
             token = _metadata(page).get("continue")
             if not token or not isinstance(token, str):
                 break
-            params = {"limit": str(self.pace.page), "continue": token}
+            params = self._selected({"limit": str(self.pace.page), "continue": token})
         self._tell_whole(items, _version(page, resource))
 
     def _tell_whole(self, items: dict[Name, T], version: str) -> None:
         self._version, self._complete = version, True
         self.store.replaced(items)
         self._enter(Phase.FOLLOWING)
+
+    def _selected(self, params: dict[str, str]) -> dict[str, str]:
+        return {**params, "fieldSelector": f"metadata.name={self.name}"} if self.name else params
 
     def _watch_seconds(self) -> str:
         return str(max(1, int(self.pace.watch_seconds * (1 + self.random()))))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import trio
 
@@ -20,6 +20,7 @@ from ztunnel.kube.client import KubeClient
 from ztunnel.kube.discovery import Discovery, Kind
 from ztunnel.kube.reflector import Body, Name, Pace, Phase, Reflector
 from ztunnel.mesh.derive import OF_USE, Derivation, MeshOptions
+from ztunnel.mesh.manifests.mesh_config import CONFIG_MAP
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import ALL_READ, KubeObject, kinds
 from ztunnel.runtime.logs import fields
@@ -42,10 +43,11 @@ MESH_KINDS = tuple(Kind(group, kind, versions) for group, kind, versions in kind
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One kind to read, in all namespaces or in one."""
+    """One kind to read, in all namespaces or in one, all objects or the one of a name."""
 
     kind: Kind
     namespace: str = ""
+    name: str = ""
 
 
 AGENT = tuple(Wanted(kind) for kind in MESH_KINDS)
@@ -58,12 +60,11 @@ def proxy(namespace: str, root_namespace: str) -> tuple[Wanted, ...]:
     Args:
         root_namespace: where MeshConfig is.
     """
-    private = {"Secret": (namespace,), "ConfigMap": tuple(dict.fromkeys((namespace, root_namespace)))}
-    return tuple(
-        Wanted(Kind(group, kind, versions), place)
-        for group, kind, versions in kinds(ALL_READ)
-        for place in (private.get(kind, ("",)) if not group else ("",))
-    )
+    all_of_them = [Wanted(Kind(group, kind, versions)) for group, kind, versions in kinds(ALL_READ)]
+    wanted = [replace(each, namespace=namespace) if str(each.kind) in ("Secret", "ConfigMap") else each for each in all_of_them]
+    if root_namespace != namespace:
+        wanted += [replace(each, namespace=root_namespace, name=CONFIG_MAP) for each in all_of_them if str(each.kind) == "ConfigMap"]
+    return tuple(wanted)
 
 
 @dataclass(slots=True)
@@ -162,7 +163,16 @@ class KubernetesSource:
         discovery = Discovery(client)
         pace = pace or Pace()
         self.reflectors = [
-            Reflector(client, discovery, each.kind, _Store(each.kind, self._objects), pace, on_phase=self._wake, namespace=each.namespace)
+            Reflector(
+                client,
+                discovery,
+                each.kind,
+                _Store(each.kind, self._objects),
+                pace,
+                on_phase=self._wake,
+                namespace=each.namespace,
+                name=each.name,
+            )
             for each in wanted
         ]
         self._all_matters = any(each.kind not in MESH_KINDS for each in wanted)

@@ -11,18 +11,19 @@ from typing import Any
 
 import yaml
 
+from ztunnel.controller.belongings import RBAC, ROLE, ROLE_IN_NAMESPACE
 from ztunnel.controller.bodies import KINDS
 from ztunnel.kube.resources import CONFIG_MAPS, EVENTS, LEASES, NAMESPACES, PODS, SECRETS, TOKEN_REVIEWS
-from ztunnel.sources.kubernetes import MESH_KINDS
+from ztunnel.sources.kubernetes import MESH_KINDS, proxy
 
 BASE = Path(__file__).parents[3] / "deploy" / "kustomize" / "base"
 Right = tuple[str, str, str, str]
 """API group, resource, verb, and the object's name or empty."""
 
 
-def rights(file: str, kind: str) -> set[Right]:
+def rights(file: str, kind: str, name: str = "") -> set[Right]:
     documents: list[Any] = list(yaml.safe_load_all((BASE / file).read_text()))
-    (role,) = [each for each in documents if each["kind"] == kind]
+    (role,) = [each for each in documents if each["kind"] == kind and name in ("", each["metadata"]["name"])]
     return {
         right
         for rule in role["rules"]
@@ -55,8 +56,8 @@ def test_the_authoritys_rights() -> None:
     assert rights("ca-rights.yaml", "Role") == own
 
 
-OWNED = {"ServiceAccount", "Service", "Deployment"}
-UNTOLD = {"Namespace", "ServiceAccount", "Deployment", "ReferenceGrant", "WorkloadEntry"}
+OWNED = {"ServiceAccount", "Service", "Deployment", "RoleBinding", "ClusterRoleBinding"}
+UNTOLD = {"Namespace", "ServiceAccount", "Deployment", "RoleBinding", "ClusterRoleBinding", "ReferenceGrant", "WorkloadEntry"}
 """Kinds in whose status nothing is written."""
 
 
@@ -68,6 +69,7 @@ def test_the_controllers_rights() -> None:
         asked |= {(kind.group, plural(kind.kind), verb, "") for verb in verbs}
         if kind.kind not in UNTOLD:
             asked.add((kind.group, f"{plural(kind.kind)}/status", "patch", ""))
+    asked |= {(RBAC, "clusterroles", "bind", name) for name in (ROLE, ROLE_IN_NAMESPACE)}
     assert rights("controller-rights.yaml", "ClusterRole") == asked
     lease = (LEASES.group, LEASES.plural)
     assert rights("controller-rights.yaml", "Role") == {
@@ -75,3 +77,13 @@ def test_the_controllers_rights() -> None:
         (*lease, "get", "ztunnel-controller"),
         (*lease, "update", "ztunnel-controller"),
     }
+
+
+def test_the_rights_of_gateways_pods() -> None:
+    everywhere: set[Right] = set()
+    private: set[Right] = set()
+    for wanted in proxy("shop", "istio-system"):
+        into = everywhere if not wanted.namespace or wanted.name else private
+        into |= {(wanted.kind.group, plural(wanted.kind.kind), verb, wanted.name) for verb in ("list", "watch")}
+    assert rights("gateway-rights.yaml", "ClusterRole", ROLE) == everywhere
+    assert rights("gateway-rights.yaml", "ClusterRole", ROLE_IN_NAMESPACE) == private
