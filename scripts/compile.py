@@ -1,7 +1,8 @@
 """Compiles with mypyc what runs for every byte and every connection, from the very sources that also run as they are.
 
-The result is a tree that can be imported in the place of `ztunnel/`: the same modules, those of the hot path beside their compiled form,
-which Python prefers. Nothing is compiled twice: a stamp names the sources, the interpreter and the compiler that a tree was made from.
+The result is a tree that can be imported in the place of `ztunnel/` and `waypoint/`: the same modules, those of the hot path beside their
+compiled form, which Python prefers. Nothing is compiled twice: a stamp names the sources, the interpreter and the compiler that a tree was
+made from.
 See ztunnel/decisions/0010-compiled-data-plane.md.
 """
 
@@ -18,15 +19,27 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DEFAULT = ROOT / "build" / "compiled"
+PACKAGES = ("ztunnel", "waypoint")
 COMPILED = (
-    "hbone/budget", "hbone/connect", "hbone/events", "hbone/exchange", "hbone/frames", "hbone/headers", "hbone/messages", "hbone/mux",
-    "hbone/posthandshake", "hbone/receiver", "hbone/records_own", "hbone/streams",
-    "dataplane/addresses", "dataplane/buffers", "dataplane/bytestream", "dataplane/loop", "dataplane/outlet", "dataplane/relay",
-    "dataplane/sockets", "dataplane/splice", "dataplane/streams", "dataplane/tunnel",
-    "mesh/addresses", "mesh/balance", "mesh/inbound", "mesh/index", "mesh/policy", "mesh/routing",
-    "proxy/connections", "proxy/inbound", "proxy/labels", "proxy/outbound", "proxy/passthrough", "proxy/pods", "proxy/pool", "proxy/stock",
+    "ztunnel/hbone/budget", "ztunnel/hbone/connect", "ztunnel/hbone/events", "ztunnel/hbone/exchange", "ztunnel/hbone/frames",
+    "ztunnel/hbone/headers", "ztunnel/hbone/messages", "ztunnel/hbone/mux", "ztunnel/hbone/posthandshake", "ztunnel/hbone/receiver",
+    "ztunnel/hbone/records_own", "ztunnel/hbone/streams", "ztunnel/dataplane/addresses", "ztunnel/dataplane/buffers",
+    "ztunnel/dataplane/bytestream", "ztunnel/dataplane/loop", "ztunnel/dataplane/outlet", "ztunnel/dataplane/relay",
+    "ztunnel/dataplane/sockets", "ztunnel/dataplane/splice", "ztunnel/dataplane/streams", "ztunnel/dataplane/tunnel",
+    "ztunnel/mesh/addresses", "ztunnel/mesh/balance", "ztunnel/mesh/inbound", "ztunnel/mesh/index", "ztunnel/mesh/policy",
+    "ztunnel/mesh/routing", "ztunnel/proxy/connections", "ztunnel/proxy/inbound", "ztunnel/proxy/labels", "ztunnel/proxy/outbound",
+    "ztunnel/proxy/passthrough", "ztunnel/proxy/pods", "ztunnel/proxy/pool", "ztunnel/proxy/stock", "waypoint/data/clusters",
+    "waypoint/data/connections", "waypoint/data/ends", "waypoint/data/exchange", "waypoint/data/heads", "waypoint/data/http1_client",
+    "waypoint/data/http1_requests", "waypoint/data/http1_server", "waypoint/data/pools", "waypoint/data/served", "waypoint/data/sniff",
+    "waypoint/data/sockets", "waypoint/data/tcp", "waypoint/data/tunnels", "waypoint/http/authority", "waypoint/http/authorization",
+    "waypoint/http/conditions", "waypoint/http/cors", "waypoint/http/editing", "waypoint/http/fault", "waypoint/http/filing",
+    "waypoint/http/hashing", "waypoint/http/matching", "waypoint/http/messages", "waypoint/http/path_tests", "waypoint/http/paths",
+    "waypoint/http/rate_limit", "waypoint/http/redirects", "waypoint/http/replies", "waypoint/http/retry", "waypoint/http/rules",
+    "waypoint/http/texts", "waypoint/http/variables", "waypoint/upstream/balancers", "waypoint/upstream/breakers",
+    "waypoint/upstream/cluster", "waypoint/upstream/endpoints", "waypoint/upstream/localities", "waypoint/upstream/outcome",
+    "waypoint/upstream/outlier", "waypoint/upstream/priorities", "waypoint/upstream/rings",
 )  # fmt: skip
-"""Modules of `ztunnel`. Left out is what runs once per process or per tunnel, and what msgspec decodes: a compiled dataclass has no
+"""Left out is what runs once per process or per tunnel, and what msgspec decodes: a compiled dataclass has no
 annotations that it could read."""
 
 _BUILD = """
@@ -63,10 +76,11 @@ def _compile(target: Path) -> None:
         return
     print("compiling our hot modules with mypyc: a minute or two, once for these sources", file=sys.stderr, flush=True)
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(ROOT / "ztunnel", target / "ztunnel", ignore=shutil.ignore_patterns("__pycache__", "*.md"))
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, target / package, ignore=shutil.ignore_patterns("__pycache__", "*.md"))
     shutil.copyfile(ROOT / "pyproject.toml", target / "pyproject.toml")
     (target / "build_modules.py").write_text(_BUILD)
-    sources = [f"ztunnel/{module}.py" for module in COMPILED]
+    sources = [f"{module}.py" for module in COMPILED]
     done = subprocess.run([sys.executable, "build_modules.py", "--", *sources], cwd=target, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise CompileError(f"mypyc: {(done.stdout + done.stderr)[-4000:]}")
@@ -76,7 +90,11 @@ def _compile(target: Path) -> None:
 
 def _made_from() -> str:
     digest = hashlib.sha256()
-    for path in (Path(__file__), ROOT / "pyproject.toml", *sorted((ROOT / "ztunnel").rglob("*.py"))):
+    for path in (
+        Path(__file__),
+        ROOT / "pyproject.toml",
+        *(path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))),
+    ):
         digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
     return f"{digest.hexdigest()} Python {sys.version} mypy {version('mypy')}\n"
 

@@ -160,7 +160,7 @@ def _ours(site: Site) -> Iterator[int]:
     file, log = site.directory / "waypoint.yaml", site.directory / "waypoint.log"
     mesh, directory = site.mesh, site.directory
     file.write_text(_SETTINGS.format(name=NAME, manifests=mesh.manifests, ca=mesh.root / "ca", directory=directory, workers=site.workers))
-    words: list[str | Path] = ["env", f"PYTHONPATH={site.tree}", sys.executable, "-m", "waypoint", "run", "--config", file]
+    words: list[str | Path] = ["env", f"--chdir={site.tree}", sys.executable, "-m", "waypoint", "run", "--config", file]
     with processes.running(site.command(words), log) as process:
         await_listener(site.pod, INBOUND_HBONE, process, log)
         yield process.pid
