@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -38,4 +39,11 @@ def objects(manifests: str) -> dict[tuple[str, str], Json]:
     for document in yaml.safe_load_all(manifests):
         if document is not None:
             found[document["kind"], document["metadata"]["name"]] = document
+    return found
+
+
+def document(text: str) -> dict[str, Any]:
+    """One mapping, as a ConfigMap's file has it."""
+    found = yaml.safe_load(text)  # noqa: TID251 - our own
+    assert isinstance(found, dict)
     return found
