@@ -21,6 +21,7 @@ from waypoint.data.mirrors import Copies, mirror
 from waypoint.data.pools import Unreachable
 from waypoint.data.served import PortAtWork
 from waypoint.http import fault, replies
+from waypoint.http.arrival import arrive
 from waypoint.http.authorization import Ask
 from waypoint.http.cors import CorsAllowed
 from waypoint.http.editing import CompiledEdits
@@ -44,18 +45,6 @@ MAX_KEPT: Final = 1 << 20
 """Bytes of a request's body that are kept for another try; a larger one is tried once. As Envoy's buffer limit."""
 _HELD: Final = 64 << 10
 """Bytes of a body that wait for a decision before the client has to."""
-_STRIPPED_OF_REQUESTS: Final = frozenset(
-    (
-        b"x-envoy-peer-metadata",
-        b"x-envoy-peer-metadata-id",
-        b"x-forwarded-client-cert",
-        b"x-envoy-decorator-operation",
-        b"x-envoy-internal",
-        b"x-envoy-original-path",
-        b"x-forwarded-proto",
-    )
-)
-"""What peers may not say for themselves, or what is said anew."""
 _STRIPPED_OF_RESPONSES: Final = frozenset(
     (b"server", b"x-envoy-upstream-service-time", b"x-envoy-peer-metadata", b"x-envoy-peer-metadata-id", b"x-envoy-decorator-operation")
 )
@@ -192,16 +181,7 @@ class Exchange(RequestUser, ResponseUser):
         self._route()
 
     def _identify(self, request: Request) -> None:
-        has_id = False
-        stripped = False
-        for name, _ in request.headers:
-            if name == b"x-request-id":
-                has_id = True
-            elif name in _STRIPPED_OF_REQUESTS:
-                stripped = True
-        if stripped:
-            request.headers = [line for line in request.headers if line[0] not in _STRIPPED_OF_REQUESTS]
-        request.headers.append((b"x-forwarded-proto", request.scheme))
+        has_id = arrive(request, self._client, self._engine.served.told_identity)
         if not has_id:
             request.headers.append((b"x-request-id", self._engine.request_id()))
         tracing = self._port.telemetry.settings.tracing

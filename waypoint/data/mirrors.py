@@ -13,6 +13,7 @@ from waypoint.data.ends import ResponseUser, ServerStream
 from waypoint.data.engine import Engine
 from waypoint.data.pools import Unreachable
 from waypoint.http.messages import Client, Headers, Request, Response
+from waypoint.telemetry.tracing import unsampled
 from waypoint.upstream.cluster import PickContext, Shortage
 from waypoint.upstream.endpoints import EndpointAtWork
 from waypoint.upstream.outcome import ResetReason
@@ -43,7 +44,7 @@ class Copy(ResponseUser):
     def start(self, request: Request, ended: bool, client: Client) -> None:
         """Sends the head."""
         try:
-            upstream, begun = self._cluster.pool(self._endpoint).send(request, ended, self, client)
+            upstream, begun = self._cluster.pool(self._endpoint).send(unsampled(request), ended, self, client)
         except Unreachable:
             self.cancel()
             return

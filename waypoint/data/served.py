@@ -140,6 +140,8 @@ class Served:
         self._key_sets = key_sets
         self.config: ProxyConfig | None = None
         self.options = ProxyOptions()
+        self.told_identity = b""
+        """Our own, where applications are to be told who asks; else empty."""
         self._services: dict[tuple[str, int], PortAtWork] = {}
         self._by_name: dict[tuple[str, str, int], PortAtWork] = {}
         self._workloads: dict[str, ServedWorkload] = {}
@@ -149,6 +151,7 @@ class Served:
         """A new configuration is in force."""
         self.config = config
         self.options = config.options
+        self.told_identity = config.identity.uri.encode() if config.options.xfcc else b""
         before, self._by_name = self._by_name, {}
         self._services = {}
         for service in config.services:

@@ -82,12 +82,14 @@ def begin(tracing: Tracing, request: Request, randrange: Callable[[int, int], in
     return span
 
 
-def unsampled(request: Request) -> None:
-    """Makes a copy of a request part of no trace that is told of: mirrored requests are not sampled."""
-    had_b3 = any(name in _B3_HEADERS for name, _ in request.headers)
-    request.headers = [line for line in request.headers if line[0] not in _CONTEXT]
-    if had_b3:
-        request.headers.append((b"x-b3-sampled", b"0"))
+def unsampled(request: Request) -> Request:
+    """The request as a copy is sent: part of no trace that anybody is told of (mirrored requests are not sampled)."""
+    if not any(name in _CONTEXT for name, _ in request.headers):
+        return request
+    headers = [line for line in request.headers if line[0] not in _CONTEXT]
+    headers.append((b"x-b3-sampled", b"0"))
+    scheme, version, upgrade = request.scheme, request.version, request.upgrade
+    return Request(request.method, request.path, request.authority, headers, scheme=scheme, version=version, upgrade=upgrade)
 
 
 def _w3c(request: Request) -> _Context | None:

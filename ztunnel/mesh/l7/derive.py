@@ -23,10 +23,14 @@ from ztunnel.mesh.l7.rate_limit import rate_limits
 from ztunnel.mesh.l7.routes import Backend, Route, TcpRoute
 from ztunnel.mesh.l7.upstreams import Upstreams
 from ztunnel.mesh.l7.virtual_services import At, VirtualServices
+from ztunnel.mesh.manifests.authorization import is_true
+from ztunnel.mesh.manifests.gateway import GatewayObject
 from ztunnel.mesh.manifests.mesh_config import MeshConfig
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import KubeObject
 from ztunnel.mesh.workloads import Protocol, Workload
+
+XFCC = "ambient.istio.io/xfcc-include-client-identity"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +86,15 @@ def derive_proxy(
         authentications=security.authentications,
         telemetry=observing.settings,
         peers=peers_of(state.workloads.values(), objects),
-        options=ProxyOptions(path_normalization=mesh_config.path_normalization),
+        options=ProxyOptions(path_normalization=mesh_config.path_normalization, xfcc=_tells_identity(objects.get(who))),
         locality=registry.locality_of_node(node),
         node=node,
     )
+
+
+def _tells_identity(gateway: KubeObject | None) -> bool:
+    """Whether applications are told who asks (Istio's annotation)."""
+    return isinstance(gateway, GatewayObject) and is_true(gateway.metadata.annotations.get(XFCC))
 
 
 @dataclass(frozen=True, slots=True)

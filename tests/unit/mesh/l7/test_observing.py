@@ -262,3 +262,15 @@ def test_a_telemetry_object_knows_its_targets() -> None:
     found = parse(telemetry("x", "shop", targetRefs=[SERVICE]), "test")
     assert isinstance(found, TelemetryObject)
     assert found.targets[0].name == "web"
+
+
+@pytest.mark.parametrize(("value", "tells"), [("true", True), ("false", False), (None, False)])
+def test_an_annotation_of_the_gateway_tells_applications_who_asks(value: str | None, tells: bool) -> None:
+    annotations = {} if value is None else {"ambient.istio.io/xfcc-include-client-identity": value}
+    gateway: Json = {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "Gateway",
+        "metadata": metadata("waypoint", "default", annotations=annotations),
+        "spec": {"gatewayClassName": "istio-waypoint", "listeners": [{"name": "mesh", "port": 15008, "protocol": "HBONE"}]},
+    }
+    assert proxy(gateway).options.xfcc is tells

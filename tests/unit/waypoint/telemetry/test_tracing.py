@@ -147,8 +147,11 @@ def test_propagation_and_reporting_can_be_switched_off() -> None:
 
 def test_copies_are_part_of_no_trace() -> None:
     asked = request(traceparent=f"00-{TRACE}-{PARENT}-01", x_b3_traceid=TRACE, x="y")
-    unsampled(asked)
-    assert asked.headers == [(b"x", b"y"), (b"x-b3-sampled", b"0")]
+    copy = unsampled(asked)
+    assert (copy.headers, copy.path) == ([(b"x", b"y"), (b"x-b3-sampled", b"0")], b"/a?b=c")
+    assert len(asked.headers) == 3
+    plain = request(x="y")
+    assert unsampled(plain) is plain
 
 
 # Spans
