@@ -252,7 +252,9 @@ def _remote_authority(settings: Settings) -> RemoteAuthority | None:
     if settings.ca.address is None:
         return None
     target = target_of(settings.ca.address, settings.ca.server_name or "")
-    return RemoteAuthority(target, settings.ca.roots_file, settings.ca.token_file, settings.cluster, int(settings.ca.leaf_hours * 3600))
+    ca, seconds = settings.ca, int(settings.ca.leaf_hours * 3600)
+    # For itself: only node agents may ask for others.
+    return RemoteAuthority(target, ca.roots_file, ca.token_file, settings.cluster, seconds, impersonates=False)
 
 
 def _configure(settings: Settings) -> ConfigureWaypoint:
