@@ -1,4 +1,4 @@
-"""`ztunnel waypoint`: waypoints by name, with the flags and words of `istioctl waypoint`, in a lab.
+"""`ztunnel waypoint`: waypoints by name, with the flags and words of `istioctl waypoint`, in a lab or a Kubernetes cluster.
 
 What is decided here is only the Gateway's manifest (`manifest`) and which lines are shown of what objects say of themselves.
 """
@@ -6,17 +6,19 @@ What is decided here is only the Gateway's manifest (`manifest`) and which lines
 from __future__ import annotations
 
 import time
+from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ztunnel.cli.lab_common import LabCommand, client_of
+from ztunnel.cli.lab_common import LabCommand
 from ztunnel.lab.paths import DEFAULT_LAB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ztunnel.lab.client import Client
+    from ztunnel.cli.waypoint_clusters import Cluster
     from ztunnel.mesh.manifests.tree import Tree
 
 DEFAULT_NAME = "waypoint"
@@ -32,11 +34,19 @@ _TOLD = (
 _ROUTES = ("HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute")
 
 
-def _lab(command: Callable[..., None]) -> Callable[..., None]:
-    option = click.option(
-        "--lab", default=DEFAULT_LAB, show_default=True, envvar="ZTUNNEL_LAB", show_envvar=True, metavar="NAME", help="In which lab."
-    )
-    return option(command)
+def _where(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say in which cluster; together they become the argument `cluster`."""
+
+    @click.option("--lab", default=DEFAULT_LAB, show_default=True, envvar="ZTUNNEL_LAB", show_envvar=True, metavar="NAME", help="In a lab.")
+    @click.option("--kubeconfig", type=click.Path(path_type=Path, dir_okay=False), help="In a Kubernetes cluster, by this file.")
+    @click.option("--context", default="", metavar="NAME", help="In a Kubernetes cluster, by this context of the kubeconfig.")
+    @wraps(command)
+    def wrapped(*, lab: str, kubeconfig: Path | None, context: str, **options: object) -> None:
+        from ztunnel.cli.waypoint_clusters import cluster_of
+
+        command(cluster=cluster_of(lab, kubeconfig, context), **options)
+
+    return wrapped
 
 
 def _namespace(command: Callable[..., None]) -> Callable[..., None]:
@@ -112,7 +122,7 @@ def generate(name: str, traffic: str | None, revision: str, namespace: str) -> N
 @click.option("--overwrite", is_flag=True, help="Change labels that name another waypoint.")
 @click.option("-w", "--wait", is_flag=True, help="Wait until the waypoint is programmed.")
 @click.option("--waypoint-timeout", "seconds", type=float, default=WAIT_SECONDS, show_default=True, metavar="SECONDS", help="How long.")
-@_lab
+@_where
 def apply(  # noqa: PLR0913 - click passes one argument per option
     *,
     name: str,
@@ -125,7 +135,7 @@ def apply(  # noqa: PLR0913 - click passes one argument per option
     overwrite: bool,
     wait: bool,
     seconds: float,
-    lab: str,
+    cluster: Cluster,
 ) -> None:
     """Make or change a waypoint, and say who uses it.
 
@@ -139,22 +149,21 @@ def apply(  # noqa: PLR0913 - click passes one argument per option
     """
     from ztunnel.lab.objects import LabError
 
-    client = client_of(lab)
     if accounts and traffic in ("service", "none"):
         raise click.UsageError(f"--enroll-service-account needs a waypoint for workloads, not --for {traffic}")
     body = manifest(_named(name), namespace, traffic or ("all" if accounts else None), revision)
     targets = [("Namespace", namespace)] if enroll_namespace else []
     targets += [*(("Service", each) for each in services), *(("ServiceAccount", each) for each in accounts)]
-    _check_enrolment(client, targets, namespace, name, overwrite)
-    client.call("apply", objects=[{"source": "ztunnel waypoint", "body": body}], namespace=namespace)
+    _check_enrolment(cluster, targets, namespace, name, overwrite)
+    cluster.apply(body)
     click.echo(f"waypoint {namespace}/{name} applied")
-    if wait and not _programmed(client, namespace, name, seconds):
+    if wait and not _programmed(cluster, namespace, name, seconds):
         raise LabError("", f"timed out while waiting for waypoint {namespace}/{name} to be programmed ({seconds:g} s)")
     for kind, each in targets:
-        _enrol(client, kind, each, namespace, name)
+        _enrol(cluster, kind, each, namespace, name)
 
 
-def _check_enrolment(client: Client, targets: Sequence[tuple[str, str]], namespace: str, name: str, overwrite: bool) -> None:
+def _check_enrolment(cluster: Cluster, targets: Sequence[tuple[str, str]], namespace: str, name: str, overwrite: bool) -> None:
     """Before anything is changed.
 
     Raises:
@@ -164,21 +173,21 @@ def _check_enrolment(client: Client, targets: Sequence[tuple[str, str]], namespa
     from ztunnel.mesh.waypoints import USE_WAYPOINT
 
     for kind, each in targets:
-        (body,) = _get(client, kind, namespace, each)
+        (body,) = cluster.get(kind, namespace, each)
         before = labels_of(body).get(USE_WAYPOINT, name)
         if before != name and not overwrite:
             words = f'the label "{USE_WAYPOINT}" of {_words(kind)} {each} is {before} already; use --overwrite to change it'
             raise LabError("", words)
 
 
-def _enrol(client: Client, kind: str, target: str, namespace: str, name: str) -> None:
+def _enrol(cluster: Cluster, kind: str, target: str, namespace: str, name: str) -> None:
     from ztunnel.lab.objects import labels_of
     from ztunnel.mesh.enrolment import MODE_LABEL
     from ztunnel.mesh.waypoints import USE_WAYPOINT
 
-    client.call("label", kind=kind, name=target, namespace=namespace, changes={USE_WAYPOINT: name}, overwrite=True)
+    cluster.label(kind, namespace, target, {USE_WAYPOINT: name})
     click.echo(f'{_words(kind)} {target} labeled with "{USE_WAYPOINT}: {name}"')
-    if kind == "Namespace" and labels_of(_get(client, kind, namespace, target)[0]).get(MODE_LABEL) != "ambient":
+    if kind == "Namespace" and labels_of(cluster.get(kind, namespace, target)[0]).get(MODE_LABEL) != "ambient":
         click.echo(f"Warning: namespace {target} is not in the mesh; consider the label {MODE_LABEL}=ambient", err=True)
 
 
@@ -186,11 +195,11 @@ def _words(kind: str) -> str:
     return {"ServiceAccount": "service account"}.get(kind, kind.lower())
 
 
-def _programmed(client: Client, namespace: str, name: str, seconds: float) -> bool:
+def _programmed(cluster: Cluster, namespace: str, name: str, seconds: float) -> bool:
     from ztunnel.lab.printers import condition_status
 
     deadline = time.monotonic() + seconds
-    while condition_status(_get(client, "Gateway", namespace, name)[0], "Programmed") != "True":
+    while condition_status(cluster.get("Gateway", namespace, name)[0], "Programmed") != "True":
         if time.monotonic() > deadline:
             return False
         time.sleep(POLL_SECONDS)
@@ -200,8 +209,8 @@ def _programmed(client: Client, namespace: str, name: str, seconds: float) -> bo
 @waypoint.command("list", cls=LabCommand)
 @click.option("-A", "--all-namespaces", "everywhere", is_flag=True, help="In every namespace.")
 @_namespace
-@_lab
-def list_command(everywhere: bool, namespace: str, lab: str) -> None:
+@_where
+def list_command(everywhere: bool, namespace: str, cluster: Cluster) -> None:
     """List waypoints.
 
     \b
@@ -213,7 +222,7 @@ def list_command(everywhere: bool, namespace: str, lab: str) -> None:
     from ztunnel.mesh.manifests.tree import text
     from ztunnel.mesh.waypoints import WAYPOINT_FOR
 
-    found = _waypoints(client_of(lab), "" if everywhere else namespace)
+    found = _waypoints(cluster, "" if everywhere else namespace)
     if not found:
         click.echo("No waypoints found.")
         return
@@ -230,8 +239,8 @@ def list_command(everywhere: bool, namespace: str, lab: str) -> None:
 @waypoint.command(cls=LabCommand)
 @click.argument("name", default="")
 @_namespace
-@_lab
-def status(name: str, namespace: str, lab: str) -> None:
+@_where
+def status(name: str, namespace: str, cluster: Cluster) -> None:
     """Show what waypoints, and the services, routes and policies of the namespace, are told of themselves. Exit code 1 for a problem.
 
     \b
@@ -241,8 +250,7 @@ def status(name: str, namespace: str, lab: str) -> None:
     from ztunnel.lab.printers import aligned
     from ztunnel.mesh.manifests.tree import text
 
-    client = client_of(lab)
-    found = [body for body in _waypoints(client, namespace) if name in ("", text(body, "metadata", "name"))]
+    found = [body for body in _waypoints(cluster, namespace) if name in ("", text(body, "metadata", "name"))]
     if name and not found:
         from ztunnel.lab.objects import LabError
 
@@ -250,21 +258,21 @@ def status(name: str, namespace: str, lab: str) -> None:
     if not found:
         click.echo("No waypoints found.")
     rows = [row for body in found for row in _conditions(body, "waypoint", ("Accepted", "Programmed"))]
-    rows += _bound(client, namespace)
+    rows += _bound(cluster, namespace)
     if rows:
         click.echo(aligned([["KIND", "NAMESPACE", "NAME", "STATUS", "TYPE", "REASON", "MESSAGE"], *rows]))
     if any(row[3] != "True" for row in rows):
         raise SystemExit(1)
 
 
-def _bound(client: Client, namespace: str) -> Iterator[list[str]]:
+def _bound(cluster: Cluster, namespace: str) -> Iterator[list[str]]:
     from ztunnel.mesh.manifests.tree import branches
 
     for kind, types in _TOLD:
-        for body in _get(client, kind, namespace):
+        for body in cluster.get(kind, namespace):
             yield from _conditions(body, kind, types)
     for kind in _ROUTES:
-        for body in _get(client, kind, namespace):
+        for body in cluster.get(kind, namespace):
             for parent in branches(body, "status", "parents"):
                 yield from _conditions({**body, "status": parent}, kind, ("Accepted", "ResolvedRefs", "ResolvedWaypoints"))
 
@@ -283,8 +291,8 @@ def _conditions(body: Tree, kind: str, types: Sequence[str]) -> Iterator[list[st
 @click.option("--all", "every", is_flag=True, help="Delete every waypoint of the namespace.")
 @click.option("-r", "--revision", default="", metavar="REV", help="With --all: only those of this revision.")
 @_namespace
-@_lab
-def delete(names: tuple[str, ...], every: bool, revision: str, namespace: str, lab: str) -> None:
+@_where
+def delete(names: tuple[str, ...], every: bool, revision: str, namespace: str, cluster: Cluster) -> None:
     """Delete waypoints. Who names them in a label is refused from then on, until the label goes.
 
     \b
@@ -297,8 +305,7 @@ def delete(names: tuple[str, ...], every: bool, revision: str, namespace: str, l
 
     if every is bool(names):
         raise click.UsageError("give the names of waypoints, or --all")
-    client = client_of(lab)
-    found = {text(body, "metadata", "name"): body for body in _waypoints(client, namespace)}
+    found = {text(body, "metadata", "name"): body for body in _waypoints(cluster, namespace)}
     missing = [name for name in names if name not in found]
     if missing:
         raise LabError("NotFound", ", ".join(f'waypoint "{namespace}/{name}" not found' for name in missing))
@@ -306,23 +313,12 @@ def delete(names: tuple[str, ...], every: bool, revision: str, namespace: str, l
     if not chosen:
         click.echo("No waypoints found.")
     for name in chosen:
-        client.call("delete", keys=[{"kind": "Gateway", "namespace": namespace, "name": name}])
+        cluster.delete("Gateway", namespace, name)
         click.echo(f"waypoint {namespace}/{name} deleted")
 
 
-def _waypoints(client: Client, namespace: str) -> list[Tree]:
+def _waypoints(cluster: Cluster, namespace: str) -> list[Tree]:
     from ztunnel.mesh.manifests.tree import text
     from ztunnel.mesh.waypoints import WAYPOINT_CLASS
 
-    return [body for body in _get(client, "Gateway", namespace) if text(body, "spec", "gatewayClassName") == WAYPOINT_CLASS]
-
-
-def _get(client: Client, kind: str, namespace: str, name: str = "") -> list[Tree]:
-    """Objects of a kind; namespace empty means all.
-
-    Raises:
-        LabError: NotFound, of a name.
-    """
-    from ztunnel.mesh.manifests.tree import branches
-
-    return branches({"items": client.call("get", kind=kind, namespace=namespace, name=name, selector="")}, "items")
+    return [body for body in cluster.get("Gateway", namespace) if text(body, "spec", "gatewayClassName") == WAYPOINT_CLASS]
