@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import sys
 
-from scripts.benchmarks import l4, profile, same_node, scale, waypoint
+from scripts.benchmarks import kube, l4, profile, same_node, scale, waypoint
 
-SCENARIOS = {"l4": l4.main, "scale": scale.main, "same-node": same_node.main, "waypoint": waypoint.main, "profile": profile.main}
+SCENARIOS = {
+    "kube": kube.main,
+    "l4": l4.main,
+    "profile": profile.main,
+    "same-node": same_node.main,
+    "scale": scale.main,
+    "waypoint": waypoint.main,
+}
 
 
 def main(words: list[str]) -> int:

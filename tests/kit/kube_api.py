@@ -27,6 +27,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from cryptography import x509
@@ -56,6 +57,7 @@ class ApiError(AssertionError):
         self.status = status
 
 
+@cache
 def tools() -> tuple[Path | None, str]:
     """The directory of the programs, and why there is none."""
     done = subprocess.run([ROOT / "scripts" / "kube-tools", "--cached"], capture_output=True, text=True, check=False)
@@ -378,7 +380,7 @@ class ApiServer:
             ApiError: a status of 400 or more.
         """
         user = user or self.admin
-        connection = http.client.HTTPSConnection(self.address, self.port, timeout=60, context=self._tls(user))
+        connection = http.client.HTTPSConnection(self.address, self.port, timeout=60, context=self.tls(user))
         headers = {"Content-Type": f"application/{patch}-patch+json" if method == "PATCH" else "application/json"}
         if user.token:
             headers["Authorization"] = f"Bearer {user.token}"
@@ -455,7 +457,8 @@ class ApiServer:
         assert isinstance(answer, dict)
         return answer
 
-    def _tls(self, user: User) -> ssl.SSLContext:
+    def tls(self, user: User) -> ssl.SSLContext:
+        """How a user connects."""
         context = ssl.create_default_context(cadata=self.ca_pem.decode())
         if user.certificate_pem:
             with tempfile.NamedTemporaryFile(dir=self._directory) as file:
