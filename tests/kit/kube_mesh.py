@@ -9,7 +9,10 @@ from __future__ import annotations
 import json
 import socket
 import threading
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from tests.kit.kube_api import ApiServer, User
 from tests.kit.mesh import Agent, Json, Mesh
@@ -19,14 +22,9 @@ from ztunnel.node import netns
 
 JOIN_SECONDS = 10.0
 SETTLE_SECONDS = 120.0
-AGENT_RULES = [
-    {"apiGroups": [""], "resources": ["namespaces", "pods", "services", "serviceaccounts"], "verbs": ["list", "watch"]},
-    {"apiGroups": [""], "resources": ["pods"], "verbs": ["patch"]},
-    {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"]},
-    {"apiGroups": ["security.istio.io"], "resources": ["authorizationpolicies", "peerauthentications"], "verbs": ["list", "watch"]},
-    {"apiGroups": ["gateway.networking.k8s.io"], "resources": ["gateways", "gatewayclasses"], "verbs": ["list", "watch"]},
-]
-"""All that a node agent needs."""
+_RIGHTS = Path(__file__).parents[2] / "deploy" / "kustomize" / "base" / "agent-rights.yaml"
+AGENT_RULES: list[Any] = next(each["rules"] for each in yaml.safe_load_all(_RIGHTS.read_text()) if each["kind"] == "ClusterRole")
+"""All that a node agent needs, as it is deployed."""
 COLLECTIONS = {
     "Pod": "/api/v1/namespaces/{}/pods",
     "Service": "/api/v1/namespaces/{}/services",

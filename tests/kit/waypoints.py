@@ -92,7 +92,7 @@ class Waypoint:
         settings = self.directory / "waypoint.yaml"
         settings.write_text(
             f"name: {self.name}\nnamespace: default\ntrust_domain: {TRUST_DOMAIN}\nworkers: {WORKERS}\nlinger_seconds: 0\n"
-            f"sources: {{files: {self.mesh.manifests}, poll_seconds: 0.05}}\n"
+            f"sources: {self._sources()}\n"
             f"ca: {{directory: {self.mesh.root / 'ca'}}}\nadmin: {{socket: {self.socket}}}\n"
         )
         with (self.directory / "log").open("ab") as log:
@@ -104,6 +104,9 @@ class Waypoint:
                 cwd=Path(__file__).parents[2],
             )
         eventually(lambda: self.is_ready, within=60, saying="the waypoint is ready")
+
+    def _sources(self) -> str:
+        return f"{{files: {self.mesh.manifests}, poll_seconds: 0.05}}"
 
     @property
     def log(self) -> str:
