@@ -12,7 +12,7 @@ import pytest
 from tests.kit import labs
 from tests.kit.labs import Lab
 from tests.kit.polling import eventually
-from ztunnel.mesh.manifests.tree import branches, text
+from ztunnel.mesh.manifests.tree import Tree, branches, text
 from ztunnel.mesh.waypoints import GATEWAY_NAME
 from ztunnel.settings import variable
 
@@ -113,6 +113,21 @@ def test_a_foreign_proxy_is_a_waypoint_and_reads_what_was_dialled(lab: Lab) -> N
     assert lab.curl("client", "http://web/", namespace="shop").code in RESET, "a waypoint without a pod is none to do without"
     lab.delete("gateway", "front", "shop")
     lab.settle()
+
+
+@pytest.mark.parametrize("ip_family", ["ipv6", "dual"])
+def test_a_waypoint_of_the_labs_own_in_other_address_families(ip_family: str) -> None:
+    listeners = [{"name": "mesh", "port": 15008, "protocol": "HBONE"}]
+    gateway: Tree = {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "Gateway",
+        "metadata": {"name": "front", "namespace": "shop"},
+        "spec": {"gatewayClassName": "istio-waypoint", "listeners": listeners},
+    }
+    with labs.up([APPLICATIONS, gateway], nodes=1, ip_family=ip_family) as lab:
+        told = lab.curl("client", "http://web/", "-6", "-i", namespace="shop")
+        assert told.code == 0, told
+        assert "server: istio-envoy" in told.stdout.lower()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import lru_cache
 from types import MappingProxyType
 
 from ztunnel.mesh.conditions import Condition
@@ -99,8 +100,8 @@ class Waypoint:
         return f"{self.namespace}/{self.name}"
 
     def reference(self) -> WaypointRef:
-        """As services and workloads carry it."""
-        return WaypointRef(self.key, self.identity, self.addresses, self.hostnames)
+        """As services and workloads carry it; the same object for all, which makes comparing them cheap."""
+        return _reference(self.key, self.identity, self.addresses, self.hostnames)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +166,7 @@ class Waypoints:
     by_key: dict[str, Waypoint] = field(default_factory=dict)
     _namespaces: dict[str, Metadata] = field(default_factory=dict)
     _accounts: dict[tuple[str, str], Metadata] = field(default_factory=dict)
+    _judged: dict[tuple[str, str, str, Traffic, bool, bool], Binding | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, objects: Iterable[object], trust_domain: str = "cluster.local") -> Waypoints:
@@ -252,7 +254,16 @@ class Waypoints:
         )
 
     def _judge(self, choice: _Choice, namespace: str, traffic: Traffic, *, private: bool = False, reachable: bool = True) -> Binding | None:
-        """None: the namespace's waypoint is not meant for workloads, which is no mistake of anybody."""
+        """None: the namespace's waypoint is not meant for workloads, which is no mistake of anybody.
+
+        Thousands of pods have the same binding: it is made once, and so compared by being the same.
+        """
+        memo = (choice.key, choice.where, namespace, traffic, private, reachable)
+        if memo not in self._judged:
+            self._judged[memo] = self._judge_anew(choice, namespace, traffic, private=private, reachable=reachable)
+        return self._judged[memo]
+
+    def _judge_anew(self, choice: _Choice, namespace: str, traffic: Traffic, *, private: bool, reachable: bool) -> Binding | None:
         waypoint = self.by_key.get(choice.key)
 
         def refused(reason: Reason, message: str) -> Binding:
@@ -372,6 +383,11 @@ def listener_conditions(gateway: GatewayObject, listener: Listener) -> tuple[Con
         ),
         Condition("ResolvedRefs", True, "ResolvedRefs", "No errors found"),
     )
+
+
+@lru_cache(maxsize=1024)
+def _reference(name: str, identity: SpiffeId, addresses: tuple[str, ...], hostnames: tuple[str, ...]) -> WaypointRef:
+    return WaypointRef(name, identity, addresses, hostnames)
 
 
 def _clashes(one: Listener, other: Listener) -> bool:
