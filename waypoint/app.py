@@ -27,7 +27,7 @@ from waypoint.data.channel import ConfigureWaypoint
 from waypoint.key_sets import KeySetFetcher
 from waypoint.plane import Plane
 from waypoint.resolver import Resolver
-from waypoint.settings import Settings
+from waypoint.settings import Kind, Settings
 from ztunnel import __version__
 from ztunnel.admin.readiness import Readiness
 from ztunnel.ca.authority import Authority
@@ -42,6 +42,8 @@ from ztunnel.mesh.identity import SpiffeId
 from ztunnel.mesh.l7.bound import bound_to
 from ztunnel.mesh.l7.config import ProxyConfig
 from ztunnel.mesh.l7.derive import derive_proxy
+from ztunnel.mesh.l7.ingress import GatewayPods, derive_gateway
+from ztunnel.mesh.manifests.mesh_config import MeshConfig
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.rpc.client import target_of
 from ztunnel.runtime import logs
@@ -87,6 +89,8 @@ class Follower:
         self._plane = plane
         self._source = source
         self._who = ObjectKey("Gateway", settings.namespace, settings.name)
+        labels = tuple((name, value) for name, _, value in (label.partition("=") for label in settings.labels))
+        self._pods = GatewayPods(settings.namespace, identity_of(settings).service_account, labels)
         self._options = mesh_options(settings)
         self.config: ProxyConfig | None = None
         self.refusals: tuple[Refusal, ...] = ()
@@ -99,18 +103,31 @@ class Follower:
                 log.error("manifest refused", extra=said)
         self.refusals = refusals
         objects = self._source.objects
-        bound = bound_to(objects, self._options, self._who)
         mesh_config = mesh_config_of(objects, self._options.root_namespace)
         for problem in mesh_config.problems:
             if problem not in self._problems:
                 log.error("part of the mesh's configuration cannot be used", extra=logs.fields(reason=problem))
         self._problems = mesh_config.problems
-        config = derive_proxy(objects, state, self._options, self._who, bound, self._settings.node, mesh_config)
-        if config != self.config:
+        config = self._derive(state, mesh_config)
+        if config == self.config:
+            self._plane.open_ports()
+        else:
             self.config = config
             self._resolver.want(name for cluster in config.clusters.values() for name in cluster.names)
             self._key_sets.want(rule for each in config.authentications.values() for rule in each.rules)
             self._plane.serve(config)
+
+    def _derive(self, state: MeshState, mesh_config: MeshConfig) -> ProxyConfig:
+        objects, options, node = self._source.objects, self._options, self._settings.node
+        if self._settings.kind is Kind.GATEWAY:
+            return derive_gateway(objects, state, options, self._who, self._pods, node, mesh_config)
+        return derive_proxy(objects, state, options, self._who, bound_to(objects, options, self._who), node, mesh_config)
+
+
+def identity_of(settings: Settings) -> SpiffeId:
+    """Who the proxy is."""
+    account = settings.service_account or (f"{settings.name}-istio" if settings.kind is Kind.GATEWAY else settings.name)
+    return SpiffeId(settings.trust_domain, settings.namespace, account)
 
 
 @dataclass(slots=True)
@@ -131,7 +148,7 @@ class _Parts:
 
 
 def _build(settings: Settings) -> _Parts:
-    identity = SpiffeId(settings.trust_domain, settings.namespace, settings.name)
+    identity = identity_of(settings)
     spawn = _spawn_thread if settings.workers == 0 else _spawner(settings)
     plane = Plane(_configure(settings), settings.listen.address, spawn, max(1, settings.workers), settings.limits.metric_series)
     readiness = Readiness((_WORKERS, _MESH, _CERTIFICATE))
@@ -202,7 +219,7 @@ async def _main(settings: Settings) -> None:
 async def _learn_mesh(settings: Settings, parts: _Parts, lasting: trio.Nursery) -> None:
     """Listens as soon as it is known what is to be done."""
     await lasting.start(partial(parts.source.run, parts.follower.mesh_changed))
-    port = parts.plane.listen(_HBONE, settings.listen.hbone_port)
+    port = parts.plane.listen(_HBONE, settings.listen.hbone_port) if settings.kind is Kind.WAYPOINT else None
     parts.readiness.done(_MESH)
     log.info("ready", extra=logs.fields(name=settings.name, namespace=settings.namespace, hbone_port=port))
 

@@ -94,6 +94,8 @@ class Control:
             "pending": list(self.readiness.pending),
             "workers": self.plane.serving,
             "restarts": self.plane.restarts,
+            "problems": {str(port): problem for port, problem in self.plane.problems.items()},
+            "listening": sorted(self.plane.listening),
             "limits": dict(self.plane.limits),
             "config": fingerprint(config) if (config := self.config()) is not None else "",
             "refusals": [asdict(refusal) for refusal in self.refusals()],

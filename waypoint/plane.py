@@ -97,6 +97,8 @@ class Plane:
         self._resolved: dict[tuple[str, int], tuple[str, ...]] = {}
         self._questions: dict[int, _Question] = {}
         self._asked = 0
+        self.problems: dict[int, str] = {}
+        """Ports of a gateway that cannot be opened, and why."""
         self.limits: dict[str, int] = {}
         """Limits that were hit, and how often; `bugs` is one of them."""
         self.links = [Link(self, number, spawn) for number in range(workers)]
@@ -159,10 +161,26 @@ class Plane:
         return frozenset(self._listeners)
 
     def serve(self, config: ProxyConfig) -> None:
-        """What to do from now on."""
+        """What to do from now on. A gateway's ports are opened and closed with it; one that cannot be had is tried again with the next
+        change, and `problems` says why."""
         if config != self._config:
             self._config = config
             self._tell(ServeConfig(config))
+        self.open_ports()
+
+    def open_ports(self) -> None:
+        """Opens and closes what the configuration says and is not so yet."""
+        servers = () if self._config is None else self._config.servers
+        wanted = {server.port for server in servers if not server.problem}
+        for port in self._listeners.keys() - wanted - {0}:
+            self.unlisten(port)
+        self.problems = {}
+        for port in sorted(wanted - self._listeners.keys()):
+            try:
+                self.listen(port, port)
+            except ListenError as error:
+                self.problems[port] = str(error)
+                log.error("a gateway's port cannot be opened", extra=fields(port=port, error=error))
 
     def certificate(self, identity: SpiffeId, credentials: Credentials | None) -> None:
         """New credentials, or none any more."""

@@ -5,8 +5,10 @@ What the proxy does with traffic is not here but in the mesh's manifests.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -15,6 +17,13 @@ from ztunnel.settings import CaSettings, LogSettings, RedirectionStatus, source_
 
 _DNS_NAME = r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?"
 _TRUST_DOMAIN = r"[a-z0-9._-]{1,255}"
+
+
+class Kind(Enum):
+    """What a proxy is."""
+
+    WAYPOINT = "waypoint"
+    GATEWAY = "gateway"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +120,12 @@ class Settings:
     """The Gateway that this proxy is; also its service account's name. Required."""
     namespace: str = field(metadata=matching(_DNS_NAME, "a namespace"))
     """The Gateway's namespace. Required."""
+    kind: Kind = Kind.WAYPOINT
+    """`waypoint` (default): serves the mesh's clients on 15008. `gateway`: serves clients outside the mesh on its listeners' ports."""
+    service_account: str = field(default="", metadata=matching(f"({_DNS_NAME})?", "a service account"))
+    """Whose identity it has. Default: the Gateway's name, for a gateway with `-istio` behind it, as its pods are made."""
+    labels: tuple[str, ...] = ()
+    """Of a gateway's pods, each `name=value`: Gateways of networking.istio.io select by them."""
     node: str = field(default="", metadata=matching(f"({_DNS_NAME})?", "a node name"))
     """Where it runs, as in pods' spec.nodeName: for localities. Default: not known."""
     trust_domain: str = field(default="cluster.local", metadata=matching(_TRUST_DOMAIN, "a trust domain in lower case"))
@@ -139,6 +154,9 @@ class Settings:
 
 
 def _contradictions(settings: Settings) -> Iterator[str]:
+    for label in settings.labels:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,316}=[A-Za-z0-9._-]{0,63}", label):
+            yield f"labels: name=value is expected, found {label[:100]!r}"
     yield from source_contradictions(settings.sources)
     ports = [settings.listen.hbone_port, settings.admin.metrics_port, settings.admin.readiness_port]
     fixed = [port for port in ports if port]

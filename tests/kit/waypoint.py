@@ -19,6 +19,7 @@ from tests.kit.pki import FakePki
 from waypoint.data.channel import ConfigureWaypoint
 from waypoint.data.proxy import Proxy
 from waypoint.data.sockets import SocketStream
+from waypoint.data.tls import TlsStream, client_context, expecting
 from ztunnel.dataplane.addresses import Address
 from ztunnel.dataplane.bytestream import TunnelStream
 from ztunnel.dataplane.endings import TunnelTimes
@@ -28,8 +29,8 @@ from ztunnel.dataplane.tunnel import Tunnel
 from ztunnel.hbone.events import RequestReceived
 from ztunnel.hbone.handshake import Handshake, TlsContexts
 from ztunnel.mesh.errors import LocalError, MeshError
-from ztunnel.mesh.l7.clusters import Cluster, Endpoint
-from ztunnel.mesh.l7.config import PortProtocol, ProxyConfig, ServedPort, ServedService
+from ztunnel.mesh.l7.clusters import Cluster, Endpoint, UpstreamTls
+from ztunnel.mesh.l7.config import GatewayServer, PortProtocol, ProxyConfig, ServedPort, ServedService
 from ztunnel.mesh.l7.routes import Backend, Route, TcpRoute
 
 TIMES = TunnelTimes(handshake=30.0, ping=10.0, ping_timeout=20.0)
@@ -55,7 +56,7 @@ class Bytes:
     """One end of a transport that keeps what comes. Implements `Receiver`."""
 
     def __init__(self) -> None:
-        self.stream: TunnelStream | SocketStream | None = None
+        self.stream: TunnelStream | SocketStream | TlsStream | None = None
         self.data = bytearray()
         self.is_open = False
         self.has_ended = False
@@ -149,7 +150,7 @@ class LoopbackWaypoint:
         self._sockets: list[SocketStream] = []
         self._client: Tunnel | None = None
         self._tunnels: list[Tunnel] = []
-        self.statuses: dict[int, int] = {}
+        self.ports: dict[int, Address] = {}
         self.config = ProxyConfig("waypoint", "default", self.name)
 
     # Configuration
@@ -171,6 +172,36 @@ class LoopbackWaypoint:
         """Puts a changed configuration into force."""
         self.config = replace(self.config, **changes)  # type: ignore[arg-type]  # a test's keywords
         self.proxy.serve(self.config)
+
+    # A gateway's clients
+
+    def outside(self, *servers: GatewayServer) -> None:
+        """Serves these on ports of its own, whatever theirs are; `dial` them by their number."""
+        self.update(servers=servers)
+        for number in {server.port for server in servers} - self.ports.keys():
+            listener = socket.create_server(("127.0.0.1", 0))
+            self.ports[number] = listener.getsockname()
+            self.proxy.listen(number, [listener])
+
+    def dial(self, number: int) -> Bytes:
+        """A connection from outside the mesh."""
+        end = Bytes()
+        end.stream = SocketStream(self.loop, self.scratch, end)
+        self._sockets.append(end.stream)
+        end.stream.connect(self.ports[number], 30.0)
+        return end
+
+    def dial_tls(self, number: int, tls: UpstreamTls, *protocols: bytes) -> Bytes:
+        """The same over TLS."""
+        end = Bytes()
+        stream = TlsStream(self.loop, client_context(tls), end, server=False, seconds=30.0, check=expecting(tls, tls.sni))
+        stream.offer(tls.sni, list(protocols))
+        lower = SocketStream(self.loop, self.scratch, stream)
+        self._sockets.append(lower)
+        stream.join(lower)
+        end.stream = stream
+        lower.connect(self.ports[number], 30.0)
+        return end
 
     # Endpoints
 

@@ -158,31 +158,42 @@ class Opening:
 
     def _serve_http1(self, data: memoryview) -> None:
         self._cancel()
-        connections = self._connections
-        service = PortService(connections.engine, self._port)
-        server = Http1Server(connections.engine.loop, self._transport, service, self._client, connections.limits(), connections.http)
-        self._transport.use(server)
-        server.received(data)
+        serve_http1(self._connections, self._transport, self._client, PortService(self._connections.engine, self._port), data)
 
     def _serve_http2(self, data: memoryview) -> None:
         self._cancel()
-        connections = self._connections
-        service = PortService(connections.engine, self._port)
-        server = Http2Server(connections.engine.loop, service, self._client, connections.limits(), connections.http2)
-        self._transport.use(server)
-        server.join(self._transport)
-        server.received(data)
+        serve_http2(self._connections, self._transport, self._client, PortService(self._connections.engine, self._port), data)
 
     def _serve_tcp(self, data: memoryview | None = None, *, ended: bool = False) -> None:
         self._cancel()
-        connections = self._connections
-        exchange = TcpExchange(connections.engine, self._transport, self._client, self._port, connections.tcp.discard)
-        connections.tcp.add(exchange)
-        self._transport.use(exchange)
-        exchange.start()
         if data is None and self._bytes:
             data = memoryview(self._bytes)
-        if data is not None:
-            exchange.received(data)
+        exchange = serve_tcp(self._connections, self._transport, self._client, self._port, data)
         if ended:
             exchange.peer_ended()
+
+
+def serve_http1(connections: Connections, transport: Reusable, client: Client, service: Service, data: memoryview) -> None:
+    """Requests of HTTP/1.1 from here on; `data` is their beginning."""
+    server = Http1Server(connections.engine.loop, transport, service, client, connections.limits(), connections.http)
+    transport.use(server)
+    server.received(data)
+
+
+def serve_http2(connections: Connections, transport: Reusable, client: Client, service: Service, data: memoryview) -> None:
+    """The same of HTTP/2."""
+    server = Http2Server(connections.engine.loop, service, client, connections.limits(), connections.http2)
+    transport.use(server)
+    server.join(transport)
+    server.received(data)
+
+
+def serve_tcp(connections: Connections, transport: Reusable, client: Client, port: PortAtWork, data: memoryview | None) -> TcpExchange:
+    """Bytes from here on; `data` came already."""
+    exchange = TcpExchange(connections.engine, transport, client, port, connections.tcp.discard)
+    connections.tcp.add(exchange)
+    transport.use(exchange)
+    exchange.start()
+    if data is not None:
+        exchange.received(data)
+    return exchange

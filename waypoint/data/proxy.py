@@ -12,6 +12,7 @@ from waypoint.data.connections import Connections
 from waypoint.data.dialler import Dialler
 from waypoint.data.engine import Engine
 from waypoint.data.exporting import Exporter
+from waypoint.data.gateway import GatewayPort
 from waypoint.data.identity import OwnIdentity
 from waypoint.data.inbound import Inbound, InboundSettings
 from waypoint.data.served import Served
@@ -47,6 +48,8 @@ class Proxy:
         self.connections = Connections(self.engine)
         bounds = InboundSettings(times, settings.max_tunnels, settings.max_handshakes, settings.own_records)
         self.inbound = Inbound(loop, self.scratch, self.identity, self.connections, bounds)
+        self._max_connections = settings.max_connections
+        self._ports: dict[int, GatewayPort] = {}
         self._acceptors: dict[int, list[Acceptor]] = {}
         self._limits: Counter[str] = Counter()
         loop.call_later(SWEEP_SECONDS, self._sweep)
@@ -63,6 +66,7 @@ class Proxy:
         self.engine.recorder.update(config.peers, "source" if config.servers else "waypoint", own_tags(config))
         self.exporter.service = f"{config.name}.{config.namespace}"
         self.served.update(config)
+        self._serve_gateway(config)
         self.connections.judge_again()
 
     def resolved(self, name: str, port: int, addresses: tuple[str, ...]) -> None:
@@ -72,7 +76,22 @@ class Proxy:
     def listen(self, port: int, listeners: list[socket.socket]) -> None:
         """Accepts on a gateway's port, or (0) tunnels."""
         self.unlisten(port)
-        self._acceptors[port] = [Acceptor(self.loop, each, self.inbound.accept, self._short) for each in listeners]
+        accept = self._port(port).accept if port else self.inbound.accept
+        self._acceptors[port] = [Acceptor(self.loop, each, accept, self._short) for each in listeners]
+
+    def _port(self, number: int) -> GatewayPort:
+        known = self._ports.get(number)
+        if known is None:
+            known = self._ports[number] = GatewayPort(self.connections, self.scratch, self.key_sets, number, self._max_connections)
+        return known
+
+    def _serve_gateway(self, config: ProxyConfig) -> None:
+        wanted = {server.port for server in config.servers}
+        for number in wanted:
+            self._port(number).update([server for server in config.servers if server.port == number], config)
+        for number in self._ports.keys() - wanted:
+            # Its acceptors stop when the supervisor says so; connections hear of it with their next request.
+            self._ports[number].close()
 
     def unlisten(self, port: int) -> None:
         """Accepts no more there."""
@@ -90,6 +109,10 @@ class Proxy:
             self.exporter.lost = 0
         self._limits.clear()
         self.inbound.limits.clear()
+        for port in self._ports.values():
+            if port.refused:
+                limits["connections"] += port.refused
+                port.refused = 0
         if refused := self.scratch.waiting.take_refused():
             limits["waiting_bytes"] += refused
         return dict(limits)

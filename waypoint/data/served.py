@@ -12,7 +12,16 @@ from waypoint.http.jwt import JwtGate, KeySets
 from waypoint.http.matching import RouteTable
 from waypoint.telemetry.service import ServiceTelemetry
 from ztunnel.mesh.l7.clusters import Cluster, Endpoint
-from ztunnel.mesh.l7.config import PortProtocol, ProxyConfig, ProxyOptions, ServedPort, ServedService, ServedWorkload
+from ztunnel.mesh.l7.config import (
+    GatewayServer,
+    PortProtocol,
+    ProxyConfig,
+    ProxyOptions,
+    ServedPort,
+    ServedService,
+    ServedWorkload,
+    VirtualHost,
+)
 from ztunnel.mesh.l7.routes import Backend, Route, TcpRoute
 from ztunnel.mesh.l7.security import JwtAuthentication, L7Action, L7Policy, L7Rule
 from ztunnel.mesh.l7.telemetry import TelemetrySettings
@@ -21,6 +30,9 @@ MAX_POD_PORTS: Final = 4096
 """Ports of pods, addressed by themselves, that are remembered."""
 
 _NO_GUARD: Final = Guard(())
+
+Judged = ServedService | ServedWorkload | VirtualHost | GatewayServer
+"""What policies are named by."""
 
 
 class PortAtWork:
@@ -40,6 +52,7 @@ class PortAtWork:
         "_authentications",
         "_observed",
         "_policies",
+        "_routes",
         "protocol",
     )
 
@@ -58,6 +71,8 @@ class PortAtWork:
         self.telemetry = ServiceTelemetry("", "", "", TelemetrySettings())
         self.is_gone = False
         self._observed = ("", "", "")
+        self._routes: tuple[Route, ...] = ()
+        """Of a gateway's hosts."""
         self._policies: tuple[L7Policy, ...] = ()
         self._authentications: tuple[JwtAuthentication, ...] = ()
 
@@ -83,7 +98,19 @@ class PortAtWork:
             self.tcp_routes = (TcpRoute("default", backends=(Backend(cluster.key),)),)
         self._judge(workload, proxy, key_sets)
 
-    def _judge(self, served: ServedService | ServedWorkload, proxy: ProxyConfig, key_sets: KeySets) -> None:
+    def serve_host(self, virtual: VirtualHost, proxy: ProxyConfig, key_sets: KeySets) -> None:
+        """From now on it is those hosts of a gateway's listener."""
+        if virtual.routes != self._routes:
+            self._routes = virtual.routes
+            self.routes = RouteTable(virtual.routes, self.routes)
+        self._judge(virtual, proxy, key_sets)
+
+    def serve_connections(self, server: GatewayServer, proxy: ProxyConfig, key_sets: KeySets) -> None:
+        """From now on it is the connections of a gateway's TLS or TCP listener."""
+        self.tcp_routes = server.tcp_routes
+        self._judge(server, proxy, key_sets)
+
+    def _judge(self, served: Judged, proxy: ProxyConfig, key_sets: KeySets) -> None:
         policies = tuple(proxy.policies.get(key) or missing_policy(key) for key in served.policies)
         asks = any(policy.action is L7Action.CUSTOM for policy in policies)
         if policies != self._policies or asks:
@@ -91,17 +118,21 @@ class PortAtWork:
             self._policies = policies
             self.guard = Guard(policies, proxy.providers) if policies else _NO_GUARD
         self._observe(served, proxy)
-        authentications = tuple(proxy.authentications.get(key) or missing_authentication(key) for key in served.jwt)
+        jwt = () if isinstance(served, GatewayServer) else served.jwt
+        authentications = tuple(proxy.authentications.get(key) or missing_authentication(key) for key in jwt)
         if authentications != self._authentications:
             # Tokens that were found good are remembered as long as nothing changes.
             self._authentications = authentications
             gate = JwtGate(authentications, key_sets)
             self.gate = None if gate.is_idle else gate
 
-    def _observe(self, served: ServedService | ServedWorkload, proxy: ProxyConfig) -> None:
-        settings = proxy.telemetry.get(served.telemetry) or proxy.telemetry.get("") or TelemetrySettings()
+    def _observe(self, served: Judged, proxy: ProxyConfig) -> None:
+        key = served.telemetry if isinstance(served, ServedService | ServedWorkload) else ""
+        settings = proxy.telemetry.get(key) or proxy.telemetry.get("") or TelemetrySettings()
         if isinstance(served, ServedService):
             name = (served.hostname, served.name, served.namespace)
+        elif not isinstance(served, ServedWorkload):
+            name = ("", "", "")
         else:
             name = ("", "", "" if served.identity is None else served.identity.namespace)
         if settings != self.telemetry.settings or name != self._observed:

@@ -6,7 +6,7 @@ Source: Envoy's `tcp_proxy` and RBAC network filter as Istio uses them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from waypoint.data.clusters import ClusterHere
@@ -88,7 +88,8 @@ class TcpExchange:
         endpoint.active += 1
         flow = self.flow
         flow.cluster, flow.endpoint = cluster.cluster.key, endpoint.endpoint
-        flow.route = self._port.tcp_routes[0].name
+        route = route_for(self._port.tcp_routes, self._client.sni)
+        flow.route = "" if route is None else route.name
         self._count()
         far = _Far(self)
         try:
@@ -124,7 +125,7 @@ class TcpExchange:
         return not self._done
 
     def _target(self) -> tuple[ClusterHere, EndpointAtWork] | None:
-        route = next(iter(self._port.tcp_routes), None)
+        route = route_for(self._port.tcp_routes, self._client.sni)
         backend = None if route is None else choose(route, self._engine.dice)
         if backend is None or backend.status:
             return None
@@ -259,6 +260,26 @@ class _Far:
 
     def closed(self) -> None:
         self._exchange.far_has_closed()
+
+
+def route_for(routes: Sequence[TcpRoute], sni: str) -> TcpRoute | None:
+    """The route of a connection: of those that name its server, the one that does so most closely; without a name, the first."""
+    best: TcpRoute | None = None
+    closest = -1
+    for route in routes:
+        for pattern in route.sni or ("*",):
+            lower = pattern.lower()
+            if lower == sni:
+                length = 1 << 16
+            elif lower == "*":
+                length = 0
+            elif lower.startswith("*.") and sni.endswith(lower[1:]) and len(sni) > len(lower) - 1:
+                length = len(lower)
+            else:
+                continue
+            if length > closest:
+                best, closest = route, length
+    return best
 
 
 def choose(route: TcpRoute, dice: Callable[[], float]) -> Backend | None:

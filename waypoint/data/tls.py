@@ -63,7 +63,7 @@ def _use(context: SSL.Context, certificate: bytes, key: bytes) -> None:
         context.use_certificate(chain[0])
         for issuer in chain[1:]:
             context.add_extra_chain_cert(issuer)
-        context.use_privatekey(crypto.PKey.from_cryptography_key(load_pem_private_key(key, None)))  # type: ignore[arg-type]  # any kind
+        context.use_privatekey(load_pem_private_key(key, None))  # type: ignore[arg-type]  # any kind that OpenSSL takes
         context.check_privatekey()
     except (ValueError, TypeError, SSL.Error, crypto.Error) as error:
         raise LocalError(f"the certificate and its key cannot be used: {error}") from error
@@ -172,8 +172,8 @@ class TlsStream:
     """One side of TLS over a transport. Implements `Transport` for its user and `Receiver` for what carries it."""
 
     __slots__ = (
-        "_check", "_cut", "_done", "_early", "_early_bytes", "_ended", "_loop", "_lower", "_paused", "_receiver", "_shaken", "_timer",
-        "_tls", "_told_end",
+        "_check", "_cut", "_done", "_early", "_early_bytes", "_ended", "_loop", "_lower", "_paused", "_receiver", "_server", "_shaken",
+        "_timer", "_tls", "_told_end",
     )  # fmt: skip
 
     def __init__(
@@ -192,6 +192,7 @@ class TlsStream:
             check: gives the reason why a finished handshake is refused all the same, or an empty text.
         """
         self._loop = loop
+        self._server = server
         self._receiver = receiver
         self._check = check
         self._tls = SSL.Connection(context, None)
@@ -219,8 +220,10 @@ class TlsStream:
             self._tls.set_alpn_protos(protocols)
 
     def join(self, lower: Transport) -> None:
-        """What carries it."""
+        """What carries it, though it may still be on its way: a client's first flight goes along."""
         self._lower = lower
+        if not self._server:
+            self._pump()
 
     def use(self, receiver: Receiver) -> None:
         """Another receiver takes over."""
@@ -297,8 +300,7 @@ class TlsStream:
     # Under it
 
     def opened(self) -> None:
-        """What carries it stands: a client begins."""
-        self._pump()
+        """What carries it stands."""
 
     def received(self, data: memoryview) -> None:
         self._tls.bio_write(bytes(data))
@@ -367,8 +369,10 @@ class TlsStream:
         return not self._done
 
     def _flush(self) -> None:
+        if self._lower is None:
+            return
         out = read_bio(self._tls)
-        if out and self._lower is not None:
+        if out:
             self._lower.write(out)
 
     def _expired(self) -> None:

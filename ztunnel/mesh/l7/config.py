@@ -117,6 +117,8 @@ class GatewayServer:
     redirect_to_https: bool = False
     virtual_hosts: tuple[VirtualHost, ...] = ()
     tcp_routes: tuple[TcpRoute, ...] = ()
+    policies: tuple[str, ...] = ()
+    """Of a TLS or TCP server's connections."""
     problem: str = ""
     """Not empty: the port is not served for these hosts (a missing certificate), and why."""
 

@@ -130,7 +130,8 @@ class _Ingress:
             ]
             found = tuple(_any_name(each) for each in connections)
             tls = server.protocol is ListenerProtocol.TLS
-            yield replace(server, tcp_routes=(*found, *self.virtual.connections(bound, name, listener.port, tls=tls)))
+            more_connections = self.virtual.connections(bound, name, listener.port, tls=tls)
+            yield replace(server, tcp_routes=(*found, *more_connections), policies=self.held.policies)
 
     def selected(self, pods: GatewayPods) -> Iterator[GatewayServer]:
         """Of Istio's Gateways that select the pods; the first of several servers for the same port and host has it."""
@@ -145,7 +146,8 @@ class _Ingress:
                     yield replace(server, virtual_hosts=self._virtual_hosts({}, self.virtual.http(bound, name, each.port)))
                 else:
                     tls = server.protocol is ListenerProtocol.TLS
-                    yield replace(server, tcp_routes=self.virtual.connections(bound, name, each.port, tls=tls))
+                    connections = self.virtual.connections(bound, name, each.port, tls=tls)
+                    yield replace(server, tcp_routes=connections, policies=self.held.policies)
 
     def _virtual_hosts(self, first: Mapping[str, tuple[Route, ...]], second: Mapping[str, tuple[Route, ...]]) -> tuple[VirtualHost, ...]:
         """By host, the more particular first. What no route of a host matches is for the routes of wider hosts."""
