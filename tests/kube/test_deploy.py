@@ -112,6 +112,18 @@ def test_values_that_cannot_be_are_refused(values: str) -> None:
         template("--set", values)
 
 
+def test_prometheus_finds_every_component() -> None:
+    made = objects(template("--set=podMonitor.enabled=true"))
+    for name, kind in (("ztunnel", "DaemonSet"), ("ztunnel-ca", "Deployment"), ("ztunnel-controller", "Deployment")):
+        monitor: Any = made["PodMonitor", name]
+        workload: Any = made[kind, name]
+        labels, ports = workload["spec"]["template"]["metadata"]["labels"], workload["spec"]["template"]["spec"]["containers"][0]["ports"]
+        assert monitor["spec"]["selector"]["matchLabels"].items() <= labels.items()
+        assert {"name": monitor["spec"]["podMetricsEndpoints"][0]["port"], "containerPort": 15020} in ports
+        assert "prometheus.io/scrape" not in workload["spec"]["template"]["metadata"]["annotations"]
+    assert "prometheus.io/scrape" in template()
+
+
 def test_the_schema_knows_every_value() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     values: object = yaml.safe_load((CHART / "values.yaml").read_text())  # noqa: TID251 - our own

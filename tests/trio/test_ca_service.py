@@ -21,13 +21,14 @@ from ztunnel.ca.keeper import FilePublisher, FileStore, OwnRoots, RootKeeper, St
 from ztunnel.ca.remote import RemoteAuthority
 from ztunnel.ca.request import IssueError, new_request, validity
 from ztunnel.ca.root import Root
-from ztunnel.ca.service import Limits
+from ztunnel.ca.service import MAX_REVIEWS, Limits
 from ztunnel.ca.succession import Periods
 from ztunnel.hbone.handshake import TlsContexts
 from ztunnel.mesh.errors import MeshError
 from ztunnel.mesh.identity import SpiffeId
 from ztunnel.rpc.client import Target, unary
 from ztunnel.rpc.messages import RpcError, Status
+from ztunnel.rpc.server import Call
 from ztunnel.rpc.tls import client_context
 
 PKI = FakePki()
@@ -140,6 +141,31 @@ async def test_nobody_asks_without_end(limits: Limits) -> None:
         found = [await ask(target, good, authorization=f"Bearer {TOKEN}") for _ in range(4)]
     assert found == [Status.OK, Status.OK, Status.RESOURCE_EXHAUSTED, Status.RESOURCE_EXHAUSTED]
     assert desk.outcomes[2:] == [Reason.BUSY, Reason.BUSY]
+
+
+async def test_the_api_server_is_not_asked_about_any_number_of_tokens_at_once() -> None:
+    desk = Desk()
+    asked, released, most = 0, trio.Event(), 0
+
+    async def review(token: str) -> Caller:
+        nonlocal asked, most
+        asked += 1
+        most = max(most, asked)
+        await released.wait()
+        asked -= 1
+        return AGENT
+
+    desk.tokens.review = review  # type: ignore[method-assign]  # a slow API server
+    good = encode_request(new_request(CART).csr_pem, 60, CART)
+    call = Call(good, {"authorization": f"Bearer {TOKEN}"}, "10.0.0.1")
+    async with trio.open_nursery() as nursery:
+        for _ in range(MAX_REVIEWS + 20):
+            nursery.start_soon(desk.service.create_certificate, call)
+        await trio.testing.wait_all_tasks_blocked()
+        assert asked == MAX_REVIEWS
+        released.set()
+    assert most == MAX_REVIEWS
+    assert desk.outcomes == [Reason.ISSUED] * (MAX_REVIEWS + 20)
 
 
 async def test_files_are_read_for_each_request(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import trio.testing
 
 from ztunnel.ca.authority import Authority
 from ztunnel.ca.root import new_root
-from ztunnel.ca.rotation import CertificateState, Rotation, next_renewal, retry_delay
+from ztunnel.ca.rotation import AT_ONCE, CertificateState, Rotation, next_renewal, retry_delay
 from ztunnel.hbone.handshake import Credentials
 from ztunnel.mesh.errors import UpstreamError
 from ztunnel.mesh.identity import SpiffeId
@@ -34,12 +34,14 @@ class Scripted:
     refuse: bool = False
     hang: bool = False
     skew: float = 0.0
+    slow: frozenset[SpiffeId] = frozenset()
+    """Never answered."""
     asked: list[tuple[float, str]] = field(default_factory=list)
     told: list[tuple[float, str, bool]] = field(default_factory=list)
 
     async def obtain(self, identity: SpiffeId, now: float) -> Credentials:
         self.asked.append((trio.current_time(), identity.service_account))
-        if self.hang:
+        if self.hang or identity in self.slow:
             await trio.sleep_forever()
         if self.refuse:
             raise UpstreamError("the authority is away")
@@ -167,3 +169,42 @@ async def test_nothing_wanted_wakes_up_now_and_then_only(mock_clock: trio.testin
         nursery.cancel_scope.cancel()
     assert rotation.status() == []
     assert math.isclose(trio.current_time(), 600)
+
+
+async def test_an_authority_that_is_slow_for_one_serves_the_others_meanwhile(mock_clock: trio.testing.MockClock) -> None:
+    script = Scripted(slow=frozenset({ALICE}))
+    rotation = script.rotation()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(rotation.want, [ALICE, BOB])
+        await trio.sleep(1)
+        assert script.told == [(0.0, "bob", True)]
+    states = {row.identity: row.state for row in rotation.status()}
+    assert states == {ALICE: CertificateState.UNAVAILABLE, BOB: CertificateState.VALID}
+
+
+async def test_no_more_than_so_many_are_asked_for_at_once(mock_clock: trio.testing.MockClock) -> None:
+    script = Scripted(hang=True)
+    many = [SpiffeId("cluster.local", "shop", f"a{number}") for number in range(3 * AT_ONCE)]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(script.rotation().want, many)
+        for asked in (AT_ONCE, 2 * AT_ONCE, 3 * AT_ONCE):
+            await trio.sleep(1)
+            assert len(script.asked) == asked
+            await trio.sleep(9.5)
+
+
+async def test_new_roots_renew_everything_within_a_time(mock_clock: trio.testing.MockClock) -> None:
+    script = Scripted()
+    rotation = script.rotation(jitter=0.5)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(rotation.run)
+        await rotation.want([ALICE, BOB])
+        await trio.sleep(100)
+        rotation.hasten(300)
+        await trio.sleep(149)
+        assert len(script.asked) == 2
+        await trio.sleep(2)
+        assert sorted(script.asked[2:]) == [(250.0, "alice"), (250.0, "bob")]
+        await trio.sleep(3600)
+        assert len(script.asked) == 4
+        nursery.cancel_scope.cancel()

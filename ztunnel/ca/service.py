@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import trio
 from cryptography import x509
 
 from ztunnel.ca.allowance import Allowance
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 MAX_CSR_BYTES = 16 << 10
 MAX_TOKEN_BYTES = 16 << 10
+MAX_REVIEWS = 32
+"""Tokens that the API server is asked about at one time; further callers wait, within the deadline of their call."""
 MIN_LIFE_SECONDS = 60
 """Shorter wishes get this: a certificate that is over before it has arrived helps nobody."""
 
@@ -98,6 +101,7 @@ class CertificateService:
         self._authority = authority
         self._count = count
         self._wall, self._steady = clocks
+        self._reviewing = trio.CapacityLimiter(MAX_REVIEWS)
         self._addresses = Allowance(*limits.per_address)
         self._nodes = Allowance(*limits.per_node)
 
@@ -120,7 +124,8 @@ class CertificateService:
         audit.asked = request.impersonated
         token = _bearer(call.metadata.get("authorization", ""))
         try:
-            audit.caller = await self._reviewer.review(token)
+            async with self._reviewing:
+                audit.caller = await self._reviewer.review(token)
         except MeshError as error:
             raise Refusal(Reason.NO_REVIEW, str(error)) from error
         grant = audit.grant = decide(audit.caller, request.impersonated, self._pods, self._rules)
