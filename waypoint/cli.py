@@ -59,6 +59,41 @@ def run(file: Path | None, log_level: str | None, check: bool) -> None:
         sys.exit(run_proxy(settings))
 
 
+@main.command()
+@click.argument("target")
+@click.option("--method", "-X", default="GET", show_default=True, help="The request's method.")
+@click.option("--header", "-H", "headers", multiple=True, metavar="NAME:VALUE", help="A header of the request; may be given several times.")
+@click.option("--from", "account", metavar="NAMESPACE/ACCOUNT", help="The client's service account; without it, it has no identity.")
+@click.option("--address", default="", metavar="IP", help="The client's address.")
+@click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
+@click.option(
+    "--socket",
+    "path",
+    type=click.Path(path_type=Path),
+    default=Path("/run/waypoint/waypoint.sock"),
+    show_default=True,
+    help="The proxy's control socket.",
+)
+def explain(target: str, method: str, headers: tuple[str, ...], account: str | None, address: str, as_json: bool, path: Path) -> None:
+    """Why a request would be allowed, denied or routed as it would be, asked of the running proxy.
+
+    TARGET is a URL; its host is a service's address, host name or name, its port the service's port.
+
+    \b
+    Examples:
+      waypoint explain http://reviews:9080/reviews/1 --from default/productpage
+      waypoint explain http://10.96.0.10:80/admin -X DELETE -H "authorization: Bearer TOKEN"
+    """
+    from waypoint.questions import QuestionError, ask, question_of, show
+
+    with _sentences():
+        try:
+            answer = ask(path, question_of(target, method, headers, account or "", address))
+        except QuestionError as error:
+            _fail([str(error)], 1)
+    click.echo(answer.decode().rstrip() if as_json else show(answer))
+
+
 @contextmanager
 def _sentences() -> Iterator[None]:
     """Errors that this program raises on purpose, as sentences on stderr: exit code 2 for settings, 1 for the others."""

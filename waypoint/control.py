@@ -3,18 +3,23 @@
 GET /v1/status    what it is, whether it is ready, what is wrong
 GET /v1/config    the configuration in force; keys and certificates only by their size
 GET /v1/workers   connections, tunnels, clusters and endpoints of each worker
+POST /v1/explain  why a request would be answered as it would be; see `questions`
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from enum import Enum
 
 import trio
 
+from waypoint.http.explain import explain
+from waypoint.http.jwt import KeySets
 from waypoint.plane import Plane
+from waypoint.questions import QuestionError, read_question
 from waypoint.settings import Settings
 from ztunnel import __version__
 from ztunnel.admin.listen import open_ports
@@ -71,8 +76,10 @@ class Control:
         Raises:
             BadRequest: 404 for another path, 405 for another method, 503 while the workers do not answer.
         """
+        if request.path == "/v1/explain":
+            return self._explain(request)
         if request.path not in ("/v1/status", "/v1/config", "/v1/workers"):
-            raise BadRequest(404, "there are /v1/status, /v1/config and /v1/workers")
+            raise BadRequest(404, "there are /v1/status, /v1/config, /v1/workers and /v1/explain")
         if request.method not in ("GET", "HEAD"):
             raise BadRequest(405, "it can be read only")
         if request.path == "/v1/status":
@@ -84,6 +91,21 @@ class Control:
             return _json(await self.plane.ask())
         except LocalError as error:
             raise BadRequest(503, str(error)) from error
+
+    def _explain(self, request: Request) -> Response:
+        if request.method != "POST":
+            raise BadRequest(405, "it takes a POST")
+        config = self.config()
+        if config is None:
+            raise BadRequest(503, "there is no configuration yet")
+        try:
+            question = read_question(request.body, self.settings.trust_domain)
+        except QuestionError as error:
+            raise BadRequest(400, str(error)) from error
+        key_sets = KeySets()
+        for source, jwks in self.plane.known_key_sets.items():
+            key_sets.put(source, jwks)
+        return _json(asdict(explain(config, question.address, question.request, question.client, key_sets, time.time())))
 
     def _status(self) -> dict[str, object]:
         return {

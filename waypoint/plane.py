@@ -197,6 +197,11 @@ class Plane:
         self._resolved[name, port] = addresses
         self._tell(Resolved(name, port, addresses))
 
+    @property
+    def known_key_sets(self) -> dict[str, str]:
+        """Keys of token issuers, by source."""
+        return dict(self._key_sets)
+
     async def ask(self) -> list[dict[str, object]]:
         """The state of all workers that answer within two seconds.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from tests.kit.mesh import Mesh
 from tests.kit.polling import eventually
 from tests.kit.waypoints import HttpApp, Waypoint
+from waypoint.questions import QuestionError, question_of
+from waypoint.questions import ask as ask_proxy
 
 VIP = "10.96.0.40"
 
@@ -63,3 +66,42 @@ def test_an_address_that_is_not_served_is_refused(shared: tuple[Mesh, Waypoint])
         assert peer.request("10.96.0.41:80") == 400
         assert peer.request(f"{waypoint.pod.v4}:15000") == 400
         assert peer.request(f"{VIP}:80") == 200
+
+
+def test_the_proxy_explains_what_it_would_do(shared: tuple[Mesh, Waypoint]) -> None:
+    mesh, waypoint = shared
+    target = {"kind": "Service", "group": "", "name": "web"}
+    mesh.policy("secrets", {"targetRefs": [target], "action": "DENY", "rules": [{"to": [{"operation": {"paths": ["/secret"]}}]}]})
+    eventually(lambda: waypoint.ask("config")["policies"], within=60, saying="the waypoint knows the policy")
+    answer = json.loads(ask_proxy(waypoint.socket, question_of("http://web/secret", "GET", (), "default/client", "")))
+    assert answer["outcome"] == "answered 403 by the proxy: denied by AuthorizationPolicy default/secrets, rules[0]"
+    answer = json.loads(ask_proxy(waypoint.socket, question_of("http://web/open", "GET", (), "default/client", "")))
+    assert answer["outcome"] == "taken by default"
+    with pytest.raises(QuestionError, match="not a question"):
+        ask_proxy(waypoint.socket, b"{}")
+    mesh.clear("AuthorizationPolicy")
+
+
+def test_requests_are_counted_where_prometheus_asks(shared: tuple[Mesh, Waypoint]) -> None:
+    mesh, waypoint = shared
+    with HttpApp(mesh.pods["server"], 8080, b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"):
+        request = b"GET /counted HTTP/1.1\r\nhost: web\r\nconnection: close\r\n\r\n"
+        eventually(lambda: ask(mesh, request).startswith(b"HTTP/1.1 200"), within=60, saying="a request passes")
+
+    def scraped() -> bool:
+        with mesh.pods["client"].connect((waypoint.pod.v4, 15020)) as connection:
+            connection.settimeout(60)
+            connection.sendall(b"GET /stats/prometheus HTTP/1.1\r\nhost: waypoint\r\nconnection: close\r\n\r\n")
+            text = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+        lines = [line for line in text.splitlines() if line.startswith("istio_requests_total{") and 'response_code="200"' in line]
+        wanted = (
+            'reporter="waypoint"',
+            'source_workload="client"',
+            'destination_workload="server"',
+            'destination_service="web.default.svc.cluster.local"',
+            'source_principal="spiffe://cluster.local/ns/default/sa/',
+            'connection_security_policy="mutual_tls"',
+        )
+        return any(all(label in line for label in wanted) for line in lines)
+
+    eventually(scraped, within=60, saying="the request is counted with its labels")

@@ -370,10 +370,10 @@ def compile_rule(rule: L7Rule) -> Test:
         return Never()
     tests: list[Test] = []
     if rule.sources:
-        tests.append(_some([_source(source) for source in rule.sources]))
+        tests.append(_some([compile_source(source) for source in rule.sources]))
     if rule.operations:
-        tests.append(_some([_operation(operation) for operation in rule.operations]))
-    tests.extend(_condition(condition) for condition in rule.conditions)
+        tests.append(_some([compile_operation(operation) for operation in rule.operations]))
+    tests.extend(compile_condition(condition) for condition in rule.conditions)
     return _every(tests)
 
 
@@ -406,7 +406,8 @@ class _Fields:
             self.tests.append(Not(kind(unwanted)))
 
 
-def _source(source: Source) -> Test:
+def compile_source(source: Source) -> Test:
+    """The test of one alternative of `from`."""
     fields = _Fields()
     fields.texts(Principal, source.principals, source.not_principals)
     fields.texts(TokenPrincipal, source.request_principals, source.not_request_principals)
@@ -423,7 +424,8 @@ def _source(source: Source) -> Test:
     return _every(fields.tests)
 
 
-def _operation(operation: Operation) -> Test:
+def compile_operation(operation: Operation) -> Test:
+    """The test of one alternative of `to`."""
     fields = _Fields()
     if operation.ports:
         fields.tests.append(Port(operation.ports))
@@ -461,7 +463,8 @@ _ATTRIBUTES: Final[dict[str, type[Attribute]]] = {
 _ADDRESSES: Final[dict[str, type[Blocks]]] = {"source.ip": Blocks, "remote.ip": RemoteBlocks, "destination.ip": DestinationBlocks}
 
 
-def _condition(condition: Condition) -> Test:
+def compile_condition(condition: Condition) -> Test:
+    """The test of one `when`."""
     fields = _Fields()
     if condition.key in _ADDRESSES:
         fields.blocks(_ADDRESSES[condition.key], condition.cidrs, condition.not_cidrs)
