@@ -39,11 +39,13 @@ from ztunnel.cni.endpoint import Endpoint
 from ztunnel.cni.install import Host, Installer
 from ztunnel.dataplane import kernel_tls
 from ztunnel.dataplane.channel import Configure
+from ztunnel.departure import Departure
 from ztunnel.flows import FlowReporter
 from ztunnel.kube.client import KubeClient, closing
 from ztunnel.kube.config import ACCOUNT_DIRECTORY, load
 from ztunnel.kube.reflector import Phase
 from ztunnel.mesh.derive import MeshOptions
+from ztunnel.mesh.errors import LocalError
 from ztunnel.mesh.index import Index
 from ztunnel.node.announcements import Announcements
 from ztunnel.node.enrolment import EnrolmentSettings as EnrollerSettings
@@ -72,6 +74,8 @@ _MESH = "mesh"
 _CNI = "cni"
 _GATE_SPARE_SECONDS = 10.0
 """For an ADD to say why it was not done in time."""
+_LEAVING_SECONDS = 0.1
+"""Between two looks whether connections live, when the mesh leaves this node."""
 
 
 def run(settings: Settings) -> int:
@@ -106,6 +110,12 @@ class _Parts:
     status_files: StatusFiles | None
     cni: _Cni | None
     probes: Probes | None
+    departure: Departure | None
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether no other agent follows."""
+        return self.departure is not None and self.departure.is_final
 
 
 @dataclass(slots=True)
@@ -187,6 +197,7 @@ def _build(settings: Settings) -> _Parts:
         status_files=StatusFiles(settings.pods.status_directory, enroller.status) if settings.pods.status_directory else None,
         cni=cni,
         probes=probes,
+        departure=Departure(kube, settings.daemon_set) if kube is not None and settings.daemon_set is not None else None,
     )
 
 
@@ -270,12 +281,14 @@ async def _follow_mesh(settings: Settings, parts: _Parts, signals: AsyncIterator
         await nursery.start(parts.agent.run)
         if parts.probes is not None:
             await nursery.start(parts.probes.run)
+        if parts.departure is not None:
+            nursery.start_soon(parts.departure.follow)
         # Not waited for here: an API server that is away must not keep us from ending.
         nursery.start_soon(_learn_mesh, settings, parts, nursery, lasting)
         await _next_signal(signals)
         parts.readiness.lost(_DATA_PLANE)
         parts.overview.is_draining = True
-        if settings.cni.remove_at_exit and parts.cni is not None and parts.cni.installer is not None:
+        if (settings.cni.remove_at_exit or parts.is_leaving) and parts.cni is not None and parts.cni.installer is not None:
             parts.cni.installer.remove()
         nursery.cancel_scope.cancel()
 
@@ -300,6 +313,8 @@ async def _drain(settings: Settings, parts: _Parts, signals: AsyncIterator[int])
     async with trio.open_nursery() as nursery:
 
         async def drain() -> None:
+            if parts.is_leaving:
+                await _leave(settings, parts)
             # Our copies go first: a listener that anybody holds would let connections queue where nobody accepts.
             parts.plane.close()
             await parts.enroller.close(remove=False)
@@ -310,6 +325,23 @@ async def _drain(settings: Settings, parts: _Parts, signals: AsyncIterator[int])
         await _next_signal(signals)
         log.warning("second signal: leaving at once")
         nursery.cancel_scope.cancel()
+
+
+async def _leave(settings: Settings, parts: _Parts) -> None:
+    """The mesh leaves this node: what is new passes us by, what is carried has the time of a drain, then no rule stays."""
+    log.warning("leaving this node, whose pods are no longer in the mesh")
+    await parts.enroller.reconcile([])
+    with trio.move_on_after(settings.drain_seconds):
+        if parts.announcements is not None:
+            await parts.announcements.annotate_once()  # other nodes must not tunnel to us any more
+        while any(parts.plane.active(pod.uid) for pod in parts.enroller.status()):  # noqa: ASYNC110 - nobody tells of a worker's last one
+            await trio.sleep(_LEAVING_SECONDS)
+    await parts.enroller.close(remove=True)
+    if parts.probes is not None:
+        try:
+            await parts.probes.remove()
+        except LocalError as error:
+            log.error("cannot remove the node's rules for probes", extra=logs.fields(problem=error))
 
 
 async def _next_signal(signals: AsyncIterator[int]) -> None:

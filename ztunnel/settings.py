@@ -236,7 +236,7 @@ class CniSettings:
     conf_directory: Path = Path("/etc/cni/net.d")
     """Where the host's network configuration is, as mounted for the agent; our entry goes to the end of its first list."""
     remove_at_exit: bool = False
-    """Take program and entry away at SIGTERM. For an agent that leaves the node for good; while one is replaced, new pods must wait."""
+    """Take program and entry away at every SIGTERM. While one agent follows another, new pods should wait: see `daemon_set`."""
     known_file: Path = Path("/var/lib/ztunnel/cni/known")
     """The list of pods and namespaces outside of the mesh: whose pods start while the agent is away. It should outlive a reboot."""
     add_seconds: float = field(default=15.0, metadata=between(0.1, 120))
@@ -292,6 +292,9 @@ class Settings:
     """Policies without a selector in this namespace apply to the whole mesh. Default as Istio."""
     drain_seconds: float = field(default=5.0, metadata=between(0, 3600))
     """After SIGTERM, how long live connections may finish; 5 as Istio's default, keep it under the pod's termination grace."""
+    daemon_set: str | None = field(default=None, metadata=matching(rf"{_DNS_NAME}/{_DNS_NAME}", "namespace/name"))
+    """The DaemonSet that this agent is of. When that is deleted, an agent that is told to end leaves nothing behind: plugin and rules go,
+    and pods' traffic is no longer the mesh's. Default none: everything stays, and traffic is refused until the next agent."""
     workers: int = field(default=1, metadata=between(0, 64))
     """Data-plane processes: 1 (default), one per core at most for a busy node, or 0 to run the same loop inside the daemon, for
     debugging. Each has a pool of tunnels of its own."""
@@ -346,6 +349,8 @@ def _contradictions(settings: Settings) -> Iterator[str]:
         yield f"admin.readiness_port: {admin.readiness_port} is admin.metrics_port as well"
     if settings.ca.address is not None and int(settings.ca.address.rpartition(":")[2]) > 65535:
         yield f"ca.address: {settings.ca.address} has no port"
+    if settings.daemon_set is not None and not settings.sources.kubernetes:
+        yield "daemon_set: wants sources.kubernetes"
     if settings.cni.enabled and settings.pods.find is not NetnsSearch.NODE:
         yield "cni.enabled: wants pods.find: node"
     if admin.address != "*":

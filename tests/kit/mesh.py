@@ -40,17 +40,19 @@ COMMAND = [sys.executable, "-m", "ztunnel"]
 TRUST_DOMAIN = "cluster.local"
 DEFAULT_SETTINGS = "enrolment: {grace_seconds: 0.3, linger_seconds: 0.4, drift_seconds: 1}\n"
 AMBIENT = "istio.io/dataplane-mode"
+PATIENCE_SECONDS = 90.0
+"""For agents to start, to answer, to follow and to end. Seconds suffice; on a machine with ten other things to do they do not."""
 Json = dict[str, object]
 
 
 class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: Path) -> None:
-        super().__init__("agent", timeout=5)
+        super().__init__("agent", timeout=PATIENCE_SECONDS)
         self._path = str(path)
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(5)
+        self.sock.settimeout(PATIENCE_SECONDS)
         self.sock.connect(self._path)
 
 
@@ -122,7 +124,7 @@ class Agent:
 
     def await_ready(self) -> None:
         """Returns when it serves."""
-        eventually(lambda: self.is_ready, within=20, saying=f"{self.node.name} is ready")
+        eventually(lambda: self.is_ready, within=PATIENCE_SECONDS, saying=f"{self.node.name} is ready")
 
     @property
     def is_running(self) -> bool:
@@ -167,7 +169,7 @@ class Agent:
     def wait(self) -> int:
         """Its exit status, once it has ended."""
         assert self.process is not None
-        return self.process.wait(20)
+        return self.process.wait(PATIENCE_SECONDS)
 
     def check(self) -> None:
         """Asserts that it has met no bug of its own so far."""
@@ -427,7 +429,7 @@ class Mesh:
 
     def settle(self) -> None:
         """Waits until every agent, its worker included, has taken over what was said and its pods are as they are wanted."""
-        eventually(self._is_settled, within=20, saying="the mesh has settled")
+        eventually(self._is_settled, within=PATIENCE_SECONDS, saying="the mesh has settled")
 
     def _is_settled(self) -> bool:
         if self.annotate():

@@ -27,7 +27,7 @@ from ztunnel.node import netns
 P = ParamSpec("P")
 T = TypeVar("T")
 
-TIMEOUT_SECONDS = 5.0
+TIMEOUT_SECONDS = 20.0
 IFA_F_NODAD = 0x02
 GATEWAY4, GATEWAY6 = "169.254.1.1", "fe80::1"
 

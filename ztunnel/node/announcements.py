@@ -66,6 +66,13 @@ class Announcements:
             nursery.start_soon(self._repeat, self._annotate)
             nursery.start_soon(self._repeat, self._complain)
 
+    async def annotate_once(self) -> None:
+        """Say now what is so, as far as the API server takes it: for an agent that will not be there to repeat it."""
+        try:
+            await self._annotate()
+        except KubeError as error:
+            self._tell(error)
+
     async def _repeat(self, step: Callable[[], object]) -> None:
         backoff = Backoff(random)
         while True:

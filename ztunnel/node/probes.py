@@ -21,7 +21,7 @@ from ztunnel.node import netns
 from ztunnel.node.kubelet import Kubelet, KubeletFinder
 from ztunnel.node.netlink import NETLINK_NETFILTER, KernelRefused, Netlink, attribute
 from ztunnel.node.nft import table_question
-from ztunnel.node.probe_rules import OBJECTS, TABLE, Owner, replacement
+from ztunnel.node.probe_rules import OBJECTS, TABLE, Owner, removal, replacement
 from ztunnel.runtime.logs import fields
 
 T = TypeVar("T")
@@ -68,6 +68,14 @@ class Probes:
             await trio.sleep(POLL_SECONDS)
             await self._look()
 
+    async def remove(self) -> None:
+        """Take the rules away: the mesh leaves this node.
+
+        Raises: LocalError.
+        """
+        if self._kubelet is not None:
+            await _in_thread(self._remove, self._kubelet)
+
     async def _look(self) -> None:
         try:
             await self._follow()
@@ -107,6 +115,13 @@ class Probes:
             return owner
 
         return self._on_host(wanted.kubelet, inside)
+
+    def _remove(self, kubelet: Kubelet) -> None:
+        def inside() -> None:
+            with Netlink(NETLINK_NETFILTER) as netlink:
+                netlink.change(removal())
+
+        self._on_host(kubelet, inside)
 
     def _is_in_force(self, kubelet: Kubelet) -> bool:
         def inside() -> bool:

@@ -53,6 +53,7 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
     "cluster_domain" .Values.clusterDomain
     "root_namespace" .Values.rootNamespace
     "drain_seconds" .Values.agent.drainSeconds
+    "daemon_set" (printf "%s/ztunnel" .Release.Namespace)
     "sources" (dict "kubernetes" true)
     "pods" (dict "find" "node" "proc_directory" "/proc" "runtime_directory" "/var/run/netns")
     "ca" (dict
