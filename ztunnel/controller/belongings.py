@@ -6,7 +6,7 @@ write what is said here. Source: Istio `pilot/pkg/config/kube/gateway/deployment
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from ztunnel.mesh.manifests.tree import Tree, at, branches, integer, strings, text
 from ztunnel.mesh.ports import INBOUND_HBONE, METRICS, READINESS
@@ -48,21 +48,7 @@ def name_of(gateway: Tree) -> str:
 def belongings(gateway: Tree, pod_spec: PodSpec) -> list[Tree]:
     """The objects that a gateway needs: ServiceAccount, Service, Deployment. Its number of pods is left to whoever scales it."""
     name, gateway_name = name_of(gateway), text(gateway, "metadata", "name")
-    gateway_class = text(gateway, "spec", "gatewayClassName")
-    is_waypoint = gateway_class == WAYPOINT_CLASS
-    labels = {
-        **strings(gateway, "spec", "infrastructure", "labels"),
-        GATEWAY_NAME: gateway_name,
-        GATEWAY_CLASS_NAME: gateway_class,
-        MANAGED: MANAGED_WAYPOINT if is_waypoint else _MANAGED_GATEWAY,
-    }
-    pod_labels = {
-        **labels,
-        "sidecar.istio.io/inject": "false",
-        "istio.io/dataplane-mode": "none",
-        "service.istio.io/canonical-name": name[:63].rstrip("-."),
-        "service.istio.io/canonical-revision": "latest",
-    }
+    labels, pod_labels = _own_labels(gateway), _pod_labels(gateway)
     selector = {GATEWAY_NAME: gateway_name}
     scrape = {"prometheus.io/scrape": "true", "prometheus.io/port": str(METRICS), "prometheus.io/path": "/stats/prometheus"}
     template = {
@@ -94,6 +80,26 @@ def bindings(gateway: Tree) -> list[Tree]:
 
 def _grant(role: str, account: Tree) -> Tree:
     return {"roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": role}, "subjects": [account]}
+
+
+def _own_labels(gateway: Tree) -> dict[str, str]:
+    gateway_class = text(gateway, "spec", "gatewayClassName")
+    return {
+        **strings(gateway, "spec", "infrastructure", "labels"),
+        GATEWAY_NAME: text(gateway, "metadata", "name"),
+        GATEWAY_CLASS_NAME: gateway_class,
+        MANAGED: MANAGED_WAYPOINT if gateway_class == WAYPOINT_CLASS else _MANAGED_GATEWAY,
+    }
+
+
+def _pod_labels(gateway: Tree) -> dict[str, str]:
+    return {
+        **_own_labels(gateway),
+        "sidecar.istio.io/inject": "false",
+        "istio.io/dataplane-mode": "none",
+        "service.istio.io/canonical-name": name_of(gateway)[:63].rstrip("-."),
+        "service.istio.io/canonical-revision": "latest",
+    }
 
 
 def is_owned_by(body: Tree, uids: Iterable[str]) -> bool | None:
@@ -132,6 +138,20 @@ def _object(gateway: Tree, version: str, kind: str, name: str, labels: dict[str,
         "ownerReferences": [owner],
     }
     return {"apiVersion": version, "kind": kind, "metadata": metadata, **more}
+
+
+def proxy_environment(gateway: Tree) -> dict[str, str]:
+    """What a gateway's program is told of itself: settings of `waypoint`, by their variables."""
+    found = {"WAYPOINT_NAME": text(gateway, "metadata", "name"), "WAYPOINT_NAMESPACE": text(gateway, "metadata", "namespace")}
+    if text(gateway, "spec", "gatewayClassName") == WAYPOINT_CLASS:
+        return found
+    labels = ",".join(f"{name}={value}" for name, value in told_labels(_pod_labels(gateway)))
+    return {**found, "WAYPOINT_KIND": "gateway", "WAYPOINT_SERVICE_ACCOUNT": name_of(gateway), "WAYPOINT_LABELS": labels}
+
+
+def told_labels(labels: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Of a pod's labels, those that its gateway is told: what Gateways of Istio's own may select it by. Generations have the same."""
+    return tuple(sorted((name, value) for name, value in labels.items() if name != "pod-template-hash"))
 
 
 def container_basics(gateway: Tree) -> Tree:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ztunnel.controller.belongings import container_basics
-from ztunnel.mesh.manifests.tree import Tree, branch, text
-from ztunnel.mesh.waypoints import WAYPOINT_CLASS
+from ztunnel.controller.belongings import container_basics, proxy_environment
+from ztunnel.mesh.manifests.tree import Tree, branch
 
 USER = 65532
 """Nobody in particular, as in the image."""
@@ -34,15 +33,13 @@ class ProxySettingsOfPods:
     def pod_spec(self, gateway: Tree) -> Tree:
         """Of one Gateway's pods (`controller.belongings.PodSpec`)."""
         basics = container_basics(gateway)
-        is_waypoint = text(gateway, "spec", "gatewayClassName") == WAYPOINT_CLASS
         container: Tree = {
             **basics,
             "image": self.image,
             "imagePullPolicy": self.pull_policy,
-            "args": ["waypoint", "run" if is_waypoint else "gateway"],
+            "args": ["waypoint", "run"],
             "env": [
-                {"name": "WAYPOINT_NAME", "value": text(gateway, "metadata", "name")},
-                {"name": "WAYPOINT_NAMESPACE", "value": text(gateway, "metadata", "namespace")},
+                *({"name": name, "value": value} for name, value in proxy_environment(gateway).items()),
                 {"name": "WAYPOINT_NODE", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "spec.nodeName"}}},
                 *({"name": name, "value": value} for name, value in self.environment),
             ],

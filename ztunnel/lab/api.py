@@ -36,7 +36,7 @@ from ztunnel.lab.placement import is_rolled_out, owner_name
 from ztunnel.lab.pods import Kubelet, PodRun
 from ztunnel.lab.site import Site
 from ztunnel.mesh.manifests.tree import Tree, at, branch, branches, flag, integer, strings, text
-from ztunnel.mesh.waypoints import MANAGED, MANAGED_WAYPOINT
+from ztunnel.mesh.waypoints import MANAGED
 
 MAX_WAIT_SECONDS = 600.0
 CONVERGENCE_SECONDS = 0.05
@@ -262,11 +262,7 @@ class Api:
         return await self._agents_behind() or await self._gateways_behind()
 
     async def _gateways_behind(self) -> list[str]:
-        pods = [
-            pod
-            for pod in self.site.cluster.pods()
-            if labels_of(pod).get(MANAGED) == MANAGED_WAYPOINT and is_ready(pod) and pod_addresses(pod)
-        ]
+        pods = [pod for pod in self.site.cluster.pods() if MANAGED in labels_of(pod) and is_ready(pod) and pod_addresses(pod)]
         wanted = convergence.Gateways(self.site.cluster) if pods else None
         return [
             f"gateway {_name(pod)} has not yet read the latest objects"

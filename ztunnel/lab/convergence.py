@@ -16,18 +16,21 @@ from pathlib import Path
 
 import trio
 
+from ztunnel.controller.belongings import told_labels
 from ztunnel.controller.statuses import Reader
 from ztunnel.lab.objects import kind_of
 from ztunnel.mesh.derive import MeshOptions, MeshState, derive
 from ztunnel.mesh.l7.bound import bound_to
 from ztunnel.mesh.l7.config import fingerprint
 from ztunnel.mesh.l7.derive import derive_proxy
+from ztunnel.mesh.l7.ingress import GatewayPods, derive_gateway
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import KubeObject, key, parse
 from ztunnel.mesh.manifests.tree import Tree, branches, flag, integer, strings, text, texts
-from ztunnel.mesh.waypoints import GATEWAY_NAME
+from ztunnel.mesh.waypoints import GATEWAY_NAME, MANAGED, MANAGED_WAYPOINT
 from ztunnel.mesh.workloads import waypoint_text
 from ztunnel.settings import WaypointFallback, variable
+from ztunnel.sources.mesh_config import mesh_config_of
 
 ASK_SECONDS = 2.0
 MAX_ANSWER = 32 << 20
@@ -117,12 +120,20 @@ class Gateways:
         self._options = replace(options(), waypoint_fails_open=False)
         self._objects = Reader().read(bodies)
         self._state = derive(self._objects, self._options)
+        self._mesh_config = mesh_config_of(self._objects, self._options.root_namespace)
 
     def expected(self, pod: Tree) -> str:
         """The fingerprint of the configuration of one of a gateway's pods."""
-        who = ObjectKey("Gateway", text(pod, "metadata", "namespace"), strings(pod, "metadata", "labels")[GATEWAY_NAME])
-        bound = bound_to(self._objects, self._options, who)
-        return fingerprint(derive_proxy(self._objects, self._state, self._options, who, bound, text(pod, "spec", "nodeName")))
+        namespace, node = text(pod, "metadata", "namespace"), text(pod, "spec", "nodeName")
+        labels = strings(pod, "metadata", "labels")
+        who = ObjectKey("Gateway", namespace, labels[GATEWAY_NAME])
+        if labels.get(MANAGED) == MANAGED_WAYPOINT:
+            bound = bound_to(self._objects, self._options, who)
+            config = derive_proxy(self._objects, self._state, self._options, who, bound, node, self._mesh_config)
+        else:
+            pods = GatewayPods(namespace, text(pod, "spec", "serviceAccountName"), told_labels(labels))
+            config = derive_gateway(self._objects, self._state, self._options, who, pods, node, self._mesh_config)
+        return fingerprint(config)
 
 
 async def configured(gateway: Path) -> str:

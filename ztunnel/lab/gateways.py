@@ -8,8 +8,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from ztunnel.controller.belongings import container_basics
-from ztunnel.mesh.manifests.tree import Tree, text
+from ztunnel.controller.belongings import container_basics, proxy_environment
+from ztunnel.mesh.manifests.tree import Tree
 
 SOCKETS = "w"
 """Directory of the control sockets, by the pod's first address; short, because the kernel allows 107 bytes of path."""
@@ -43,8 +43,7 @@ class Installation:
         """Of one Gateway's pods (`controller.belongings.PodSpec`)."""
         given = {
             "PYTHONPATH": self.python_path,
-            "WAYPOINT_NAME": text(gateway, "metadata", "name"),
-            "WAYPOINT_NAMESPACE": text(gateway, "metadata", "namespace"),
+            **proxy_environment(gateway),
             "WAYPOINT_ADMIN_SOCKET": str(control_socket(self.state, "$(POD_IP)")),
             **{name: os.environ[name] for name in _PASSED_ON if name in os.environ},
         }
