@@ -455,6 +455,8 @@ def _service(item: ServiceObject, pods: Iterable[Pod], waypoints: Waypoints, opt
         waypoint=binding.reference(nobody, fails_open=options.waypoint_fails_open) if binding else None,
         canary=binding.canary.reference() if binding and binding.canary else None,
         canary_weight=binding.canary_weight if binding else 0,
+        # `kubernetes`, for one: what is behind it somebody else says, in EndpointSlices of their own, and kube-proxy knows.
+        passthrough=not item.selector,
     )
 
 

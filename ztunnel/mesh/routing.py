@@ -167,7 +167,7 @@ def _to_service(asked: _Asked, service: Service, destination: tuple[str, int]) -
             return replace(routed, candidates=None) if isinstance(routed, Route) and service.canary is not None else routed
         reasons = (known, routed)
     if service.passthrough:
-        text = f"what is behind {address} is not said (resolution NONE): passed through"
+        text = f"what is behind {address} is not said (no selector, or resolution NONE): passed through"
         return Route(
             RouteKind.PASSTHROUGH, destination, destination, authority(address, port), service=service.hostname, reasons=(*reasons, text)
         )

@@ -112,7 +112,8 @@ class Service:
     """A second waypoint, for `canary_weight` percent of connections."""
     canary_weight: int = 0
     passthrough: bool = False
-    """Without a waypoint, connections go on to where they were going: a ServiceEntry with resolution NONE says no more."""
+    """Without a waypoint, connections go on to where they were going: a Service without a selector and a ServiceEntry with resolution NONE
+    do not say what is behind them."""
 
     @property
     def key(self) -> str:

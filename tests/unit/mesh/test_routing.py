@@ -142,6 +142,19 @@ def test_a_service_without_healthy_endpoints_is_refused_and_says_why() -> None:
         assert refused.reasons == (f"10.1.0.1 is service {web.hostname}", refused.text)
 
 
+def test_a_service_without_a_selector_is_for_kube_proxy_to_resolve() -> None:
+    """`kubernetes`, for one: nothing that selects says what is behind it, and pods must reach it."""
+    ports = [{"name": "https", "port": 443, "targetPort": 6443}]
+    index = builders.index_of(builders.mesh(builders.service_manifest("kubernetes", "10.96.0.1", ports=ports)))
+    found = route(index, "10.96.0.1", 443)
+    assert (found.kind, found.address, found.service) == (
+        RouteKind.PASSTHROUGH,
+        ("10.96.0.1", 443),
+        "kubernetes.default.svc.cluster.local",
+    )
+    assert refusal(index, "10.96.0.1", 80).reason is RefusalReason.PORT_NOT_DECLARED
+
+
 def test_an_address_that_is_both_is_the_service_first_then_the_workload() -> None:
     b = workload("b", "10.0.0.2")
     index = builders.index(A, b, service("web", "10.0.0.1", behind=(b,)))
