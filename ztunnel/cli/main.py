@@ -29,6 +29,8 @@ COMMANDS = {
     "policies": Lazy("ztunnel.cli.show", "policies", "Authorization policies in force."),
     "certificates": Lazy("ztunnel.cli.show", "certificates", "Certificates of this node's identities."),
     "log-level": Lazy("ztunnel.cli.show", "log_level", "Show or change what a running agent logs."),
+    "join": Lazy("ztunnel.cli.join", "join", "Bring a namespace into the mesh; --plan says first what happens."),
+    "leave": Lazy("ztunnel.cli.join", "leave", "Take a namespace out of the mesh."),
     "waypoint": Lazy("ztunnel.cli.waypoint", "waypoint", "L7 proxies: apply, generate, status, list, delete."),
     "lab": Lazy("ztunnel.cli.lab", "lab", "A cluster in network namespaces, without Kubernetes."),
     "run": Lazy("ztunnel.cli.run", "run", "Run the node agent."),

@@ -6,19 +6,17 @@ What is decided here is only the Gateway's manifest (`manifest`) and which lines
 from __future__ import annotations
 
 import time
-from functools import wraps
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from ztunnel.cli.clusters import in_cluster
 from ztunnel.cli.lab_common import LabCommand
-from ztunnel.lab.paths import DEFAULT_LAB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ztunnel.cli.waypoint_clusters import Cluster
+    from ztunnel.cli.clusters import Cluster
     from ztunnel.mesh.manifests.tree import Tree
 
 DEFAULT_NAME = "waypoint"
@@ -32,21 +30,6 @@ _TOLD = (
 )
 """Kinds that are told of waypoints in their status, and in which conditions."""
 _ROUTES = ("HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute")
-
-
-def _where(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that say in which cluster; together they become the argument `cluster`."""
-
-    @click.option("--lab", default=DEFAULT_LAB, show_default=True, envvar="ZTUNNEL_LAB", show_envvar=True, metavar="NAME", help="In a lab.")
-    @click.option("--kubeconfig", type=click.Path(path_type=Path, dir_okay=False), help="In a Kubernetes cluster, by this file.")
-    @click.option("--context", default="", metavar="NAME", help="In a Kubernetes cluster, by this context of the kubeconfig.")
-    @wraps(command)
-    def wrapped(*, lab: str, kubeconfig: Path | None, context: str, **options: object) -> None:
-        from ztunnel.cli.waypoint_clusters import cluster_of
-
-        command(cluster=cluster_of(lab, kubeconfig, context), **options)
-
-    return wrapped
 
 
 def _namespace(command: Callable[..., None]) -> Callable[..., None]:
@@ -122,7 +105,7 @@ def generate(name: str, traffic: str | None, revision: str, namespace: str) -> N
 @click.option("--overwrite", is_flag=True, help="Change labels that name another waypoint.")
 @click.option("-w", "--wait", is_flag=True, help="Wait until the waypoint is programmed.")
 @click.option("--waypoint-timeout", "seconds", type=float, default=WAIT_SECONDS, show_default=True, metavar="SECONDS", help="How long.")
-@_where
+@in_cluster
 def apply(  # noqa: PLR0913 - click passes one argument per option
     *,
     name: str,
@@ -209,7 +192,7 @@ def _programmed(cluster: Cluster, namespace: str, name: str, seconds: float) -> 
 @waypoint.command("list", cls=LabCommand)
 @click.option("-A", "--all-namespaces", "everywhere", is_flag=True, help="In every namespace.")
 @_namespace
-@_where
+@in_cluster
 def list_command(everywhere: bool, namespace: str, cluster: Cluster) -> None:
     """List waypoints.
 
@@ -239,7 +222,7 @@ def list_command(everywhere: bool, namespace: str, cluster: Cluster) -> None:
 @waypoint.command(cls=LabCommand)
 @click.argument("name", default="")
 @_namespace
-@_where
+@in_cluster
 def status(name: str, namespace: str, cluster: Cluster) -> None:
     """Show what waypoints, and the services, routes and policies of the namespace, are told of themselves. Exit code 1 for a problem.
 
@@ -291,7 +274,7 @@ def _conditions(body: Tree, kind: str, types: Sequence[str]) -> Iterator[list[st
 @click.option("--all", "every", is_flag=True, help="Delete every waypoint of the namespace.")
 @click.option("-r", "--revision", default="", metavar="REV", help="With --all: only those of this revision.")
 @_namespace
-@_where
+@in_cluster
 def delete(names: tuple[str, ...], every: bool, revision: str, namespace: str, cluster: Cluster) -> None:
     """Delete waypoints. Who names them in a label is refused from then on, until the label goes.
 

@@ -1,14 +1,18 @@
-"""Where `ztunnel waypoint` finds objects and changes them: in a lab, or in a Kubernetes cluster. One seam, two implementations."""
+"""Where commands find objects and change them: in a lab, or in a Kubernetes cluster. One seam, two implementations."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+import click
+
 from ztunnel.cli.lab_common import client_of
 from ztunnel.lab.objects import KINDS, LabError
+from ztunnel.lab.paths import DEFAULT_LAB
 from ztunnel.mesh.manifests.tree import Tree, branches, text
 
 if TYPE_CHECKING:
@@ -34,8 +38,8 @@ class Cluster(Protocol):
     def apply(self, body: Tree) -> None:
         """Make or change an object."""
 
-    def label(self, kind: str, namespace: str, name: str, changes: Mapping[str, str]) -> None:
-        """Set labels, whatever they were."""
+    def label(self, kind: str, namespace: str, name: str, changes: Mapping[str, str | None]) -> None:
+        """Set labels, whatever they were; None takes one away."""
 
     def delete(self, kind: str, namespace: str, name: str) -> None:
         """Delete an object."""
@@ -53,7 +57,7 @@ class LabCluster:
     def apply(self, body: Tree) -> None:
         self._client.call("apply", objects=[{"source": "ztunnel waypoint", "body": body}])
 
-    def label(self, kind: str, namespace: str, name: str, changes: Mapping[str, str]) -> None:
+    def label(self, kind: str, namespace: str, name: str, changes: Mapping[str, str | None]) -> None:
         self._client.call("label", kind=kind, name=name, namespace=namespace, changes=dict(changes), overwrite=True)
 
     def delete(self, kind: str, namespace: str, name: str) -> None:
@@ -84,7 +88,8 @@ class KubeCluster:
                 found = await client.list(resource, namespace)
             except NotFound:
                 return []
-            return branches(dict(found), "items")
+            # The items of a list do not say what they are.
+            return [{"apiVersion": resource.api_version, "kind": resource.kind, **each} for each in branches(dict(found), "items")]
 
         return self._run(ask)
 
@@ -93,7 +98,7 @@ class KubeCluster:
         name, namespace = text(body, "metadata", "name"), text(body, "metadata", "namespace")
         self._run(lambda client: client.apply(resource, body, name, namespace, manager=MANAGER))
 
-    def label(self, kind: str, namespace: str, name: str, changes: Mapping[str, str]) -> None:
+    def label(self, kind: str, namespace: str, name: str, changes: Mapping[str, str | None]) -> None:
         patch = {"metadata": {"labels": dict(changes)}}
         self._run(lambda client: client.patch(_resource(kind), patch, name, namespace))
 
@@ -136,3 +141,16 @@ def cluster_of(lab: str, kubeconfig: Path | None, context: str) -> Cluster:
     from ztunnel.kube.config import load
 
     return KubeCluster(load(os.environ, kubeconfig, context))
+
+
+def in_cluster(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say in which cluster; together they become the argument `cluster`."""
+
+    @click.option("--lab", default=DEFAULT_LAB, show_default=True, envvar="ZTUNNEL_LAB", show_envvar=True, metavar="NAME", help="In a lab.")
+    @click.option("--kubeconfig", type=click.Path(path_type=Path, dir_okay=False), help="In a Kubernetes cluster, by this file.")
+    @click.option("--context", default="", metavar="NAME", help="In a Kubernetes cluster, by this context of the kubeconfig.")
+    @wraps(command)
+    def wrapped(*, lab: str, kubeconfig: Path | None, context: str, **options: object) -> None:
+        command(cluster=cluster_of(lab, kubeconfig, context), **options)
+
+    return wrapped
