@@ -2,7 +2,7 @@
 
 A policy reaches what it names in its own namespace: a Service or ServiceEntry that is served, a Gateway (all that it serves), or a
 GatewayClass (every proxy of it), the last only from the root namespace. Without targetRefs a policy is for pods, by selector: ztunnel
-enforces it, no waypoint does.
+enforces it, no waypoint does; but an ingress gateway does for its own pods, which no ztunnel stands in front of.
 Source: Istio `pilot/pkg/model/policyattachment.go`.
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from ztunnel.mesh.authentication import selects
 from ztunnel.mesh.conditions import Condition
 from ztunnel.mesh.l7.security import JwtAuthentication, L7Policy
 from ztunnel.mesh.manifests.authorization import AuthorizationPolicyObject
@@ -38,6 +39,8 @@ class Placed(Generic[_Value]):
     """It was refused, and not even its targets could be read: for everything in its namespace."""
     whole_mesh: bool = False
     """Nor its namespace."""
+    selected: bool = False
+    """It selects the pods of the proxy, an ingress gateway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,19 @@ class ProxyTarget:
 
 
 @dataclass(frozen=True, slots=True)
+class SelectedPods:
+    """The pods of an ingress gateway: policies without targetRefs are for them as for any pod, and no ztunnel enforces those."""
+
+    namespace: str
+    labels: Mapping[str, str]
+    root_namespace: str
+
+    def are_selected(self, namespace: str, selector: Mapping[str, str] | None) -> bool:
+        """Whether a policy of a namespace is for them, by its selector (None: all pods)."""
+        return namespace in (self.namespace, self.root_namespace) and selects(selector or {}, self.labels)
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceTarget:
     """A Service or ServiceEntry that a proxy serves."""
 
@@ -58,13 +74,25 @@ class ServiceTarget:
     kind: str = "Service"
 
 
-def placed_policies(objects: Iterable[KubeObject]) -> tuple[Placed[L7Policy], ...]:
-    """The AuthorizationPolicies that proxies enforce, refused ones included, in order of namespace and name."""
+def placed_policies(objects: Iterable[KubeObject], pods: SelectedPods | None = None) -> tuple[Placed[L7Policy], ...]:
+    """The AuthorizationPolicies that proxies enforce, refused ones included, in order of namespace and name.
+
+    Args:
+        pods: an ingress gateway's, for the policies that select them.
+    """
     found: list[Placed[L7Policy]] = []
     for item in objects:
         match item:
             case AuthorizationPolicyObject(metadata=metadata, layer7=L7Policy() as policy):
                 found.append(Placed(metadata.namespace, metadata.name, policy, item.targets))
+            case AuthorizationPolicyObject(metadata=metadata) if pods and pods.are_selected(metadata.namespace, item.selector):
+                cannot = "it selects the pods of a gateway, which cannot enforce it"
+                policy = item.at_gateways or refused_l7_policy(metadata.name, metadata.namespace, cannot)
+                found.append(Placed(metadata.namespace, metadata.name, policy, selected=True))
+            case RefusedPolicy(key=key, selector=dict()) if key.kind == "AuthorizationPolicy":
+                if pods and pods.are_selected(key.namespace, item.selector):
+                    policy = refused_l7_policy(key.name, key.namespace, item.reason)
+                    found.append(Placed(key.namespace, key.name, policy, selected=True))
             case RefusedPolicy(key=key, selector=None) if key.kind == "AuthorizationPolicy":
                 policy = refused_l7_policy(key.name, key.namespace, item.reason)
                 found.append(Placed(key.namespace, key.name, policy, item.targets, not item.targets, item.everywhere))
@@ -73,13 +101,15 @@ def placed_policies(objects: Iterable[KubeObject]) -> tuple[Placed[L7Policy], ..
     return _in_order(found)
 
 
-def placed_authentications(objects: Iterable[KubeObject]) -> tuple[Placed[JwtAuthentication], ...]:
+def placed_authentications(objects: Iterable[KubeObject], pods: SelectedPods | None = None) -> tuple[Placed[JwtAuthentication], ...]:
     """The RequestAuthentications likewise."""
     found: list[Placed[JwtAuthentication]] = []
     for item in objects:
         match item:
             case RequestAuthenticationObject(metadata=metadata) if item.targets:
                 found.append(Placed(metadata.namespace, metadata.name, item.authentication, item.targets))
+            case RequestAuthenticationObject(metadata=metadata) if pods and pods.are_selected(metadata.namespace, item.selector):
+                found.append(Placed(metadata.namespace, metadata.name, item.authentication, selected=True))
             case RefusedPolicy(key=key, selector=None) if key.kind == "RequestAuthentication":
                 authentication = refused_authentication(key.name, key.namespace, item.reason)
                 found.append(Placed(key.namespace, key.name, authentication, item.targets, not item.targets, item.everywhere))
@@ -94,7 +124,7 @@ def _in_order(found: Iterable[Placed[_Value]]) -> tuple[Placed[_Value], ...]:
 
 def applies_to_proxy(placed: Placed[_Value], proxy: ProxyTarget, root_namespace: str) -> bool:
     """Whether a policy is for all that a proxy serves."""
-    if placed.whole_mesh or (placed.whole_namespace and placed.namespace in (proxy.namespace, root_namespace)):
+    if placed.selected or placed.whole_mesh or (placed.whole_namespace and placed.namespace in (proxy.namespace, root_namespace)):
         return True
     return any(_names_proxy(target, placed.namespace, proxy, root_namespace) for target in placed.targets)
 
@@ -138,12 +168,16 @@ class Held:
 class Security:
     """Policies and authentications of one proxy, and which of them apply to what it serves."""
 
-    def __init__(self, objects: Iterable[KubeObject], proxy: ProxyTarget, root_namespace: str) -> None:
+    def __init__(self, objects: Iterable[KubeObject], proxy: ProxyTarget, root_namespace: str, pods: SelectedPods | None = None) -> None:
+        """
+        Args:
+            pods: an ingress gateway's.
+        """
         listed = list(objects)
         self._proxy = proxy
         self._root_namespace = root_namespace
-        self._policies = placed_policies(listed)
-        self._authentications = placed_authentications(listed)
+        self._policies = placed_policies(listed, pods)
+        self._authentications = placed_authentications(listed, pods)
         self.policies: dict[str, L7Policy] = {}
         """Those that apply to anything that was asked about, by key."""
         self.authentications: dict[str, JwtAuthentication] = {}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from ztunnel.mesh.derive import MeshOptions, MeshState
 from ztunnel.mesh.identity import SpiffeId
-from ztunnel.mesh.l7.attach import Held, ProxyTarget, Security
+from ztunnel.mesh.l7.attach import Held, ProxyTarget, Security, SelectedPods
 from ztunnel.mesh.l7.attachments import routes_of
 from ztunnel.mesh.l7.backend_tls import BackendTls
 from ztunnel.mesh.l7.config import GatewayServer, ListenerProtocol, ProxyConfig, ProxyOptions, VirtualHost
@@ -25,6 +25,7 @@ from ztunnel.mesh.l7.listener_tls import listener_server
 from ztunnel.mesh.l7.listeners import ANY_HOST, Listeners
 from ztunnel.mesh.l7.observing import Observing, extension_providers
 from ztunnel.mesh.l7.peers import peers_of
+from ztunnel.mesh.l7.route_status import INGRESS_CLASS
 from ztunnel.mesh.l7.routes import Route, TcpRoute
 from ztunnel.mesh.l7.upstreams import Upstreams
 from ztunnel.mesh.l7.virtual_services import VirtualServices
@@ -69,8 +70,9 @@ def derive_gateway(
     rules = DestinationRules(objects, who.namespace, options.root_namespace, options.cluster_domain)
     front = IngressWaypoints(objects, state, options)
     upstreams = Upstreams(registry, rules, BackendTls(objects), Credentials(objects, who.namespace), frozenset(), front)
-    proxy = ProxyTarget(who.namespace, who.name)
-    security = Security(objects.values(), proxy, options.root_namespace)
+    proxy = ProxyTarget(who.namespace, who.name, INGRESS_CLASS)
+    selected = SelectedPods(pods.namespace, dict(pods.labels), options.root_namespace)
+    security = Security(objects.values(), proxy, options.root_namespace, selected)
     observing = Observing(objects.values(), mesh_config, proxy, options.root_namespace, upstreams.find)
     virtual = VirtualServices(objects, registry, upstreams, who.namespace)
     ingress = _Ingress(

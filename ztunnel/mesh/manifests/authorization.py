@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ztunnel.mesh.errors import ManifestError
 from ztunnel.mesh.l7.security import L7Policy
 from ztunnel.mesh.manifests.authorization_l7 import read_l7_policy
 from ztunnel.mesh.manifests.elements import account, block, each, principal, some, string
@@ -55,6 +56,9 @@ class AuthorizationPolicyObject:
     """Attached by `targetRefs`: nothing of it is for L4; what it says is in `layer7`."""
     targets: tuple[TargetRef, ...] = ()
     layer7: L7Policy | None = None
+    at_gateways: L7Policy | None = None
+    """Without `targetRefs`: the whole of it, for the pods of an ingress gateway that it selects, where no ztunnel is. None: it cannot
+    be enforced there."""
 
 
 class _L7Fields:
@@ -96,7 +100,15 @@ def read_authorization_policy(document: Field) -> AuthorizationPolicyObject:
         selector=read_selector(spec),
         dry_run=dry_run,
         note=_summary(notes),
+        at_gateways=_at_gateways(spec, metadata, dry_run),
     )
+
+
+def _at_gateways(spec: Field, metadata: Metadata, dry_run: bool) -> L7Policy | None:
+    try:
+        return read_l7_policy(spec, metadata, dry_run)
+    except ManifestError:
+        return None
 
 
 def _summary(notes: list[str]) -> str:

@@ -40,7 +40,8 @@ class RequestAuthenticationObject:
     metadata: Metadata
     authentication: JwtAuthentication
     targets: tuple[TargetRef, ...] = ()
-    """Empty: it is for nobody here."""
+    """Empty: it is for pods, and of those only an ingress gateway's look at tokens."""
+    selector: dict[str, str] | None = None
 
 
 def read_request_authentication(document: Field) -> RequestAuthenticationObject:
@@ -53,9 +54,10 @@ def read_request_authentication(document: Field) -> RequestAuthenticationObject:
     metadata = read_metadata(document)
     spec = document.get("spec")
     spec.only(_SPEC)
-    read_selector(spec)
+    selector = read_selector(spec)
     rules = tuple(_rule(item) for item in spec.get("jwtRules").items(MAX_RULES))
-    return RequestAuthenticationObject(metadata, JwtAuthentication(metadata.name, metadata.namespace, rules), read_targets(spec))
+    authentication = JwtAuthentication(metadata.name, metadata.namespace, rules)
+    return RequestAuthenticationObject(metadata, authentication, read_targets(spec), selector)
 
 
 def refused_authentication(name: str, namespace: str, reason: str) -> JwtAuthentication:

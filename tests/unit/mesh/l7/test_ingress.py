@@ -6,14 +6,17 @@ from collections.abc import Mapping
 
 import pytest
 
-from tests.kit.builders import Json, gateway, identity, labelled, mesh, namespace, pod, service_manifest
+from tests.kit.builders import Json, authorization, gateway, identity, labelled, mesh, namespace, pod, selecting, service_manifest
 from tests.kit.mesh_l7 import gateway_api, hostname, istio, read_all, secret
 from ztunnel.mesh.derive import MeshOptions
+from ztunnel.mesh.l7.attach import SelectedPods, placed_policies
 from ztunnel.mesh.l7.clusters import Endpoint
 from ztunnel.mesh.l7.config import GatewayServer, ListenerProtocol, ProxyConfig, TlsServer
 from ztunnel.mesh.l7.ingress import GatewayPods, derive_gateway
 from ztunnel.mesh.l7.routes import Backend, TcpRoute
+from ztunnel.mesh.l7.security import L7Action, L7Rule
 from ztunnel.mesh.manifests.metadata import ObjectKey
+from ztunnel.mesh.manifests.parse import RefusedPolicy
 from ztunnel.mesh.waypoints import INGRESS_USE_WAYPOINT, USE_WAYPOINT
 
 WHO = ObjectKey("Gateway", "default", "gw")
@@ -291,6 +294,44 @@ def test_redirects_to_https_and_connections() -> None:
 def test_both_apis_on_one_listener() -> None:
     found = server(front(listener()), route(hostnames=["a.example"]), virtual(gateways=["gw"], hosts=["a.example"]))
     assert names(found) == {"a.example": ["default/r/rule-0", "default/v/rule-0"]}
+
+
+# Policies of the gateway's pods
+
+
+@pytest.mark.parametrize(
+    ("body", "held"),
+    [
+        (authorization("p", selector=selecting(istio="ingressgateway"), rules=[{"to": [{"operation": {"methods": ["GET"]}}]}]), True),
+        (authorization("p", selector=selecting(app="other"), rules=[{}]), False),
+        (authorization("p", rules=[{}]), True),
+        (authorization("p", namespace="istio-system", rules=[{}]), True),
+        (authorization("p", namespace="shop", rules=[{}]), False),
+        (authorization("p", targetRefs=[{"kind": "Gateway", "group": "gateway.networking.k8s.io", "name": "gw"}], rules=[{}]), True),
+        (authorization("p", targetRefs=[{"kind": "Gateway", "group": "gateway.networking.k8s.io", "name": "other"}], rules=[{}]), False),
+    ],
+)
+def test_policies_of_the_gateways_pods(body: Json, held: bool) -> None:
+    found = config(istio_gateway(plain()), virtual(), body, pods=PODS)
+    (only,) = found.servers
+    assert bool(only.virtual_hosts[0].policies) is held
+    assert set(only.virtual_hosts[0].policies) == found.policies.keys()
+
+
+def test_what_a_gateway_cannot_enforce_denies() -> None:
+    pods = SelectedPods("default", {"istio": "ingressgateway"}, "istio-system")
+    key = ObjectKey("AuthorizationPolicy", "default", "p")
+    refused = RefusedPolicy(key, {"istio": "ingressgateway"}, everywhere=False, reason="broken")
+    (placed,) = placed_policies([refused], pods)
+    assert (placed.selected, placed.value.action, placed.value.rules) == (True, L7Action.DENY, (L7Rule(),))
+    assert placed_policies([refused], SelectedPods("default", {}, "istio-system")) == ()
+
+
+def test_tokens_at_a_gateway() -> None:
+    spec = {"selector": selecting(istio="ingressgateway"), "jwtRules": [{"issuer": "i", "jwks": '{"keys": []}'}]}
+    body: Json = {"apiVersion": "security.istio.io/v1", "kind": "RequestAuthentication", "metadata": {"name": "r"}, "spec": spec}
+    found = config(istio_gateway(plain()), virtual(), body, pods=PODS)
+    assert found.servers[0].virtual_hosts[0].jwt == ("default/r",)
 
 
 # Through waypoints
