@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 import yaml
 from cryptography import x509
 
-from tests.kit import apps, kube_crds
+from tests.kit import apps
 from tests.kit.authority import AuthorityProcess, authority
 from tests.kit.helm import NAMESPACE, document, objects, template
 from tests.kit.kube_api import ApiError, ApiServer, User
@@ -27,6 +30,10 @@ from tests.kit.kube_mesh import KubeMesh, Relay
 from tests.kit.mesh import Agent
 from tests.kit.netns import Node
 from tests.kit.polling import eventually
+from ztunnel.ca.remote import RemoteAuthority
+from ztunnel.ca.request import IssueError
+from ztunnel.mesh.identity import SpiffeId
+from ztunnel.rpc.client import Target
 
 pytestmark = pytest.mark.netns
 
@@ -116,7 +123,7 @@ def fixture_installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inst
     """An API server of its own, whose pods are this mesh's alone."""
     directory = tmp_path_factory.mktemp("installed")
     with ApiServer.started() as api:
-        kube_crds.define(api)
+        api.crds()
         api.namespace(NAMESPACE)
         manifests = template()
         api.kubectl("apply", "--server-side", "-f", "-", stdin=manifests)
@@ -153,6 +160,82 @@ def test_an_installed_mesh_carries_its_pods(installed: Installed) -> None:
         log = installed.authority.log()
         assert log.count("certificate issued") >= 2
         assert "the right to" not in log
+
+
+@contextmanager
+def controller(installed: Installed, directory: Path) -> Iterator[Path]:
+    """A replica with the chart's settings and rights; its log."""
+    api, log = installed.api, directory / "controller.log"
+    (directory / "controller.kubeconfig").write_text(api.kubeconfig(User("controller", token=api.token(NAMESPACE, "ztunnel-controller"))))
+    config = installed.config("ztunnel-controller", "controller.yaml")
+    config["kubernetes"] = {"kubeconfig": str(directory / "controller.kubeconfig"), "namespace": NAMESPACE}
+    config["admin"] = {"address": "127.0.0.1", "metrics_port": 0, "readiness_port": 0}
+    (directory / "controller.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "ztunnel", "controller", "--config", str(directory / "controller.yaml")]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    try:
+        yield log
+    finally:
+        process.kill()
+        process.wait(SECONDS)
+
+
+def test_a_gateway_gets_pods_that_can_live_in_this_cluster(installed: Installed, tmp_path: Path) -> None:
+    api = installed.api
+    api.namespace("waypoints")
+    gateway = {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "Gateway",
+        "metadata": {"name": "gate", "namespace": "waypoints"},
+        "spec": {"gatewayClassName": "istio-waypoint", "listeners": [{"name": "mesh", "port": 15008, "protocol": "HBONE"}]},
+    }
+    with ExitStack() as stack:
+        log = stack.enter_context(controller(installed, tmp_path))
+        api.apply(gateway)
+
+        def made() -> dict[str, Any]:
+            try:
+                return api.request("GET", "/apis/apps/v1/namespaces/waypoints/deployments/gate")
+            except ApiError as error:
+                raise AssertionError(f"{error}\n{log.read_text()}") from error
+
+        pod = eventually(made, within=SECONDS, saying="the Gateway has a Deployment")["spec"]["template"]["spec"]
+        assert "is missing" not in log.read_text()
+        container = pod["containers"][0]
+        agent: Any = installed.manifests["DaemonSet", "ztunnel"]
+        assert container["image"] == agent["spec"]["template"]["spec"]["containers"][0]["image"]
+        assert container["args"][0] == "waypoint"
+        environment = {each["name"]: each.get("value") for each in container["env"]}
+        assert environment["WAYPOINT_CA_ADDRESS"] == f"{AUTHORITY}:15012"
+        # The roots are where its volume wants them, and its account gets a certificate with them.
+        (volume,) = [each["configMap"]["name"] for each in pod["volumes"] if "configMap" in each]
+        found = eventually(lambda: api.request("GET", f"/api/v1/namespaces/waypoints/configmaps/{volume}"), within=SECONDS)
+        (tmp_path / "roots.pem").write_text(str(mapping(found["data"])["root-cert.pem"]))
+        account = pod["serviceAccountName"]
+        uid = str(mapping(api.pod("waypoints", "gate-0", node="node-9", address="10.98.0.7", account=account)["metadata"])["uid"])
+        (tmp_path / "token").write_text(api.token("waypoints", account, audience="istio-ca", pod=("gate-0", uid)))
+        target = Target("127.0.0.1", installed.authority.port, AUTHORITY)
+        asked = RemoteAuthority(target, tmp_path / "roots.pem", tmp_path / "token", "Kubernetes", 3600, impersonates=False)
+        identity = SpiffeId("cluster.local", "waypoints", account)
+
+        async def obtain() -> SpiffeId:
+            return (await asked.obtain(identity, time.time())).identity
+
+        def obtained() -> bool:
+            try:
+                return trio.run(obtain) == identity
+            except IssueError as error:
+                raise AssertionError(str(error)) from error
+
+        eventually(obtained, within=SECONDS, saying="the waypoint has a certificate")
+        api.delete("/api/v1/namespaces/waypoints/pods/gate-0")
+        # Its rights at the API server: what it reads, and no more.
+        waypoint = User(account, token=api.token("waypoints", account))
+        for path in ("/api/v1/pods", "/apis/gateway.networking.k8s.io/v1/httproutes", "/apis/networking.istio.io/v1/virtualservices"):
+            eventually(lambda path=path: not refused(api, waypoint, "GET", path, None), within=SECONDS, saying=f"{path} may be read")  # type: ignore[misc]  # a lambda's default
+        for path in ("/api/v1/secrets", f"/api/v1/namespaces/{NAMESPACE}/secrets", "/api/v1/configmaps"):
+            assert refused(api, waypoint, "GET", path, None), path
 
 
 def refused(api: ApiServer, user: User, method: str, path: str, body: object) -> bool:
