@@ -49,23 +49,30 @@ class HttpApp(apps.Echo):
 class Waypoint:
     """The waypoint `name` of namespace `default` on a node. A context manager; `bind` services to it."""
 
+    kind = "waypoint"
+
     def __init__(self, mesh: Mesh, name: str = "waypoint", *, node: int = 0, traffic: str = "service") -> None:
         self.mesh = mesh
         self.name = name
-        self.pod = mesh.pod(name, node=node, account=name, labels={GATEWAY_NAME: name})
+        account = name if self.kind == "waypoint" else f"{name}-istio"
+        self.pod = mesh.pod(name, node=node, account=account, labels={GATEWAY_NAME: name})
         self.directory = mesh.root / f"waypoint-{name}"
         self.directory.mkdir()
         self.socket = self.directory / "waypoint.sock"
         self.process: subprocess.Popen[bytes] | None = None
-        mesh.apply(
+        self.gateway([{"name": "mesh", "port": 15008, "protocol": "HBONE"}], "istio-waypoint", {"istio.io/waypoint-for": traffic})
+
+    def gateway(self, listeners: list[dict[str, object]], of_class: str, labels: dict[str, str] | None = None) -> None:
+        """Its Gateway."""
+        self.mesh.apply(
             {
                 "apiVersion": "gateway.networking.k8s.io/v1",
                 "kind": "Gateway",
-                "metadata": {"name": name, "namespace": "default", "labels": {"istio.io/waypoint-for": traffic}},
+                "metadata": {"name": self.name, "namespace": "default", "labels": labels or {}},
                 "spec": {
-                    "gatewayClassName": "istio-waypoint",
+                    "gatewayClassName": of_class,
                     "addresses": [{"type": "IPAddress", "value": self.pod.v4}],
-                    "listeners": [{"name": "mesh", "port": 15008, "protocol": "HBONE"}],
+                    "listeners": listeners,
                 },
             }
         )
@@ -91,7 +98,8 @@ class Waypoint:
         """Starts it and waits until it is ready."""
         settings = self.directory / "waypoint.yaml"
         settings.write_text(
-            f"name: {self.name}\nnamespace: default\ntrust_domain: {TRUST_DOMAIN}\nworkers: {WORKERS}\nlinger_seconds: 0\n"
+            f"kind: {self.kind}\nname: {self.name}\nnamespace: default\ntrust_domain: {TRUST_DOMAIN}\n"
+            f"workers: {WORKERS}\nlinger_seconds: 0\n"
             f"sources: {self._sources()}\n"
             f"ca: {{directory: {self.mesh.root / 'ca'}}}\nadmin: {{socket: {self.socket}}}\n"
         )

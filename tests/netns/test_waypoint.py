@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import ssl
 from collections.abc import Iterator
 
 import pytest
@@ -10,10 +12,12 @@ import pytest
 from tests.kit.mesh import Mesh
 from tests.kit.polling import eventually
 from tests.kit.waypoints import HttpApp, Waypoint
+from tests.kit.web_pki import WebPki
 from waypoint.questions import QuestionError, question_of
 from waypoint.questions import ask as ask_proxy
 
 VIP = "10.96.0.40"
+PKI = WebPki()
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +109,62 @@ def test_requests_are_counted_where_prometheus_asks(shared: tuple[Mesh, Waypoint
         return any(all(label in line for label in wanted) for line in lines)
 
     eventually(scraped, within=60, saying="the request is counted with its labels")
+
+
+class Ingress(Waypoint):
+    """An ingress gateway."""
+
+    kind = "gateway"
+
+
+def test_an_ingress_gateway_serves_clients_from_outside_over_http_and_tls() -> None:
+    certificate, key = (base64.b64encode(pem).decode() for pem in PKI.certificate("web.example"))
+    answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+    with Mesh(nodes=2) as mesh:
+        mesh.pod("outside", node=0)
+        mesh.pod("server", node=1, ambient=True)
+        ingress = Ingress(mesh, "ingress", node=0)
+        secret = {"name": "web-tls"}
+        listeners: list[dict[str, object]] = [
+            {"name": "http", "port": 80, "protocol": "HTTP"},
+            {"name": "https", "port": 443, "protocol": "HTTPS", "hostname": "web.example", "tls": {"certificateRefs": [secret]}},
+        ]
+        ingress.gateway(listeners, "istio")
+        mesh.service("web", "server", {80: 8080}, (VIP,))
+        mesh.apply(
+            {
+                "apiVersion": "v1",
+                "kind": "Secret",
+                "type": "kubernetes.io/tls",
+                "metadata": {"name": "web-tls", "namespace": "default"},
+                "data": {"tls.crt": certificate, "tls.key": key},
+            }
+        )
+        mesh.apply(
+            {
+                "apiVersion": "gateway.networking.k8s.io/v1",
+                "kind": "HTTPRoute",
+                "metadata": {"name": "web", "namespace": "default"},
+                "spec": {
+                    "parentRefs": [{"name": "ingress"}],
+                    "hostnames": ["web.example"],
+                    "rules": [{"backendRefs": [{"name": "web", "port": 80}]}],
+                },
+            }
+        )
+        mesh.settle()
+        with HttpApp(mesh.pods["server"], 8080, answer) as app, ingress:
+            eventually(lambda: ingress.ask("status")["listening"] == [80, 443], within=60, saying="both ports are open")
+            request = b"GET /x HTTP/1.1\r\nhost: web.example\r\nconnection: close\r\n\r\n"
+            with mesh.pods["outside"].connect((ingress.pod.v4, 80)) as connection:
+                connection.settimeout(60)
+                connection.sendall(request)
+                assert b"".join(iter(lambda: connection.recv(65536), b"")).endswith(b"\r\n\r\nok")
+            assert f"x-forwarded-for: {mesh.pods['outside'].v4}".encode() in app.heads[0].split(b"\r\n")
+            context = ssl.create_default_context(cadata=PKI.root_pem.decode())
+            with mesh.pods["outside"].connect((ingress.pod.v4, 443)) as connection:
+                connection.settimeout(60)
+                with context.wrap_socket(connection, server_hostname="web.example") as tls:
+                    tls.sendall(request)
+                    assert b"".join(iter(lambda: tls.recv(65536), b"")).endswith(b"\r\n\r\nok")
+            assert b"x-forwarded-proto: https" in app.heads[1].split(b"\r\n")

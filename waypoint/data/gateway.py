@@ -265,7 +265,6 @@ class GatewayService(Service):
         if server is not None and server.config.redirect_to_https and self._scheme == b"http":
             answer(self._engine, stream, to_https(request))
             return None
-        from_outside(request, client)
         exchange = Exchange(self._engine, stream, request, client, host, ended)
         exchange.start()
         return exchange
@@ -282,16 +281,6 @@ def to_https(request: Request) -> LocalReply:
     """The same place over TLS."""
     host, _ = split_authority(request.authority)
     return LocalReply(301, b"", [(b"location", b"https://" + host + request.path)], "", "direct_response")
-
-
-def from_outside(request: Request, client: Client) -> None:
-    """What a caller outside the mesh may not say, and what the proxy says of it. Source: Envoy, `use_remote_address`."""
-    address = client.address.encode()
-    forwarded = b", ".join([value for name, value in request.headers if name == b"x-forwarded-for"])
-    headers = [line for line in request.headers if not line[0].startswith(b"x-envoy-") and line[0] != b"x-forwarded-for"]
-    headers.append((b"x-forwarded-for", forwarded + b"," + address if forwarded else address))
-    headers.append((b"x-envoy-external-address", address))
-    request.headers = headers
 
 
 class _CountedStream(SocketStream):

@@ -7,6 +7,7 @@ A stream that ends without close_notify is cut, not ended (RFC 8446 §6.1).
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Final
@@ -47,7 +48,9 @@ def _certificates(pem: bytes) -> list[x509.Certificate]:
     found = []
     for match in _PEM.finditer(pem):
         try:
-            found.append(x509.load_pem_x509_certificate(match.group()))
+            # Authorities that every host trusts have made certificates with odd serial numbers; that is not our news to tell.
+            with warnings.catch_warnings(action="ignore"):
+                found.append(x509.load_pem_x509_certificate(match.group()))
         except ValueError:
             continue
         if len(found) >= _MOST_CERTIFICATES:
