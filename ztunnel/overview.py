@@ -147,6 +147,7 @@ class Overview:
                 age_seconds=round(state.age_seconds, 3),
                 policy=state.policy,
                 state=state.state,
+                waypoint=state.waypoint,
             )
             for state in (await self._ask()).connections
         )

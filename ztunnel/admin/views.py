@@ -133,6 +133,8 @@ class ConnectionRow:
     """The policy that allowed it."""
     state: str
     """`connecting`, `open` or `half-closed`."""
+    waypoint: str = ""
+    """`namespace/name` of the waypoint that it was sent to."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,7 @@ CONNECTIONS = Kind(
         Column("AGE", age()),
         Column("SOURCE IDENTITY", text("source_identity"), wide=True),
         Column("PEER IDENTITY", text("peer_identity"), wide=True),
+        Column("WAYPOINT", text("waypoint"), wide=True),
         Column("POLICY", text("policy"), wide=True),
         Column("STATE", text("state"), wide=True),
         Column("ID", text("id"), wide=True),

@@ -93,6 +93,8 @@ class ConnectionState:
     policy: str
     state: str
     """connecting, open or half-closed."""
+    waypoint: str = ""
+    """`namespace/name`."""
 
 
 @dataclass(frozen=True, slots=True)

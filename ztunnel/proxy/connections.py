@@ -222,6 +222,7 @@ class Connection:
             age_seconds=now - self.opened_at,
             policy=facts.policy,
             state=self.relay.state if self.relay else "connecting",
+            waypoint=facts.waypoint,
         )
 
 

@@ -82,6 +82,8 @@ def test_without_a_header_it_gets_plain_bytes_and_the_record_names_the_waypoint(
     waypoint = make(Sandwich("NONE", 8181))
     listener = waypoint.node.listen(waypoint.proxy, 8181)
     near = waypoint.connect()
+    listed = {each.facts.direction: each.state(waypoint.node.loop.now).waypoint for each in waypoint.node.table.live()}
+    assert listed == {Direction.OUTBOUND: "default/waypoint"}
     assert waypoint.first_bytes(listener, near) == b"request"
     near.close()
     waypoint.node.run_until(lambda: any(waypoint.node.paths[each.id].direction is Direction.OUTBOUND for each in waypoint.node.ended()))
