@@ -14,7 +14,7 @@ from ztunnel.mesh.l7.destinations import Destination
 from ztunnel.mesh.manifests.destination_rule import DestinationRuleObject, Subset, TrafficPolicy
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import KubeObject
-from ztunnel.mesh.manifests.virtual_hosts import covers, expand, is_visible, specificity
+from ztunnel.mesh.manifests.virtual_hosts import ByHost, expand, is_visible, specificity
 
 NOTHING_SAID = TrafficPolicy()
 
@@ -29,12 +29,12 @@ class DestinationRules:
         """
         self._namespace = namespace
         self._root = root_namespace
-        self._by_namespace: dict[str, list[tuple[str, DestinationRuleObject]]] = {}
+        self._by_namespace: dict[str, ByHost[DestinationRuleObject]] = {}
         rules = (each for each in objects.values() if isinstance(each, DestinationRuleObject) and not each.selective)
         for rule in sorted(rules, key=lambda each: (each.metadata.created, each.metadata.namespace, each.metadata.name)):
             # Of a refused document that does not even say its namespace, nobody knows whom it was for.
             own = rule.metadata.namespace or root_namespace
-            self._by_namespace.setdefault(own, []).append((expand(rule.host, own, domain), rule))
+            self._by_namespace.setdefault(own, ByHost()).add(expand(rule.host, own, domain), rule)
         self._found: dict[str, list[DestinationRuleObject]] = {}
 
     def rules(self, destination: Destination) -> list[DestinationRuleObject]:
@@ -60,11 +60,9 @@ class DestinationRules:
 
     def _find(self, destination: Destination) -> list[DestinationRuleObject]:
         for namespace in dict.fromkeys((self._namespace, destination.namespace, self._root)):
-            visible = [
-                (host, rule)
-                for host, rule in self._by_namespace.get(namespace, ())
-                if covers(host, destination.hostname) and is_visible(rule.export_to, namespace, self._namespace)
-            ]
+            rules = self._by_namespace.get(namespace)
+            covering = rules.covering(destination.hostname) if rules else []
+            visible = [(host, rule) for host, rule in covering if is_visible(rule.export_to, namespace, self._namespace)]
             if visible:
                 best = min((host for host, _ in visible), key=specificity)
                 return [rule for host, rule in visible if host == best or rule.stand_in]

@@ -17,6 +17,7 @@ from ztunnel.mesh.manifests.core import Node, Pod, ServiceObject
 from ztunnel.mesh.manifests.metadata import Metadata, ObjectKey
 from ztunnel.mesh.manifests.parse import KubeObject
 from ztunnel.mesh.manifests.service_entry import EntryEndpoint, ServiceEntryObject, WorkloadEntryObject
+from ztunnel.mesh.manifests.virtual_hosts import covers
 from ztunnel.mesh.workloads import Protocol, Service, Workload
 
 REGION, ZONE, SUBZONE = "topology.kubernetes.io/region", "topology.kubernetes.io/zone", "topology.istio.io/subzone"
@@ -91,6 +92,12 @@ class Registry:
         """The destination with this full host name; where several claim it, the one of `namespace` first."""
         found = self._by_host.get(hostname, [])
         return next((each for each in found if each.namespace == namespace), found[0] if found else None)
+
+    def covered(self, host: str) -> list[Destination]:
+        """The destinations that a host, or what its wildcard stands for, names."""
+        if not host.startswith("*"):
+            return list(self._by_host.get(host, ()))
+        return [each for each in self.all() if covers(host, each.hostname)]
 
     def service(self, namespace: str, name: str) -> Destination | None:
         """The Kubernetes Service with this name."""

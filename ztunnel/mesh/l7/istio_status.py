@@ -19,7 +19,7 @@ from ztunnel.mesh.l7.virtual_services import VirtualServices
 from ztunnel.mesh.manifests.destination_rule import DestinationRuleObject
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import KubeObject
-from ztunnel.mesh.manifests.virtual_hosts import covers, expand
+from ztunnel.mesh.manifests.virtual_hosts import expand
 from ztunnel.mesh.manifests.virtual_service import MESH, Target, VirtualServiceObject
 
 MAX_NOTES = 8
@@ -60,7 +60,7 @@ class _Judge:
         accepted = _accepted(notes)
         if not item.hosts or MESH not in item.gateways:
             return (accepted, self._resolved(item))
-        covered = [each for each in self._registry.all() if self._covers(item, each)]
+        covered = self._covered(item)
         bound = [each for each in covered if each.service.key in self._waypoint_of]
         overridden = next(self._overriding(bound), "")
         if overridden:
@@ -75,18 +75,22 @@ class _Judge:
 
     def destination_rule(self, item: DestinationRuleObject) -> tuple[Condition, ...]:
         host = expand(item.host, item.metadata.namespace, self._registry.options.cluster_domain)
-        if any(covers(host, each.hostname) for each in self._registry.all()):
+        if self._registry.covered(host):
             resolved = Condition("ResolvedRefs", True, "ResolvedRefs")
         else:
             resolved = Condition("ResolvedRefs", False, NOT_FOUND, f"host {host} is not there")
         return (_accepted(list(item.notes)), resolved)
 
-    def _covers(self, item: VirtualServiceObject, destination: Destination) -> bool:
-        waypoint = self._waypoint_of.get(destination.service.key)
-        if item.metadata.namespace not in (destination.namespace, waypoint.namespace if waypoint else destination.namespace):
-            return False
-        domain = self._registry.options.cluster_domain
-        return any(covers(expand(host, item.metadata.namespace, domain), destination.hostname) for host in item.hosts)
+    def _covered(self, item: VirtualServiceObject) -> list[Destination]:
+        """The destinations that a VirtualService is for."""
+        own, domain = item.metadata.namespace, self._registry.options.cluster_domain
+        named = {each.service.key: each for host in item.hosts for each in self._registry.covered(expand(host, own, domain))}
+        found = []
+        for key, destination in sorted(named.items()):
+            waypoint = self._waypoint_of.get(key)
+            if own in (destination.namespace, waypoint.namespace if waypoint else destination.namespace):
+                found.append(destination)
+        return found
 
     def _overriding(self, bound: list[Destination]) -> Iterator[str]:
         for destination in bound:

@@ -18,7 +18,7 @@ from ztunnel.mesh.l7.routes import Backend, Mirror, PathKind, PathMatch, Request
 from ztunnel.mesh.l7.upstreams import Upstreams
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import KubeObject
-from ztunnel.mesh.manifests.virtual_hosts import covers, expand, is_visible, specificity
+from ztunnel.mesh.manifests.virtual_hosts import ByHost, expand, is_visible, specificity
 from ztunnel.mesh.manifests.virtual_service import MESH, HttpRule, L4Rule, Target, VirtualServiceObject, WeightedTarget, Where
 from ztunnel.mesh.rules import Cidr
 
@@ -53,21 +53,18 @@ class VirtualServices:
         items = [each for each in objects.values() if isinstance(each, VirtualServiceObject) and each.hosts]
         self._items = sorted(items, key=lambda each: (each.metadata.created, each.metadata.namespace, each.metadata.name))
         self._rules = {id(each): expanded(each, objects)[0] for each in self._items}
-        self._of_mesh = [
-            (tuple(expand(host, each.metadata.namespace, self._domain) for host in each.hosts), each)
-            for each in self._items
-            if MESH in each.gateways and is_visible(each.export_to, each.metadata.namespace, namespace)
-        ]
+        self._of_mesh: ByHost[VirtualServiceObject] = ByHost()
+        for each in self._items:
+            if MESH in each.gateways and is_visible(each.export_to, each.metadata.namespace, namespace):
+                for host in each.hosts:
+                    self._of_mesh.add(expand(host, each.metadata.namespace, self._domain), each)
 
     def of(self, destination: Destination) -> list[VirtualServiceObject]:
         """Those that are for a destination, in order."""
         namespaces = (destination.namespace, self._namespace)
-        found = []
-        for hosts, item in self._of_mesh:
-            covering = [host for host in hosts if covers(host, destination.hostname)]
-            if covering and item.metadata.namespace in namespaces:
-                found.append((min(map(specificity, covering)), item))
-        return [item for _, item in sorted(found, key=lambda each: each[0])]
+        covering = [each for each in self._of_mesh.covering(destination.hostname) if each[1].metadata.namespace in namespaces]
+        found = {id(item): item for _, item in sorted(covering, key=lambda each: specificity(each[0]))}
+        return list(found.values())
 
     def visible(self) -> Iterator[VirtualServiceObject]:
         """All that the proxy may see, the oldest first; a gateway chooses among them by itself."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Generic, TypeVar
 
 from ztunnel.mesh.manifests.fields import Field
 
+_Value = TypeVar("_Value")
 _HOST = re.compile(r"\*|(?:\*\.|\*-)?[a-z0-9_](?:[a-z0-9._-]{0,251}[a-z0-9_])?")
 
 
@@ -42,3 +44,24 @@ def covers(pattern: str, host: str) -> bool:
 def specificity(pattern: str) -> tuple[bool, int]:
     """Sorts the more specific first: a name before wildcards, longer wildcards before shorter ones."""
     return pattern.startswith("*"), -len(pattern)
+
+
+class ByHost(Generic[_Value]):
+    """Values by the hosts that they are for, wildcards included; finding costs what it finds, and as much as there are wildcards."""
+
+    def __init__(self) -> None:
+        self._exact: dict[str, list[tuple[str, int, _Value]]] = {}
+        self._wild: list[tuple[str, int, _Value]] = []
+        self._count = 0
+
+    def add(self, host: str, value: _Value) -> None:
+        """One value for one host."""
+        place = self._wild if host.startswith("*") else self._exact.setdefault(host, [])
+        place.append((host, self._count, value))
+        self._count += 1
+
+    def covering(self, hostname: str) -> list[tuple[str, _Value]]:
+        """(host, value) of what covers a name, in the order in which it was added."""
+        wild = [each for each in self._wild if covers(each[0], hostname)]
+        found = sorted((*self._exact.get(hostname, ()), *wild), key=lambda each: each[1])
+        return [(host, value) for host, _, value in found]
