@@ -18,7 +18,9 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
+from waypoint.data.changes import difference
 from waypoint.data.channel import (
+    ChangeConfig,
     ConfigureWaypoint,
     Counted,
     KeySetFetched,
@@ -45,7 +47,7 @@ log = logging.getLogger(__name__)
 BACKLOG = 4096
 _ANSWER_SECONDS = 2.0
 
-ToAll = ServeConfig | Certificate | Withdraw | KeySetFetched | Resolved | Unlisten | Query
+ToAll = ServeConfig | ChangeConfig | Certificate | Withdraw | KeySetFetched | Resolved | Unlisten | Query
 
 
 @dataclass(slots=True)
@@ -164,8 +166,8 @@ class Plane:
         """What to do from now on. A gateway's ports are opened and closed with it; one that cannot be had is tried again with the next
         change, and `problems` says why."""
         if config != self._config:
-            self._config = config
-            self._tell(ServeConfig(config))
+            before, self._config = self._config, config
+            self._tell(ServeConfig(config) if before is None else difference(before, config))
         self.open_ports()
 
     def open_ports(self) -> None:

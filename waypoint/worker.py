@@ -19,7 +19,9 @@ import ssl
 import sys
 from collections import deque
 
+from waypoint.data.changes import applied
 from waypoint.data.channel import (
+    ChangeConfig,
     ConfigureWaypoint,
     KeySetFetched,
     Listen,
@@ -109,6 +111,8 @@ class Worker:
                 self._loop.call_later(_TELL_SECONDS, self._tell)
             case ServeConfig():
                 self._required().serve(message.config)
+            case ChangeConfig():
+                self._change(message)
             case Certificate():
                 self._certificate(message)
             case Withdraw():
@@ -127,6 +131,12 @@ class Worker:
                 self._send(WorkerState(message.id, json.dumps(self._required().state())))
             case _:
                 raise ChannelError(f"unexpected {type(message).__name__}")
+
+    def _change(self, change: ChangeConfig) -> None:
+        proxy = self._required()
+        if proxy.config is None:
+            raise ChannelError("a change came before there was a configuration")
+        proxy.serve(applied(proxy.config, change))
 
     def _required(self) -> Proxy:
         if self._proxy is None:

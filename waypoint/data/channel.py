@@ -31,6 +31,15 @@ class ServeConfig(Message, frozen=True):
     config: ProxyConfig
 
 
+class ChangeConfig(Message, frozen=True):
+    """What is different from now on (`data.changes`)."""
+
+    config: ProxyConfig
+    """What is new or has changed; servers, options and names in full."""
+    gone: dict[str, tuple[str, ...]]
+    """Keys of what is there no more, by the name of its part."""
+
+
 class KeySetFetched(Message, frozen=True):
     """Keys of a token issuer; empty when they could not be had."""
 
@@ -92,5 +101,7 @@ class WorkerState(Message, frozen=True):
     state: str
 
 
-ToWorker = ConfigureWaypoint | ServeConfig | Certificate | Withdraw | KeySetFetched | Resolved | Listen | Unlisten | Drain | Query
+ToWorker = (
+    ConfigureWaypoint | ServeConfig | ChangeConfig | Certificate | Withdraw | KeySetFetched | Resolved | Listen | Unlisten | Drain | Query
+)
 ToSupervisor = WorkerActivity | Counted | WorkerState | Drained

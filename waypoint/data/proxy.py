@@ -49,6 +49,8 @@ class Proxy:
         bounds = InboundSettings(times, settings.max_tunnels, settings.max_handshakes, settings.own_records)
         self.inbound = Inbound(loop, self.scratch, self.identity, self.connections, bounds)
         self._max_connections = settings.max_connections
+        self.config: ProxyConfig | None = None
+        """What is in force."""
         self._ports: dict[int, GatewayPort] = {}
         self._acceptors: dict[int, list[Acceptor]] = {}
         self._limits: Counter[str] = Counter()
@@ -59,6 +61,7 @@ class Proxy:
 
     def serve(self, config: ProxyConfig) -> None:
         """A new configuration is in force."""
+        self.config = config
         self.identity.baggage = Baggage(
             namespace=config.namespace, workload_type="deployment", workload_name=config.name, service_name=config.name
         )

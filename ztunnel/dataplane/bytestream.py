@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
-from ztunnel.dataplane.buffers import CHUNK_FRAMED, FRAME_HEADER
+from ztunnel.dataplane.buffers import CHUNK_FRAMED, FRAME_HEADER, SMALLEST_MAX_FRAME
 from ztunnel.dataplane.loop import READABLE
 from ztunnel.dataplane.relay import TooMuchWaiting
 from ztunnel.dataplane.streams import Carrier, StreamEnd
@@ -117,8 +117,20 @@ class TunnelStream(StreamEnd):
     def write(self, data: bytes) -> None:
         if self._done or self._out_ended or not data:
             return
+        size = len(data)
+        if not self._out and size <= SMALLEST_MAX_FRAME and self._answered:
+            # Most messages are one frame that leaves at once.
+            tunnel = self._tunnel
+            mux = tunnel.mux
+            if tunnel.is_ready and not tunnel.blocked and mux.sendable(self._stream) >= size:
+                scratch = tunnel.scratch
+                scratch.frame_view[FRAME_HEADER : FRAME_HEADER + size] = data
+                mux.data_header(scratch.frame, 0, self._stream, size)
+                self.to_stream += size
+                tunnel.send_frames(FRAME_HEADER + size)
+                return
         self._out.append(memoryview(data))
-        self._out_bytes += len(data)
+        self._out_bytes += size
         if len(self._out) == 1:
             self._push()
         if self._out_bytes > FULL:
