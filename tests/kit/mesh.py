@@ -67,6 +67,8 @@ class Agent:
     process: subprocess.Popen[bytes] | None = None
     prefix: list[str] = field(default_factory=list)
     """Of its command."""
+    program: list[str] = field(default_factory=lambda: list(COMMAND))
+    """`ztunnel`."""
     overrides: dict[str, str] = field(default_factory=dict)
     """Settings that it starts with, as environment variables: more than the tests' own `--workers` and its file."""
 
@@ -84,7 +86,7 @@ class Agent:
         """Starts it; `ready` says when it is."""
         with (self.directory / "agent.log").open("ab") as log:
             self.process = subprocess.Popen(
-                ["nsenter", f"--net={self.node.path}", *self.prefix, *COMMAND, "run", "--config", self.directory / "agent.yaml"],
+                ["nsenter", f"--net={self.node.path}", *self.prefix, *self.program, "run", "--config", self.directory / "agent.yaml"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -5,25 +5,13 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from tests.kit import apps
+from tests.kit.deployed import capabilities
 from tests.kit.mesh import Agent, Mesh
 from tests.kit.polling import eventually
 
-MANIFEST = Path(__file__).parents[2] / "deploy" / "kustomize" / "base" / "agent.yaml"
 APP = 8080
-
-
-def capabilities() -> list[str]:
-    documents: list[Any] = list(yaml.safe_load_all(MANIFEST.read_text()))
-    (daemon_set,) = [each for each in documents if each["kind"] == "DaemonSet"]
-    granted = daemon_set["spec"]["template"]["spec"]["containers"][0]["securityContext"]["capabilities"]
-    assert granted["drop"] == ["ALL"]
-    found: list[str] = granted["add"]
-    return found
 
 
 def bounding_set(pid: int) -> int:

@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from tests.kit import apps
 from tests.kit.authority import authority
+from tests.kit.deployed import capabilities
+from tests.kit.mesh import Mesh
 from tests.kit.polling import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -24,8 +27,8 @@ mount -o remount,ro,bind "$1"
 mount -t proc proc "$1/proc"
 mount --bind /dev "$1/dev"
 mount -t tmpfs -o size=16m,mode=1777 tmp "$1/tmp"
-[ -z "$2" ] || { mkdir "$1/tmp/shared"; mount --bind "$2" "$1/tmp/shared"; }
-shift 2
+[ -z "$2" ] || { mkdir -p "$1$3"; mount --rbind "$2" "$1$3"; }
+shift 3
 exec "$@"
 """
 """What a container runtime does: a read-only root, its own /proc and /tmp, and a volume."""
@@ -39,13 +42,18 @@ def image() -> Path:
     return ROOT / done.stdout.strip()
 
 
+def enter(image: Path, shared: Path | None, place: str, *, host_pid: bool = False) -> list[str]:
+    """The beginning of a command that still has to change its root."""
+    own = [] if host_pid else ["--pid", "--fork", "--kill-child"]
+    return ["unshare", "--mount", *own, "sh", "-c", ENTER, "sh", str(image), str(shared or ""), place]
+
+
 def inside(image: Path, shared: Path | None = None, *, user: int = 65532) -> list[str]:
     """The beginning of a command in the image, without capabilities and new privileges."""
     # The last step becomes somebody else, and with that loses what it needed to enter.
     become = [f"--userspec={user}:{user}", "--groups="] if _may_be(user) else []
-    enter = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", ENTER, "sh", str(image), str(shared or "")]
     least = ["--bounding-set=-all,+sys_chroot,+setuid,+setgid", "--inh-caps=-all", "--no-new-privs"]
-    return [*enter, "setpriv", *least, "chroot", *become, str(image)]
+    return [*enter(image, shared, "/tmp/shared"), "setpriv", *least, "chroot", *become, str(image)]
 
 
 def _may_be(user: int) -> bool:
@@ -73,9 +81,9 @@ def test_both_programs_start(image: Path) -> None:
 
 def test_every_dependency_is_there_with_the_libraries_that_it_needs(image: Path) -> None:
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    modules = {"pyopenssl": "OpenSSL", "pyyaml": "yaml", "prometheus-client": "prometheus_client", "google-re2": "re2"}
+    modules = {"pyopenssl": "OpenSSL", "pyyaml": "yaml", "google-re2": "re2"}
     names = [Requirement(line).name for line in wanted]
-    run(image, python(image), "-c", "import " + ", ".join(modules.get(name, name) for name in names))
+    run(image, python(image), "-c", "import " + ", ".join(modules.get(name, name.replace("-", "_")) for name in names))
 
 
 def test_nothing_in_it_can_be_written_and_no_shell_is_there(image: Path) -> None:
@@ -114,3 +122,22 @@ def test_the_authority_serves_from_a_read_only_root_as_nobody(image: Path, share
         assert it.port
         eventually((shared / "roots.pem").exists, within=60)
     assert "BEGIN CERTIFICATE" in (shared / "roots.pem").read_text()
+
+
+def test_an_agent_does_its_work_from_a_read_only_root_with_the_daemon_sets_capabilities(image: Path) -> None:
+    with Mesh(nodes=2, start=False) as mesh:
+        contained = mesh.agents[1]
+        contained.prefix = [
+            *enter(image, mesh.root, str(mesh.root), host_pid=True),
+            *("setpriv", f"--bounding-set=-all,+sys_chroot,{','.join(f'+{name.lower()}' for name in capabilities())}", "--inh-caps=-all"),
+            *("chroot", str(image)),
+        ]
+        contained.program = ["/opt/ztunnel/bin/ztunnel"]
+        mesh.start()
+        client = mesh.pod("client", node=0, ambient=True)
+        server = mesh.pod("server", node=1, ambient=True)
+        mesh.settle()
+        with apps.Echo(server, 8080):
+            assert apps.call(client, (server.v4, 8080)) == b"hello"
+            assert contained.rows("tunnels")
+        assert not contained.said("Read-only file system")
