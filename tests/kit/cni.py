@@ -17,7 +17,7 @@ from ztunnel.node import netns
 REPOSITORY = Path(__file__).parents[2]
 DEBIANS = Path("/usr/lib/cni")
 """Where containernetworking-plugins puts its programs."""
-CALL_SECONDS = 60
+CALL_SECONDS = 180
 
 
 @cache

@@ -9,13 +9,26 @@ from pathlib import Path
 from tests.kit import apps
 from tests.kit.cni import Chain, Sandbox, arguments
 from tests.kit.mesh import Agent, Json, Mesh
-from tests.kit.netns import Pod
+from tests.kit.netns import Node, Pod
 from ztunnel.mesh.ports import INBOUND_HBONE
 
 APP = 8080
 MARKER = b"plaintext-marker-" * 4
 WAIT = 60
 AMBIENT = {"istio.io/dataplane-mode": "ambient"}
+
+
+def chain_of(node: Node, directory: Path) -> Chain:
+    """A bridge on the node, then our plugin, whose agent has its socket and its list in the directory."""
+    addresses: Json = {
+        "type": "host-local",
+        "dataDir": str(directory / "ipam"),
+        "ranges": [[{"subnet": f"10.{100 + node.number}.0.128/25"}]],
+    }
+    addresses["routes"] = [{"dst": "0.0.0.0/0"}]
+    bridge: Json = {"type": "bridge", "bridge": "cni0", "isGateway": True, "ipam": addresses}
+    ours: Json = {"type": "ztunnel-cni", "socket": str(directory / "cni.sock"), "known": str(directory / "known"), "waitSeconds": 90}
+    return Chain(node, (bridge, ours))
 
 
 class Cluster:
@@ -33,13 +46,9 @@ class Cluster:
             ZTUNNEL_CNI_ENABLED="true",
             ZTUNNEL_CNI_SOCKET=str(self.socket),
             ZTUNNEL_CNI_KNOWN_FILE=str(self.known),
-            ZTUNNEL_CNI_ADD_SECONDS="30",
+            ZTUNNEL_CNI_ADD_SECONDS="60",
         )
-        addresses: Json = {"type": "host-local", "dataDir": str(directory / "ipam"), "ranges": [[{"subnet": "10.101.0.128/25"}]]}
-        addresses["routes"] = [{"dst": "0.0.0.0/0"}]
-        bridge: Json = {"type": "bridge", "bridge": "cni0", "isGateway": True, "ipam": addresses}
-        ours: Json = {"type": "ztunnel-cni", "socket": str(self.socket), "known": str(self.known), "waitSeconds": 50}
-        self.chain = Chain(self.node, (bridge, ours))
+        self.chain = chain_of(self.node, directory)
         self.server = mesh.pod("server", node=1, ambient=True)
         mesh.namespace("plain")
 

@@ -1,4 +1,4 @@
-"""cnitool, which is libcni itself, carries out a chain with our plugin at its end."""
+"""Our plugin in libcni's own hands (cnitool), and pods that a real API server has."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.kit.cni import DEBIANS, Sandbox, plugin
-from tests.kit.cni_cluster import Cluster, carries, cluster
-from tests.kit.kube_api import tools
+from tests.kit import kube_crds
+from tests.kit.cni import DEBIANS, Sandbox, arguments, plugin
+from tests.kit.cni_cluster import Cluster, carries, chain_of, cluster
+from tests.kit.kube_api import ApiServer, Json, tools
+from tests.kit.kube_mesh import KubeMesh
+from tests.kit.polling import eventually
 from ztunnel.mesh.ports import INBOUND_HBONE
 
 pytestmark = pytest.mark.netns
@@ -74,3 +78,44 @@ def test_a_chain_that_libcni_carries_out(tmp_path: Path) -> None:
         with pytest.raises(AssertionError, match="the pod is in the mesh"):
             tool("check", sandbox, args)
         tool("del", sandbox, args)
+
+
+def test_a_pod_of_a_real_api_server_starts_captured_before_its_object_has_an_address(tmp_path: Path) -> None:
+    with ApiServer.started() as api:
+        kube_crds.define(api)
+        with KubeMesh(api, start=False) as mesh:
+            agent = mesh.agents[0]
+            agent.overrides.update(
+                ZTUNNEL_PODS_FIND="node",
+                ZTUNNEL_PODS_RUNTIME_DIRECTORY="/run/netns",
+                ZTUNNEL_CNI_ENABLED="true",
+                ZTUNNEL_CNI_SOCKET=str(tmp_path / "cni.sock"),
+                ZTUNNEL_CNI_KNOWN_FILE=str(tmp_path / "known"),
+                ZTUNNEL_CNI_ADD_SECONDS="60",
+            )
+            server = mesh.pod("server", node=1, ambient=True)
+            mesh.start()
+            mesh.settle()
+            chain = chain_of(agent.node, tmp_path)
+            made: Any = api.request("POST", "/api/v1/namespaces/default/pods", scheduled("new", agent.node.name))
+            args = arguments("new", uid=made["metadata"]["uid"])
+            with Sandbox.make("new") as sandbox:
+                chain.add(sandbox, args)
+                assert carries(sandbox, server, agent) == {INBOUND_HBONE}
+                api.status("default", "new", address=sandbox.place.v4)
+                eventually(lambda: annotation(api, "new") == "enabled", within=120)
+                assert carries(sandbox, server, agent) == {INBOUND_HBONE}
+                api.delete("/api/v1/namespaces/default/pods/new")
+                chain.delete(sandbox, args)
+
+
+def scheduled(name: str, node: str) -> Json:
+    """A pod as it is when kubelet begins to make it."""
+    labels = {"istio.io/dataplane-mode": "ambient"}
+    spec = {"nodeName": node, "serviceAccountName": "default", "containers": [{"name": "app", "image": "app"}]}
+    return {"metadata": {"name": name, "labels": labels}, "spec": spec}
+
+
+def annotation(api: ApiServer, name: str) -> str:
+    found: Any = api.request("GET", f"/api/v1/namespaces/default/pods/{name}")
+    return str(found["metadata"].get("annotations", {}).get("ambient.istio.io/redirection", ""))
