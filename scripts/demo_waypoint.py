@@ -14,6 +14,7 @@ from scripts.stage import DemoError, Done, Lab, Pod, Terminal
 
 SAMPLES = "deploy/samples/bookinfo"
 PAGE = "http://productpage:9080/productpage"
+ENTRANCE = "http://bookinfo-gateway-istio.default/productpage"
 TITLE = "<title>Simple Bookstore App</title>"
 DENIED = "RBAC: access denied"
 CURL, BROWSER = Pod("curl", "default"), Pod("browser", "outside")
@@ -44,9 +45,11 @@ def bookstore(lab: Lab, terminal: Terminal) -> None:
     terminal.chapter("A bookstore: productpage asks details and reviews, reviews asks ratings")
     lab.show("lab", "up", "-f", f"{SAMPLES}/bookinfo.yaml", "--nodes", "2", "--name", lab.name)
     lab.show("lab", "get", "pods", "--name", lab.name)
-    page = until(lab, BROWSER, "http://productpage.default:9080/productpage", [TITLE, "200"])
+    terminal.say("")
+    change(lab, "lab", "apply", "-f", f"{SAMPLES}/gateway.yaml", "--name", lab.name)
+    page = until(lab, BROWSER, ENTRANCE, [TITLE, "200"])
     show(terminal, page, [TITLE, "Reviews served by"])
-    terminal.proof("a browser outside of the mesh gets the page", holds=TITLE in page.output)
+    terminal.proof("a browser outside of the mesh gets the page, by way of the ingress gateway", holds=TITLE in page.output)
 
 
 def into_the_mesh(lab: Lab, terminal: Terminal) -> None:
@@ -70,6 +73,8 @@ def first_policy(lab: Lab, terminal: Terminal) -> None:
     refused = until(lab, CURL, PAGE, ["000"])
     show(terminal, refused, ["curl:", "request failed"])
     terminal.proof("the connection of pod curl is reset, without any HTTP", holds=refused.code != 0)
+    page = until(lab, BROWSER, ENTRANCE, [TITLE, "200"])
+    terminal.proof("the browser still gets the page: it comes by way of the gateway", holds=TITLE in page.output)
     others = until(lab, CURL, "http://details:9080/details/0", ["author", "200"])
     terminal.proof("other services are not concerned", holds="author" in others.output)
 
@@ -105,6 +110,12 @@ def requests(lab: Lab, terminal: Terminal) -> None:
     other = until(lab, Pod("deploy/reviews-v1", "default"), PAGE, [DENIED, "403"])
     show(terminal, other, [DENIED])
     terminal.proof(f"GET of reviews-v1: 403, {DENIED}", holds=other.output == f"{DENIED}\n403")
+    page = until(lab, BROWSER, ENTRANCE, [TITLE, "200"])
+    terminal.proof("the browser still gets the page: the gateway goes past the waypoint", holds=TITLE in page.output)
+    change(lab, "lab", "label", "service", "productpage", "istio.io/ingress-use-waypoint=true", "--name", lab.name)
+    judged = until(lab, BROWSER, ENTRANCE, [DENIED, "403"])
+    show(terminal, judged, [DENIED])
+    terminal.proof(f"unless its service says that it is not to: 403, {DENIED}", holds=judged.output == f"{DENIED}\n403")
 
 
 def split(lab: Lab, terminal: Terminal) -> None:

@@ -63,7 +63,7 @@ def processes(labs: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(("options", "proofs"), [((), 12), (("--waypoint",), 15)], ids=["main", "waypoint"])
+@pytest.mark.parametrize(("options", "proofs"), [((), 12), (("--waypoint",), 18)], ids=["main", "waypoint"])
 def test_every_proof_holds_and_nothing_stays(labs: Path, environment: dict[str, str], options: tuple[str, ...], proofs: int) -> None:
     command = [*DEMO, *options]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=2 * SECONDS, check=False)

@@ -28,7 +28,7 @@ PATIENCE = 60.0
 @pytest.fixture(name="lab", scope="module")
 def fixture_lab() -> Iterator[Lab]:
     """The bookstore in the mesh, in front of it one waypoint for all."""
-    with labs.up(BOOKINFO / "bookinfo.yaml") as found:
+    with labs.up([BOOKINFO / "bookinfo.yaml", BOOKINFO / "gateway.yaml"]) as found:
         found.label("namespace", "default", {"istio.io/dataplane-mode": "ambient"})
         found.apply(WAYPOINT)
         found.label("namespace", "default", {"istio.io/use-waypoint": "waypoint"})
@@ -114,6 +114,31 @@ def test_an_l4_policy_sees_the_waypoint_and_an_l7_policy_sees_the_client(lab: La
     assert answered(lab, 403, DENIED, "deploy/reviews-v1").stdout == f"{DENIED}\n403"
     others = lab.exec("deploy/reviews-v1", "curl", "-sS", "--max-time", "20", "http://details:9080/details/0")
     assert "author" in others.stdout, "other services are unaffected"
+    assert TITLE in browse(lab).stdout, "the gateway goes past the waypoint, and the first policy names it"
+    lab.label("service", "productpage", {"istio.io/ingress-use-waypoint": "true"})
+    lab.settle()
+    eventually(lambda: browse(lab).stdout == f"{DENIED}\n403", within=PATIENCE, saying="the waypoint judges the gateway's requests")
+    lab.label("service", "productpage", {"istio.io/ingress-use-waypoint": None})
+    lab.settle()
+    eventually(lambda: TITLE in browse(lab).stdout, within=PATIENCE)
+
+
+def browse(lab: Lab) -> Answer:
+    """Somebody outside of the mesh, by way of the ingress gateway."""
+    options = ("-sS", "--max-time", "20", "-w", "\n%{http_code}")
+    return lab.exec("browser", "curl", *options, "http://bookinfo-gateway-istio.default/productpage", namespace="outside")
+
+
+def test_an_ingress_gateway_leads_into_the_mesh(lab: Lab) -> None:
+    assert TITLE in browse(lab).stdout
+    assert {name: status for name, (status, _) in conditions(lab.get("gateway", "bookinfo-gateway")).items()}["Programmed"] == "True"
+    (parent,) = branches(lab.get("httproute", "bookinfo"), "status", "parents")
+    assert text(parent, "controllerName") == "istio.io/gateway-controller"
+    (pod,) = lab.list("pods", selector="gateway.networking.k8s.io/gateway-name=bookinfo-gateway")
+    assert text(pod, "spec", "serviceAccountName") == "bookinfo-gateway-istio"
+    page = next(each for each in lab.list("pods", selector="app=productpage"))
+    identity = "src.identity=spiffe://cluster.local/ns/default/sa/bookinfo-gateway-istio"
+    eventually(lambda: identity in lab.logs(f"node/{text(page, 'spec', 'nodeName')}"), within=PATIENCE)
 
 
 @pytest.mark.usefixtures("policies")
