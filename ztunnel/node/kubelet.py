@@ -1,6 +1,7 @@
 """Which process is kubelet, and how the kernel knows its sockets: by user and control group.
 
-Any process may have the name. Kubelet is the oldest that has it, is in the host's network and in no pod.
+Any process may have the name. Kubelet is the oldest of root's that has it, is in the host's network and in no pod; the oldest of other
+users' only where root has none (a kubelet without root).
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ NAMES = frozenset(("kubelet", "kubelite", "k3s-server", "k3s-agent", "k3s"))
 
 @dataclass(frozen=True, slots=True, order=True)
 class Kubelet:
-    """A process; the order is by age."""
+    """A process; the smallest is the likeliest."""
 
+    is_unprivileged: bool
     started: int
     pid: int
 
@@ -71,10 +73,9 @@ class KubeletFinder:
 
         Raises: LocalError when it has ended.
         """
-        try:
-            uid = os.stat(f"{self._files.directory}/{kubelet.pid}").st_uid
-        except OSError as error:
-            raise LocalError(f"kubelet, process {kubelet.pid}, has ended") from error
+        uid = self._user(kubelet.pid)
+        if uid is None:
+            raise LocalError(f"kubelet, process {kubelet.pid}, has ended")
         path = next((line.removeprefix("0::") for line in self.groups(kubelet).splitlines() if line.startswith("0::")), "")
         parts = [part for part in path.split("/") if part]
         if not parts or ".." in parts:
@@ -91,6 +92,12 @@ class KubeletFinder:
         for pid in files.pids():
             if files.read(pid, "comm").rstrip("\n") not in NAMES or netns.identity_at(files.network(pid)) not in self._hosts:
                 continue
-            started = files.started(pid)
-            if started is not None and pod_of(files.read(pid, "cgroup")) is None:
-                yield Kubelet(started, pid)
+            started, uid = files.started(pid), self._user(pid)
+            if started is not None and uid is not None and pod_of(files.read(pid, "cgroup")) is None:
+                yield Kubelet(uid != 0, started, pid)
+
+    def _user(self, pid: int) -> int | None:
+        try:
+            return os.stat(f"{self._files.directory}/{pid}").st_uid
+        except OSError:
+            return None
