@@ -29,7 +29,7 @@ class Keeper(Protocol):
         """It is no more. Called once."""
 
 
-class Http2Exchange(ServerStream, Http2Stream):
+class Http2Exchange(Http2Stream, ServerStream):
     """One request."""
 
     __slots__ = ("_client", "_interims", "_is_head", "has_answered", "is_tunnel", "sent", "user")

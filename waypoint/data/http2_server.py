@@ -21,7 +21,7 @@ _METHOD: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ-_")
 _PATH: Final = bytes(range(0x21, 0x7F)).replace(b"#", b"")
 
 
-class Http2Request(ClientStream, Http2Stream):
+class Http2Request(Http2Stream, ClientStream):
     """One request."""
 
     __slots__ = ("_is_head", "_is_tunnel", "complete", "server", "user")
