@@ -164,3 +164,6 @@ def _ours(site: Site) -> Iterator[int]:
     with processes.running(site.command(words), log) as process:
         await_listener(site.pod, INBOUND_HBONE, process, log)
         yield process.pid
+        died = process.poll()
+        if died is not None:
+            raise BenchError(f"our waypoint has ended ({died}):\n{log.read_text()[-3000:]}")

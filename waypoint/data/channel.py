@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from waypoint.telemetry.series import Increment
+from waypoint.telemetry.increments import Increment
 from ztunnel.dataplane.channel import Certificate, Drain, Drained, Message, Query, Withdraw
 from ztunnel.mesh.l7.config import ProxyConfig
 

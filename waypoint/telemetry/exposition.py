@@ -10,7 +10,8 @@ from typing import Final
 
 from prometheus_client.metrics_core import Metric as Family
 
-from waypoint.telemetry.series import BOUNDS, HISTOGRAMS, LABELS, NAMES, Increment, Labels
+from waypoint.telemetry.increments import Increment, Labels
+from waypoint.telemetry.series import BOUNDS, HISTOGRAMS, LABELS, NAMES
 from ztunnel.mesh.l7.telemetry import Metric
 from ztunnel.runtime.metrics import LONGEST_LABEL, OVERFLOW
 

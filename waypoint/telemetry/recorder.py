@@ -14,7 +14,8 @@ from typing import Final
 from waypoint.http.messages import Client, Headers, header
 from waypoint.telemetry.access_log import AccessLogger
 from waypoint.telemetry.attributes import SummaryAttributes
-from waypoint.telemetry.series import LABELS, Child, Increment, Labels
+from waypoint.telemetry.increments import Increment, Labels
+from waypoint.telemetry.series import LABELS, Child
 from waypoint.telemetry.service import UNKNOWN, ServiceTelemetry
 from waypoint.telemetry.spans import Finished, finish
 from waypoint.telemetry.summary import Flow, Summary

@@ -9,8 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import Final
 
-import msgspec
-
+from waypoint.telemetry.increments import Increment, Labels
 from ztunnel.mesh.l7.telemetry import Metric
 
 BOUNDS: Final = (
@@ -42,21 +41,6 @@ LABELS: Final = (
     *("request_protocol", "response_code", "grpc_response_status", "response_flags", "connection_security_policy"),
 )
 """Of every series; a label without a value is left out (`grpc_response_status` of what is not gRPC)."""
-
-Labels = tuple[tuple[str, str], ...]
-
-
-class Increment(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What was added to one series since the last time."""
-
-    metric: str
-    """`Metric.value`."""
-    labels: Labels
-    count: float
-    """For a histogram: observations."""
-    total: float = 0.0
-    buckets: tuple[int, ...] = ()
-    """Of a histogram: observations in each bucket by itself, the one without bound last."""
 
 
 class Histogram:

@@ -7,8 +7,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from waypoint.http.messages import Client, Headers, Request, Response
 from waypoint.telemetry.exposition import RequestMetrics
+from waypoint.telemetry.increments import Increment
 from waypoint.telemetry.recorder import Recorder
-from waypoint.telemetry.series import BOUNDS, Increment
+from waypoint.telemetry.series import BOUNDS
 from waypoint.telemetry.service import ServiceTelemetry
 from waypoint.telemetry.summary import Flow, MessageCounter, Summary
 from ztunnel.mesh.identity import SpiffeId
