@@ -7,17 +7,39 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.kit.builders import Json, authentication, authorization, index_of, namespace, pod, selecting, service_manifest
+from tests.kit.builders import (
+    Json,
+    authentication,
+    authorization,
+    gateway,
+    index_of,
+    labelled,
+    namespace,
+    pod,
+    selecting,
+    service_account,
+    service_manifest,
+)
 from ztunnel.mesh.derive import Derivation, MeshOptions, MeshState, derive
 from ztunnel.mesh.errors import ManifestError
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import KubeObject, key, parse
 from ztunnel.mesh.policy import Connection
 from ztunnel.mesh.refused import stand_in
+from ztunnel.mesh.routing import RefusalReason, Route, resolve
 
 NAMES = st.sampled_from(["a", "b", "c"])
 SPACES = st.sampled_from(["default", "shop", "istio-system"])
 LABELS = st.sampled_from([{}, {"app": "x"}, {"app": "y"}, {"app": "x", "istio.io/dataplane-mode": "none"}])
+USES: st.SearchStrategy[dict[str, str]] = st.sampled_from(
+    [
+        {},
+        {"istio.io/use-waypoint": "a"},
+        {"istio.io/use-waypoint": "b", "istio.io/use-waypoint-namespace": "shop"},
+        {"istio.io/use-waypoint": "none"},
+        {"gateway.networking.k8s.io/gateway-name": "a"},
+    ]
+)
 SELECTORS = st.sampled_from([selecting(app="x"), selecting(app="y")])
 ADDRESSES = st.lists(st.sampled_from(["10.0.0.1", "10.0.0.2", "fd00::1"]), max_size=2, unique=True)
 
@@ -25,13 +47,22 @@ ADDRESSES = st.lists(st.sampled_from(["10.0.0.1", "10.0.0.2", "fd00::1"]), max_s
 @st.composite
 def bodies(draw: st.DrawFn, *, only_pods: bool = False) -> Json:
     name, space = draw(NAMES), draw(SPACES)
-    match 1 if only_pods else draw(st.integers(0, 5)):
+    match 1 if only_pods else draw(st.integers(0, 7)):
         case 0:
-            return namespace(space, ambient=draw(st.booleans()))
+            return labelled(namespace(space, ambient=draw(st.booleans())), labels=draw(USES))
         case 1:
-            return pod(name, *draw(ADDRESSES), namespace=space, labels=draw(LABELS), meta={"uid": draw(NAMES), "labels": draw(LABELS)})
+            meta = {"uid": draw(NAMES), "labels": {**draw(LABELS), **draw(USES)}}
+            account = {"serviceAccountName": draw(NAMES)}
+            return pod(name, *draw(ADDRESSES), namespace=space, labels=draw(LABELS), meta=meta, spec=account)
         case 2:
-            return service_manifest(name, *draw(st.sampled_from([(), ("10.1.0.1",)])), namespace=space, selector=draw(LABELS))
+            made = service_manifest(name, *draw(st.sampled_from([(), ("10.1.0.1",)])), namespace=space, selector=draw(LABELS))
+            return labelled(made, labels=draw(USES))
+        case 6:
+            return labelled(service_account(name, space), labels=draw(USES))
+        case 7:
+            where = draw(st.sampled_from([(), ("10.1.0.1",), ("10.9.9.9",), ("a.default.svc.cluster.local",)]))
+            traffic = draw(st.sampled_from([None, "all", "workload", "none", "nonsense"]))
+            return gateway(name, *where, namespace=space, traffic=traffic)
         case 3:
             rules = draw(st.sampled_from([[], [{}], [{"from": [{"source": {"namespaces": ["shop"]}}]}], [{"form": []}]]))
             selector = {"selector": draw(SELECTORS)} if draw(st.booleans()) else {}
@@ -80,6 +111,24 @@ def test_a_state_refers_only_to_what_it_holds(objects: list[KubeObject]) -> None
     assert {endpoint.workload_uid for service in found.services.values() for endpoint in service.endpoints} <= found.workloads.keys()
     assert found.workloads.keys() <= found.captures.keys()
     assert all(key == policy.key for key, policy in found.policies.items())
+
+
+@given(meshes())
+def test_nothing_goes_past_a_waypoint_that_is_asked_for(objects: list[KubeObject]) -> None:
+    found = state(objects)
+    index = index_of(found)
+    for source in found.workloads.values():
+        for service in found.services.values():
+            for vip in service.vips:
+                routed = resolve(index, source, (vip, 80), lambda _: 0, lambda _: 0)
+                addressed = index.service_at(vip, source.namespace)
+                assert addressed is not None
+                if addressed.waypoint is None or index.is_waypoint(addressed.waypoint, source):
+                    continue
+                if isinstance(routed, Route):
+                    assert routed.waypoint == addressed.waypoint.name
+                else:
+                    assert routed.reason is RefusalReason.WAYPOINT_NOT_READY
 
 
 @given(meshes(), st.sampled_from([80, 81]))

@@ -6,6 +6,7 @@ through the `Validate` seam. Every refusal names the file, the object, the field
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -80,6 +81,7 @@ def admit(offered: Offered, rules: Rules, default_namespace: str = "default") ->
         "Deployment": _deployment,
         "Service": _service,
         "Namespace": _namespace,
+        "Secret": _secret,
     }
     if kind.kind in checks:
         checks[kind.kind](offered, body, rules)
@@ -125,6 +127,24 @@ def _namespace(offered: Offered, body: Tree, _: Rules) -> None:
     labels = branch(body, "metadata", "labels")
     put(body, {"kubernetes.io/metadata.name": name} | labels, "metadata", "labels")
     body.setdefault("status", {"phase": "Active"})
+
+
+def _secret(offered: Offered, body: Tree, _: Rules) -> None:
+    """As the API server: `stringData` is only another way of writing `data`."""
+    body.setdefault("type", "Opaque")
+    data = dict(branch(body, "data"))
+    for name, value in data.items():
+        try:
+            base64.b64decode(value if isinstance(value, str) else "?", validate=True)
+        except ValueError:
+            raise offered.refuse(f"data.{name}", "is not base64") from None
+    for name, value in branch(body, "stringData").items():
+        if not isinstance(value, str):
+            raise offered.refuse(f"stringData.{name}", "must be a string (quote numbers and booleans)")
+        data[name] = base64.b64encode(value.encode()).decode()
+    body.pop("stringData", None)
+    if data:
+        body["data"] = data
 
 
 def _pod(offered: Offered, body: Tree, rules: Rules) -> None:

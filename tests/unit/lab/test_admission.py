@@ -49,8 +49,17 @@ def test_defaults_are_those_of_the_api_server() -> None:
     assert at(namespace, "metadata", "labels") == {"kubernetes.io/metadata.name": "shop"}
 
 
+def _secret(**parts: object) -> Tree:
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}, **parts}
+
+
+def test_a_secrets_texts_are_stored_as_data() -> None:
+    secret = admit(Offered("f", _secret(data={"a": "b25l", "b": "dHdv"}, stringData={"b": "three"})), RULES)
+    assert (secret["data"], secret["type"], "stringData" in secret) == ({"a": "b25l", "b": "dGhyZWU="}, "Opaque", False)
+
+
 def test_admission_does_not_change_what_it_was_given_and_is_idempotent() -> None:
-    for body in (_pod(), _service(), _deployment()):
+    for body in (_pod(), _service(), _deployment(), _secret(stringData={"a": "b"})):
         before = repr(body)
         once = admit(Offered("f", body), RULES)
         assert repr(body) == before
@@ -62,6 +71,8 @@ def test_admission_does_not_change_what_it_was_given_and_is_idempotent() -> None
     [
         ({"apiVersion": "v1", "kind": "Lease", "metadata": {"name": "x"}}, "kind", "the lab has no kind 'Lease'"),
         ({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "x"}}, "kind", "the lab has no kind"),
+        (_secret(data={"a": "?"}), "data.a", "is not base64"),
+        (_secret(stringData={"a": 1}), "stringData.a", "must be a string"),
         ({"apiVersion": "v2", "kind": "Pod", "metadata": {"name": "x"}}, "apiVersion", "is not one of v1"),
         (_named(_pod(), "Upper"), "metadata.name", "is not a lower-case DNS name"),
         (_named(_pod(), 7), "metadata.name", "is not a lower-case DNS name"),
