@@ -19,13 +19,13 @@ import trio
 from ztunnel.controller.belongings import told_labels
 from ztunnel.controller.statuses import Reader
 from ztunnel.lab.objects import kind_of
-from ztunnel.mesh.derive import MeshOptions, MeshState, derive
+from ztunnel.mesh.derive import OF_USE, MeshOptions, MeshState, derive
 from ztunnel.mesh.l7.bound import bound_to
 from ztunnel.mesh.l7.config import fingerprint
 from ztunnel.mesh.l7.derive import derive_proxy
 from ztunnel.mesh.l7.ingress import GatewayPods, derive_gateway
 from ztunnel.mesh.manifests.metadata import ObjectKey
-from ztunnel.mesh.manifests.parse import KubeObject, key, parse
+from ztunnel.mesh.manifests.parse import KubeObject, key, kinds, parse
 from ztunnel.mesh.manifests.tree import Tree, branches, flag, integer, strings, text, texts
 from ztunnel.mesh.waypoints import GATEWAY_NAME, MANAGED, MANAGED_WAYPOINT
 from ztunnel.mesh.workloads import waypoint_text
@@ -34,10 +34,7 @@ from ztunnel.sources.mesh_config import mesh_config_of
 
 ASK_SECONDS = 2.0
 MAX_ANSWER = 32 << 20
-MESH_KINDS = (
-    *("Namespace", "Pod", "Service", "ServiceAccount", "AuthorizationPolicy", "PeerAuthentication"),
-    *("Gateway", "GatewayClass"),
-)
+MESH_KINDS = frozenset(kind for _, kind, _ in kinds(OF_USE))
 
 
 @dataclass(frozen=True, slots=True)
