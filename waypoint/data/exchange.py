@@ -123,7 +123,7 @@ class Exchange(RequestUser, ResponseUser):
             return
         request.path = request.original_path = path
         self._identify(request)
-        if request.is_grpc:
+        if self.summary.is_grpc:
             self._counters = (MessageCounter(), MessageCounter())
         asked = self._port.guard.custom(request, self._client)
         if asked is None:
@@ -619,7 +619,7 @@ class Exchange(RequestUser, ResponseUser):
             return
         self.summary.flags = reply.flag or self.summary.flags
         self.summary.details = reply.details
-        if self._request.is_grpc:
+        if self.summary.is_grpc:
             reply = grpc_reply(reply)
             self.summary.grpc_status = reply.grpc_status
         self.summary.status = reply.status

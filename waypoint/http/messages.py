@@ -96,10 +96,12 @@ class Client:
     tls: bool = True
     principal: str = ""
     """Of `identity`, as rules write it; made once, here."""
+    principal_bytes: bytes = b""
 
     def __post_init__(self) -> None:
         if self.identity is not None:
             self.principal = self.identity.principal
+            self.principal_bytes = self.principal.encode()
 
 
 @dataclass(slots=True)

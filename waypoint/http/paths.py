@@ -8,6 +8,7 @@ Source: Istio MeshConfig.pathNormalization; Envoy `normalize_path`, `merge_slash
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from ztunnel.mesh.l7.config import PathNormalization
@@ -15,6 +16,10 @@ from ztunnel.mesh.l7.config import PathNormalization
 _UNRESERVED: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"
 _PLAIN: Final = _UNRESERVED + b"/!$&'()*+,;=:@|[]^"
 """Bytes that stand for themselves wherever they are. What is in neither list nor special is escaped."""
+_SEGMENT: Final = re.escape(_PLAIN.replace(b"/", b""))
+_FIRST: Final = re.escape(_PLAIN.replace(b"/", b"").replace(b".", b""))
+_USUAL: Final = re.compile(b"(?:/(?:[" + _FIRST + b"][" + _SEGMENT + b"]*)?)+(?:\\?[^#]*)?")
+"""A path that BASE leaves as it is; nearly all are. Others are looked at byte by byte."""
 _HEX: Final = b"0123456789ABCDEF"
 _DIGITS: Final = {value: int(chr(value), 16) for value in b"0123456789abcdefABCDEF"}
 _ESCAPED: Final = [bytes((0x25, _HEX[value >> 4], _HEX[value & 15])) for value in range(256)]
@@ -28,6 +33,8 @@ def normalize(path: bytes, how: PathNormalization) -> bytes | None:
 
     `*` (OPTIONS) stays as it is.
     """
+    if how is PathNormalization.BASE and _USUAL.fullmatch(path) is not None:
+        return path
     if how is PathNormalization.NONE:
         return path
     whole, mark, query = path.partition(b"?")

@@ -126,7 +126,7 @@ class Not(Test):
 class Texts:
     """Comparisons of one text, sorted by how they are looked up. Nothing matches the empty text: it means that there is none."""
 
-    __slots__ = ("exact", "prefixes", "present", "suffixes")
+    __slots__ = ("exact", "only_exact", "prefixes", "present", "suffixes")
 
     def __init__(self, matches: Sequence[TextMatch]) -> None:
         def of(kind: TextKind) -> tuple[bytes, ...]:
@@ -136,9 +136,12 @@ class Texts:
         self.prefixes = of(TextKind.PREFIX)
         self.suffixes = of(TextKind.SUFFIX)
         self.present = any(match.kind is TextKind.PRESENT for match in matches)
+        self.only_exact = not (self.prefixes or self.suffixes or self.present)
 
     def match(self, value: bytes) -> bool:
         """Whether any of them is true."""
+        if self.only_exact:
+            return value in self.exact
         if not value:
             return False
         return self.present or value in self.exact or value.startswith(self.prefixes) or value.endswith(self.suffixes)
@@ -164,7 +167,7 @@ class Principal(Attribute):
     """The client's identity without its scheme."""
 
     def value(self, facts: Facts) -> bytes:
-        return facts.client.principal.encode()
+        return facts.client.principal_bytes
 
 
 class Namespace(Attribute):

@@ -88,18 +88,17 @@ class Recorder:
             return
         for verdict in summary.shadow:
             self.shadow[verdict] = self.shadow.get(verdict, 0) + 1
-        is_grpc = summary.request.is_grpc
+        is_grpc = summary.is_grpc
         if is_grpc and summary.grpc_status is None:
             summary.grpc_status = grpc_status_of(summary)
         child = self._child_of(summary, is_grpc)
-        numbers = child.numbers
-        numbers[Metric.REQUESTS] = numbers.get(Metric.REQUESTS, 0.0) + 1.0
+        child.requests += 1
         child.duration.observe(summary.duration * 1000.0)
         child.request_size.observe(summary.bytes_in)
         child.response_size.observe(summary.bytes_out)
         if is_grpc:
-            child.add(Metric.GRPC_REQUESTS, summary.request_messages)
-            child.add(Metric.GRPC_RESPONSES, summary.response_messages)
+            child.request_messages += summary.request_messages
+            child.response_messages += summary.response_messages
         if summary.audited:
             self._audit(summary)
         if summary.service.settings.access_logs:
@@ -114,13 +113,13 @@ class Recorder:
     def tcp_opened(self, flow: Flow) -> None:
         """A connection goes to its endpoint (or was refused: `tcp_closed` follows at once)."""
         self._flows.add(flow)
-        self._tcp_child(flow, "").add(Metric.TCP_OPENED, 1)
+        self._tcp_child(flow, "").opened += 1
 
     def tcp_closed(self, flow: Flow) -> None:
         """It has ended; `flow.flags` say how."""
         self._flows.discard(flow)
         self._moved(flow)
-        self._tcp_child(flow, flow.flags).add(Metric.TCP_CLOSED, 1)
+        self._tcp_child(flow, flow.flags).closed += 1
         if flow.service.settings.access_logs:
             self._log(flow)
 
@@ -226,8 +225,8 @@ class Recorder:
         received, sent = flow.received - flow.reported_received, flow.sent - flow.reported_sent
         if received or sent:
             child = self._tcp_child(flow, "")
-            child.add(Metric.TCP_RECEIVED, received)
-            child.add(Metric.TCP_SENT, sent)
+            child.received += received
+            child.sent += sent
             flow.reported_received, flow.reported_sent = flow.received, flow.sent
 
     def _add(self, key: object, summary: Summary | Flow, said: tuple[str, str, str, str], metrics: tuple[Metric, ...]) -> Child:

@@ -60,9 +60,12 @@ class Histogram:
 
 
 class Child:
-    """The series of requests, or connections, that are alike."""
+    """The series of requests, or connections, that are alike. Numbers are what came in since the last time."""
 
-    __slots__ = ("duration", "labels", "numbers", "request_size", "response_size")
+    __slots__ = (
+        *("closed", "duration", "labels", "opened", "received", "request_messages", "request_size", "requests"),
+        *("response_messages", "response_size", "sent"),
+    )
 
     def __init__(self, labels: dict[Metric, Labels]) -> None:
         """
@@ -70,31 +73,43 @@ class Child:
             labels: of each metric that is on.
         """
         self.labels = labels
-        self.numbers: dict[Metric, float] = {}
         self.duration = Histogram()
         self.request_size = Histogram()
         self.response_size = Histogram()
-
-    def add(self, metric: Metric, amount: float) -> None:
-        """Raise a counter."""
-        self.numbers[metric] = self.numbers.get(metric, 0.0) + amount
+        self.requests = 0
+        self.request_messages = 0
+        self.response_messages = 0
+        self.opened = 0
+        self.closed = 0
+        self.sent = 0
+        self.received = 0
 
     def take(self) -> list[Increment]:
         """What came in since the last time."""
-        found = [
-            Increment(metric.value, self.labels[metric], amount)
-            for metric, amount in self.numbers.items()
-            if amount and metric in self.labels
-        ]
-        self.numbers.clear()
+        numbers = (
+            (Metric.REQUESTS, self.requests),
+            (Metric.GRPC_REQUESTS, self.request_messages),
+            (Metric.GRPC_RESPONSES, self.response_messages),
+            (Metric.TCP_OPENED, self.opened),
+            (Metric.TCP_CLOSED, self.closed),
+            (Metric.TCP_SENT, self.sent),
+            (Metric.TCP_RECEIVED, self.received),
+        )
+        found = [Increment(metric.value, self.labels[metric], amount) for metric, amount in numbers if amount and metric in self.labels]
+        self.requests = self.request_messages = self.response_messages = self.opened = self.closed = self.sent = self.received = 0
+        if self.duration.count:
+            found += self._take_histograms()
+        return found
+
+    def _take_histograms(self) -> list[Increment]:
         histograms = (
             (Metric.DURATION, self.duration),
             (Metric.REQUEST_SIZE, self.request_size),
             (Metric.RESPONSE_SIZE, self.response_size),
         )
-        for metric, histogram in histograms:
-            if histogram.count and metric in self.labels:
-                buckets = tuple(histogram.buckets)
-                found.append(Increment(metric.value, self.labels[metric], histogram.count, histogram.total, buckets))
         self.duration, self.request_size, self.response_size = Histogram(), Histogram(), Histogram()
-        return found
+        return [
+            Increment(metric.value, self.labels[metric], histogram.count, histogram.total, tuple(histogram.buckets))
+            for metric, histogram in histograms
+            if metric in self.labels
+        ]

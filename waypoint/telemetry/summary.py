@@ -15,7 +15,20 @@ class Summary:
     """Of one request."""
 
     __slots__ = (
-        *("attempts", "audited", "bytes_in", "bytes_out", "client", "cluster", "details", "duration", "endpoint", "flags", "grpc_status"),
+        *(
+            "attempts",
+            "audited",
+            "bytes_in",
+            "bytes_out",
+            "client",
+            "cluster",
+            "details",
+            "duration",
+            "endpoint",
+            "flags",
+            "grpc_status",
+            "is_grpc",
+        ),
         *(
             "mirrored",
             "request",
@@ -34,6 +47,7 @@ class Summary:
         self.service = service
         self.request = request
         """As it was sent on, or came if it was not; `original_path` is what the client asked for."""
+        self.is_grpc = request.is_grpc
         self.client = client
         self.started = started
         self.duration = 0.0
