@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from tests.kit.polling import eventually_async
 from ztunnel.cni.conflist import Json
-from ztunnel.cni.install import Host, Installer
+from ztunnel.cni.install import FIGHT_EDITS, FIGHT_SECONDS, POLL_SECONDS, Host, Installer
 
 OURS: Json = {"type": "ztunnel-cni", "socket": "/run/s"}
 BRIDGE: Json = {"type": "bridge"}
@@ -89,6 +90,20 @@ async def test_a_list_that_others_write_again_has_it_again(host: Host) -> None:
         await eventually_async(lambda: is_in(host, path.name), within=WAIT)
     installer.remove()
     assert content(host) == {path.name: after}
+
+
+async def test_a_quarrel_over_a_list_is_said(host: Host, mock_clock: MockClock) -> None:
+    path = host.conf_directory / "10-a.conflist"
+    path.write_bytes(LIST)
+    async with installing(host) as installer:
+        for _ in range(FIGHT_EDITS - 1):  # the first edit was our own
+            assert installer.problem == ""
+            path.write_bytes(LIST)
+            await trio.sleep(2 * POLL_SECONDS)
+            assert is_in(host, path.name)
+        assert "another program keeps taking us out" in installer.problem
+        await trio.sleep(FIGHT_SECONDS)
+        assert installer.problem == ""
 
 
 async def test_what_others_write_around_us_outlives_us(host: Host) -> None:

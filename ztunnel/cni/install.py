@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from ztunnel.runtime.logs import fields
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.25
+FIGHT_EDITS, FIGHT_SECONDS = 10, 60.0
+"""So many edits in so short a time are a quarrel with another program, which a person must settle."""
 _MOST_BYTES = 1 << 20
 _MOST_FILES = 256
 _FORMER, _OURS = ".before-ztunnel", ".by-ztunnel"
@@ -52,6 +55,7 @@ class Installer:
         self._entry = entry
         self._target = host.bin_directory / TYPE
         self._program: tuple[int, int, int] | None = None
+        self._edits: deque[float] = deque(maxlen=FIGHT_EDITS)
         self.problem = ""
         """Why the plugin is not installed, or cannot be now; empty when it is."""
 
@@ -79,14 +83,21 @@ class Installer:
             edit = installed(files, self._entry)
             if edit:
                 self._apply(edit, files)
-                log.info("CNI plugin installed", extra=fields(files=", ".join(edit.write)))
+                self._edits.append(trio.current_time())
+                if not self._is_fighting():
+                    log.info("CNI plugin installed", extra=fields(files=", ".join(edit.write)))
             problem = "" if files else f"no network configuration in {self._host.conf_directory} yet"
+            if self._is_fighting():
+                problem = f"another program keeps taking us out of {self._host.conf_directory} (Cilium: set cni.exclusive=false)"
         except (OSError, BadConfiguration) as error:
             problem = str(error)
         if problem != self.problem:
             if problem:
                 log.warning("CNI plugin is not installed", extra=fields(problem=problem))
             self.problem = problem
+
+    def _is_fighting(self) -> bool:
+        return len(self._edits) == FIGHT_EDITS and self._edits[0] > trio.current_time() - FIGHT_SECONDS
 
     def _copy_program(self) -> None:
         found = _stamp(self._target)
