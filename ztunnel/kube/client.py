@@ -34,6 +34,7 @@ STRATEGIC_PATCH = "application/strategic-merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
 _CLOSE_SECONDS = 1.0
+_LONGEST_CHAIN = 8
 _MOST_CONNECTIONS = 128
 """One for the watch of each kind, and as many requests again."""
 _IDLE_CONNECTIONS = 8
@@ -311,7 +312,7 @@ class KubeClient:
             raise BadAnswer(f"cannot {what}: the answer ends in the middle of an event")
 
     def _unreachable(self, what: str, error: Exception) -> Unreachable:
-        said = " ".join(str(error).split())[:300] or type(error).__name__
+        said = _cause(error)
         through = f" through {urlsplit(self.access.proxy).hostname}" if self.access.proxy else ""
         return Unreachable(f"cannot {what}: {self.access.server}{through}: {said}")
 
@@ -332,6 +333,20 @@ def decoded(content: bytes, what: str) -> Json:
     if not isinstance(answer, dict):
         raise BadAnswer(f"cannot {what}: the answer is no JSON object")
     return answer
+
+
+def _cause(error: BaseException) -> str:
+    """What really happened: the connection's own errors are often empty, and what TLS or the kernel said stands behind them."""
+    chain = [error]
+    while (behind := _behind(chain[-1])) is not None and len(chain) < _LONGEST_CHAIN:
+        chain.append(behind)
+    deepest = [each for each in chain if isinstance(each, OSError) and str(each)]
+    texts = [str(each) for each in (*deepest[-1:], *chain) if str(each)]
+    return " ".join(texts[0].split())[:300] if texts else type(error).__name__
+
+
+def _behind(error: BaseException) -> BaseException | None:
+    return error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error.__cause__ or error.__context__
 
 
 async def _whole(response: httpcore2.Response, limit: int, what: str) -> bytes:
