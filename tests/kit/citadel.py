@@ -95,7 +95,7 @@ class Desk:
         self.outcomes: list[Reason] = []
         clocks = (time.time, time.monotonic)
         self.service = CertificateService(
-            self.tokens, self.pods, RULES, lambda: self.authority, self.outcomes.append, clocks, limits or Limits()
+            self.tokens, self.pods, RULES, lambda: self.authority, self.outcomes.append, clocks, limits or Limits(news_seconds=0.0)
         )
 
     @asynccontextmanager

@@ -18,6 +18,7 @@ from ztunnel.ca.csr_protocol import PATH, encode_request
 from ztunnel.ca.files import RootError
 from ztunnel.ca.issuance import Caller, Reason
 from ztunnel.ca.keeper import FilePublisher, FileStore, OwnRoots, RootKeeper, Stored
+from ztunnel.ca.pods import PodPlace
 from ztunnel.ca.remote import RemoteAuthority
 from ztunnel.ca.request import IssueError, new_request, validity
 from ztunnel.ca.root import Root
@@ -141,6 +142,25 @@ async def test_nobody_asks_without_end(limits: Limits) -> None:
         found = [await ask(target, good, authorization=f"Bearer {TOKEN}") for _ in range(4)]
     assert found == [Status.OK, Status.OK, Status.RESOURCE_EXHAUSTED, Status.RESOURCE_EXHAUSTED]
     assert desk.outcomes[2:] == [Reason.BUSY, Reason.BUSY]
+
+
+async def test_who_asks_before_we_have_heard_of_the_pod_is_not_sent_away() -> None:
+    desk = Desk(Limits(news_seconds=30.0))
+    call = Call(encode_request(new_request(BANK).csr_pem, 60, BANK), {"authorization": f"Bearer {TOKEN}"}, "10.0.0.1")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(desk.service.create_certificate, call)
+        await trio.testing.wait_all_tasks_blocked()
+        assert desk.outcomes == []
+        desk.pods.put(PodPlace("shop", "bank-9", "uid-bank-9", "node-1", "bank"))
+    assert desk.outcomes == [Reason.ISSUED]
+
+
+async def test_who_asks_for_what_never_comes_is_refused_in_time() -> None:
+    desk = Desk(Limits(news_seconds=0.2))
+    call = Call(encode_request(new_request(BANK).csr_pem, 60, BANK), {"authorization": f"Bearer {TOKEN}"}, "10.0.0.1")
+    with pytest.raises(RpcError):
+        await desk.service.create_certificate(call)
+    assert desk.outcomes == [Reason.NOT_ON_NODE]
 
 
 async def test_the_api_server_is_not_asked_about_any_number_of_tokens_at_once() -> None:

@@ -31,6 +31,7 @@ MAX_CSR_BYTES = 16 << 10
 MAX_TOKEN_BYTES = 16 << 10
 MAX_REVIEWS = 32
 """Tokens that the API server is asked about at one time; further callers wait, within the deadline of their call."""
+_NEWS_STEP_SECONDS = 0.05
 MIN_LIFE_SECONDS = 60
 """Shorter wishes get this: a certificate that is over before it has arrived helps nobody."""
 
@@ -60,10 +61,13 @@ class TokenReviewer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How often may be asked, each as a rate per second and a burst."""
+    """How often may be asked, each as a rate per second and a burst; and how long somebody may be too early."""
 
     per_address: tuple[float, float] = (20.0, 500.0)
     per_node: tuple[float, float] = (5.0, 500.0)
+    news_seconds: float = 1.0
+    """An agent may hear of a new pod before we do, and the pod waits for its certificate. So who asks for a pod that is not there is judged
+    again within this time before it is refused, for it would come again much later."""
 
 
 @dataclass(slots=True)
@@ -102,6 +106,7 @@ class CertificateService:
         self._count = count
         self._wall, self._steady = clocks
         self._reviewing = trio.CapacityLimiter(MAX_REVIEWS)
+        self._news_seconds = limits.news_seconds
         self._addresses = Allowance(*limits.per_address)
         self._nodes = Allowance(*limits.per_node)
 
@@ -128,10 +133,20 @@ class CertificateService:
                 audit.caller = await self._reviewer.review(token)
         except MeshError as error:
             raise Refusal(Reason.NO_REVIEW, str(error)) from error
-        grant = audit.grant = decide(audit.caller, request.impersonated, self._pods, self._rules)
+        grant = audit.grant = await self._decide(audit.caller, request.impersonated)
         if not self._nodes.take(grant.node, self._steady()):
             raise Refusal(Reason.BUSY, "too many requests from this node")
         return self._sign(request, grant)
+
+    async def _decide(self, caller: Caller, impersonated: str) -> Grant:
+        until = self._steady() + self._news_seconds
+        while True:
+            try:
+                return decide(caller, impersonated, self._pods, self._rules)
+            except Refusal as error:
+                if error.reason not in (Reason.NO_POD, Reason.NOT_ON_NODE) or self._steady() >= until:
+                    raise
+            await trio.sleep(_NEWS_STEP_SECONDS)
 
     def _sign(self, request: CertificateRequest, grant: Grant) -> Signed:
         authority = self._authority()
