@@ -48,6 +48,7 @@ async def test_listings_are_versioned() -> None:
             "ports": ["80→8080"],
             "endpoints": 2,
             "ready_endpoints": 1,
+            "waypoint": "",
         }
     ]
 

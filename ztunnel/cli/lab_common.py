@@ -28,7 +28,7 @@ class LabCommand(click.Command):
         from ztunnel.mesh.errors import LocalError
 
         # A reader that went away (`| head`) ends us silently, as it ends any other command.
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         try:
             return super().invoke(ctx)
         except LocalError as error:
@@ -37,6 +37,9 @@ class LabCommand(click.Command):
             ctx.exit(NO_LAB if isinstance(error, NoLab) else 1)
         except KeyboardInterrupt:
             ctx.exit(130)
+        finally:
+            # Whoever runs commands inside of a program of its own (tests do) has sockets that may break.
+            signal.signal(signal.SIGPIPE, before)
 
 
 def name_option(command: Command) -> Command:
