@@ -357,17 +357,17 @@ class Exchange(RequestUser, ResponseUser):
 
     def _over(self, outcome: Outcome | None) -> None:
         """A try is over: the cluster and the endpoint have one less, and hear what came of it."""
-        if not self._admitted:
-            return
-        self._admitted = False
         cluster, endpoint = self._cluster, self._endpoint
-        assert cluster is not None
-        assert endpoint is not None
-        endpoint.active -= 1
-        cluster.work.breakers.release_request()
+        if cluster is None:
+            return
         if self._retrying:
             self._retrying = False
             cluster.work.breakers.release_retry()
+        if not self._admitted or endpoint is None:
+            return
+        self._admitted = False
+        endpoint.active -= 1
+        cluster.work.breakers.release_request()
         if outcome is not None and cluster.watches:
             cluster.work.done(endpoint, outcome, self._engine.loop.now)
 
