@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Final
 
 from waypoint.data.answers import answer, refusal
@@ -15,6 +16,7 @@ from waypoint.data.served import PortAtWork
 from waypoint.data.sniff import LONGEST_LINE, Seen, http_version, protocol
 from waypoint.data.tcp import Reusable, TcpExchange
 from waypoint.http.messages import Client, Request
+from waypoint.telemetry.summary import Summary
 from ztunnel.dataplane.loop import Timer
 from ztunnel.mesh.errors import MeshError
 from ztunnel.mesh.l7.config import PortProtocol
@@ -43,7 +45,11 @@ class PortService(Service):
         return exchange
 
     def refused(self, stream: ClientStream, client: Client, status: int, details: str) -> None:
-        answer(self._engine, stream, refusal(status, details))
+        reply = refusal(status, details)
+        answer(self._engine, stream, reply)
+        summary = Summary(self._port.telemetry, Request(b"", b"", b"", []), client, time.time())
+        summary.status, summary.flags, summary.details, summary.bytes_out = reply.status, reply.flag, reply.details, len(reply.body)
+        self._engine.recorder.request_done(summary)
 
     @property
     def is_draining(self) -> bool:

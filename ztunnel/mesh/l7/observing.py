@@ -7,8 +7,9 @@ Source: Istio `pilot/pkg/model/telemetry.go`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Protocol
 
 from ztunnel.mesh.l7.attach import Placed, ProxyTarget, ServiceTarget, applies_to_proxy, applies_to_service
 from ztunnel.mesh.l7.security import AuthorizerKind, ExtensionProvider
@@ -19,8 +20,12 @@ from ztunnel.mesh.manifests.telemetry import TelemetryObject
 
 BUILT_IN_LOG = "envoy"
 """The provider that is MeshConfig's own access log."""
-FindCluster = Callable[[str, str, int], str]
-"""Key of the cluster of (host, namespace or empty, port), empty without one."""
+
+
+class FindCluster(Protocol):
+    """The key of the cluster of a host's port, empty without one; `namespace` may be empty."""
+
+    def __call__(self, hostname: str, namespace: str, port: int, *, grpc: bool = False) -> str: ...
 
 
 class Observing:
@@ -117,7 +122,7 @@ class Observing:
         collector = Collector.ZIPKIN
         if provider.kind is ProviderKind.OPENTELEMETRY:
             collector = Collector.OTLP_GRPC if provider.is_grpc else Collector.OTLP_HTTP
-        cluster = self._find_cluster(provider.host, provider.namespace, provider.port)
+        cluster = self._find_cluster(provider.host, provider.namespace, provider.port, grpc=collector is Collector.OTLP_GRPC)
         return replace(found, cluster=cluster, http_path=provider.path, collector=collector, authority=f"{provider.host}:{provider.port}")
 
 
@@ -128,7 +133,8 @@ def extension_providers(mesh: MeshConfig, find_cluster: FindCluster) -> dict[str
     for name, provider in mesh.providers.items():
         kind = kinds.get(provider.kind)
         if kind is not None:
-            found[name] = _authorizer(provider, kind, find_cluster(provider.host, provider.namespace, provider.port))
+            is_grpc = kind is AuthorizerKind.GRPC
+            found[name] = _authorizer(provider, kind, find_cluster(provider.host, provider.namespace, provider.port, grpc=is_grpc))
         elif provider.problem or provider.kind is not ProviderKind.OTHER:
             found[name] = ExtensionProvider(name, AuthorizerKind.HTTP, "", problem=provider.problem or "it is no external authorizer")
     return found

@@ -62,10 +62,22 @@ class Upstreams:
             self.clusters[key] = self._cluster(key, destination, port, subset)
         return key
 
-    def find(self, hostname: str, namespace: str, port: int) -> str:
-        """The key of the cluster for a port of a host that configuration names; empty if there is no such host or port."""
+    def find(self, hostname: str, namespace: str, port: int, *, grpc: bool = False) -> str:
+        """The key of the cluster for a port of a host that configuration names; empty if there is no such host or port.
+
+        Args:
+            grpc: it is spoken to in gRPC, whatever its port says.
+        """
         destination = self._registry.named(hostname, namespace)
-        return "" if destination is None or destination.port(port) is None else self.key(destination, port)
+        if destination is None or destination.port(port) is None:
+            return ""
+        key = self.key(destination, port)
+        cluster = self.clusters[key]
+        if not grpc or cluster.http is UpstreamHttp.HTTP2:
+            return key
+        spoken = f"{key}|grpc"
+        self.clusters[spoken] = replace(cluster, key=spoken, http=UpstreamHttp.HTTP2)
+        return spoken
 
     def has_subset(self, destination: Destination, name: str) -> bool:
         """Whether a DestinationRule defines this subset."""

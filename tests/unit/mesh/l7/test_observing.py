@@ -10,6 +10,7 @@ import yaml
 from tests.kit.builders import Json, mesh, metadata, namespace, pod, service_manifest
 from ztunnel.mesh.derive import MeshOptions
 from ztunnel.mesh.errors import ManifestError
+from ztunnel.mesh.l7.clusters import UpstreamHttp
 from ztunnel.mesh.l7.config import PathNormalization, ProxyConfig
 from ztunnel.mesh.l7.derive import Bound, derive_proxy
 from ztunnel.mesh.l7.routes import TextKind, TextMatch
@@ -208,7 +209,8 @@ def test_authorizers_become_clusters_or_a_reason() -> None:
         100,
         True,
     )
-    assert found.providers["grpc"].kind is AuthorizerKind.GRPC
+    assert (found.providers["grpc"].kind, found.providers["grpc"].cluster) == (AuthorizerKind.GRPC, f"{cluster}|grpc")
+    assert (found.clusters[cluster].http, found.clusters[f"{cluster}|grpc"].http) == (UpstreamHttp.HTTP1, UpstreamHttp.HTTP2)
     assert found.clusters[cluster].endpoints[0].address == "10.0.0.9"
     assert found.providers["gone"].problem == "there is no service gone.shop.svc.cluster.local with port 80"
     assert "prot: unknown field" in found.providers["bad"].problem

@@ -7,10 +7,13 @@ from dataclasses import replace
 
 import pytest
 
+from tests.kit.http2 import H2End
 from tests.kit.waypoint import App, LoopbackWaypoint
+from ztunnel.mesh.l7.clusters import UpstreamHttp
 from ztunnel.mesh.l7.config import ServedService
 from ztunnel.mesh.l7.routes import TextKind, TextMatch
 from ztunnel.mesh.l7.security import AuthorizerKind, ExtensionProvider, L7Action, L7Policy, L7Rule, Operation
+from ztunnel.rpc.protobuf import bytes_field
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 GET = b"GET /path?q=1 HTTP/1.1\r\nHost: app.example\r\nX-Token: t\r\nConnection: close\r\n\r\n"
@@ -143,3 +146,27 @@ def test_a_client_that_leaves_meanwhile(guarded: Guarded) -> None:
     guarded.waypoint.run_until(lambda: authorizer.heads)
     client.close()
     guarded.waypoint.run_until(lambda: not guarded.waypoint.proxy.connections.http)
+
+
+def test_an_authorizer_that_speaks_grpc(guarded: Guarded) -> None:
+    waypoint, authorizer = guarded.waypoint, guarded.authorizer
+    waypoint.cluster(waypoint.endpoint(authorizer), key="authz", http=UpstreamHttp.HTTP2)
+    guarded.serve(b"", provider={"kind": AuthorizerKind.GRPC, "authority": "authz.shop"})
+    authorizer.on_data = lambda _end: None
+    client = waypoint.client()
+    client.send(GET)
+    waypoint.run_until(lambda: authorizer.connections)
+    server = H2End(authorizer.connections[0], client=False)
+    waypoint.run_until(lambda: 1 in server.ended)
+    head = dict(server.heads[1])
+    assert (head[b":path"], head[b":authority"]) == (b"/envoy.service.auth.v3.Authorization/Check", b"authz.shop")
+    assert b"/path?q=1" in server.data[1]
+    user = bytes_field(1, bytes_field(1, "x-user") + bytes_field(2, "alice"))
+    message = bytes_field(3, bytes_field(2, user))
+    server.respond(1, (b"content-type", b"application/grpc"))
+    server.send(1, b"\0" + len(message).to_bytes(4, "big") + message)
+    server.end_with(1, (b"grpc-status", b"0"))
+    waypoint.run_until(lambda: client.is_over)
+    assert bytes(client.data).startswith(b"HTTP/1.1 200 OK\r\n")
+    (head_at_app,) = guarded.app.heads
+    assert b"\r\nx-user: alice" in head_at_app

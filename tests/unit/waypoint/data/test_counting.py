@@ -121,3 +121,10 @@ def test_a_connection_that_cannot_be_made(waypoint: LoopbackWaypoint) -> None:
     found = counted(waypoint)
     assert found["TCP_CLOSED_CONNECTIONS"][0]["response_flags"] == "UF"
     assert found["TCP_OPENED_CONNECTIONS"][1] == 1
+
+
+def test_what_is_no_request_is_counted_too(waypoint: LoopbackWaypoint) -> None:
+    waypoint.serve()
+    waypoint.ask(b"GET / HTTP/1.1\r\nHost : a\r\n\r\n")
+    labels, count, _ = counted(waypoint)["REQUEST_COUNT"]
+    assert (labels["response_code"], labels["response_flags"], count) == ("400", "DPE", 1)
