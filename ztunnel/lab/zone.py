@@ -4,6 +4,7 @@
     <pod or hostname>.<service>.<ns>.svc.…      each pod of a headless service
     _<port>._<protocol>.<service>.<ns>.svc.…    SRV
     <1-2-3-4>.<ns>.pod.cluster.local            pods by address (`-` for `.` and `:`)
+    the hosts of ServiceEntries                 their virtual addresses, as a mesh's DNS proxy answers them; a wildcard's names, too
 
 Source: Kubernetes DNS-based service discovery 1.1.0; RFC 1035, 2308 (negative answers carry the SOA), 6891 (EDNS), 8020 (a name with
 names below it exists).
@@ -19,6 +20,9 @@ from dnslib import AAAA, CLASS, EDNS0, OPCODE, QTYPE, RCODE, RR, SOA, SRV, A, DN
 
 from ztunnel.lab.objects import container_port, is_deleting, is_ready, pod_addresses
 from ztunnel.lab.placement import cluster_addresses, service_pods
+from ztunnel.mesh.entries import allocate
+from ztunnel.mesh.manifests.parse import parse
+from ztunnel.mesh.manifests.service_entry import ServiceEntryObject
 from ztunnel.mesh.manifests.tree import Tree, at, branches, flag, integer, text
 
 DOMAIN = "cluster.local"
@@ -54,6 +58,16 @@ class Zone:
             self.records.setdefault(name, [])
         return found
 
+    def outside(self, name: str) -> list[Record] | None:
+        """The records of a name of another domain, or of a wildcard that it falls under; the narrowest."""
+        if name in self.records:
+            return self.records[name]
+        while name:
+            name = name.partition(".")[2]
+            if f"*.{name}" in self.records:
+                return self.records[f"*.{name}"]
+        return None
+
 
 def build(objects: Iterable[Tree]) -> Zone:
     """The zone of a set of objects."""
@@ -70,7 +84,18 @@ def build(objects: Iterable[Tree]) -> Zone:
     for body in bodies:
         if text(body, "kind") == "Service":
             _service(zone, body, service_pods(body, pods))
+    _entries(zone, bodies, {_kind(address) for pod in pods for address in pod_addresses(pod)})
     return zone
+
+
+def _entries(zone: Zone, bodies: Iterable[Tree], families: set[str]) -> None:
+    """ServiceEntries' hosts; only addresses of families that pods have, for nobody could reach the others."""
+    read = (parse(body, "the lab") for body in bodies if text(body, "kind") == "ServiceEntry")
+    entries = [each for each in read if isinstance(each, ServiceEntryObject)]
+    for (_, _, host), vips in sorted(allocate(entries).items()):
+        for address in vips if not host.endswith(f".{DOMAIN}") else ():
+            if _kind(address) in families:
+                zone.add(host, _kind(address), address)
 
 
 def _service(zone: Zone, service: Tree, pods: list[Tree]) -> None:
@@ -137,10 +162,11 @@ def answer(zone: Zone, packet: bytes, is_udp: bool) -> bytes | None:
 def _fill(reply: Message, zone: Zone, query: Message) -> None:
     question = query.q
     name = str(question.qname).rstrip(".").lower()
-    if question.qclass != CLASS.IN or not (name == DOMAIN or name.endswith(f".{DOMAIN}")):
+    is_ours = name == DOMAIN or name.endswith(f".{DOMAIN}")
+    records = zone.records.get(name) if is_ours else zone.outside(name)
+    if question.qclass != CLASS.IN or not (is_ours or records):
         reply.header.rcode, reply.header.aa = RCODE.REFUSED, 0
         return
-    records = zone.records.get(name)
     wanted = QTYPE.get(question.qtype, str(question.qtype))
     matching = [record for record in records or [] if wanted in (record[0], "ANY")]
     # Clients take the first of several addresses; the query's id turns them, so that no endpoint gets everything.

@@ -180,3 +180,34 @@ def test_any_bytes_in_a_real_query_are_answered_or_ignored(junk: bytes, where: i
 )
 def test_any_objects_make_a_zone(objects: list[Tree]) -> None:
     assert build(objects).records
+
+
+def _entry(name: str, *hosts: str, **spec: object) -> Tree:
+    port = {"number": 80, "name": "http", "protocol": "HTTP"}
+    body = {"hosts": list(hosts), "ports": [port], "resolution": "DNS", **spec}
+    return {"apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry", "metadata": {"name": name, "namespace": "shop"}, "spec": body}
+
+
+def test_hosts_of_service_entries() -> None:
+    zone = build(
+        [
+            _pod("db-0", "10.0.0.1"),
+            _entry("given", "a.example", addresses=["192.0.2.7"]),
+            _entry("made", "b.example"),
+            _entry("wild", "*.w.example", resolution="DYNAMIC_DNS"),
+        ]
+    )
+    assert zone.records["a.example"] == [("A", "192.0.2.7")]
+    ((kind, made),) = zone.records["b.example"]
+    assert (kind, str(made).startswith("240.240.")) == ("A", True)
+
+    def asked(name: str) -> tuple[int, list[str]]:
+        packet = answer(zone, DNSRecord.question(name).pack(), is_udp=True)
+        assert packet is not None
+        reply: Message = DNSRecord.parse(packet)
+        return reply.header.rcode, [str(record.rdata) for record in reply.rr]
+
+    assert asked("A.Example") == (RCODE.NOERROR, ["192.0.2.7"])
+    assert len(asked("x.y.w.example")[1]) == 1
+    assert asked("w.example") == (RCODE.REFUSED, [])
+    assert asked("c.example") == (RCODE.REFUSED, [])
