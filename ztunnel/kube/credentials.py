@@ -39,7 +39,7 @@ class BadCredentials(KubeError):
 class Login:
     """What proves who we are: the value of the Authorization header, a client certificate, both or neither."""
 
-    authorization: str = ""
+    authorization: str = field(default="", repr=False)
     certificate_pem: bytes = b""
     key_pem: bytes = field(default=b"", repr=False)
 
