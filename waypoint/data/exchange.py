@@ -248,7 +248,8 @@ class Exchange(RequestUser, ResponseUser):
             return
         self._backend, self._cluster = backend, cluster
         request, route = self._request, found.compiled
-        self._retry = RetryState(route.retry, request, found.route.timeout)
+        # whoever comes to a gateway from outside has no identity, and no say in how often and how long we try
+        self._retry = RetryState(route.retry, request, found.route.timeout, trusted=self._client.identity is not None)
         if backend.authority:
             request.authority = backend.authority
         if found.rewrite is not None:

@@ -79,6 +79,14 @@ def test_nobodys_host_is_404_and_what_the_client_claims_is_not_believed(waypoint
     assert not any(line.startswith(b"x-envoy-max-retries") for line in lines)
 
 
+def test_who_comes_from_outside_has_no_say_in_retries(waypoint: LoopbackWaypoint, app: App) -> None:
+    app.answers(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nsick")
+    waypoint.outside(http("a", VirtualHost(("app",), TO_APP)))
+    asking = get(b"app", b"X-Envoy-Retry-On: 5xx", b"X-Envoy-Max-Retries: 3")
+    assert ask(waypoint, waypoint.dial(80), asking, b"sick").startswith(b"HTTP/1.1 503 ")
+    assert len(app.heads) == 1
+
+
 def test_a_listener_that_wants_tls_sends_there(waypoint: LoopbackWaypoint) -> None:
     waypoint.outside(http("a", hosts=("secure",), redirect_to_https=True), http("b", VirtualHost(("*",), says("plain"))))
     client = waypoint.dial(80)
