@@ -12,12 +12,15 @@ from dataclasses import dataclass, field
 from ztunnel.controller import belongings
 from ztunnel.mesh.conditions import Condition
 from ztunnel.mesh.derive import MeshOptions, MeshState, derive
+from ztunnel.mesh.entries import allocate
 from ztunnel.mesh.errors import ManifestError
 from ztunnel.mesh.l7.attach import ServiceTarget, World, condition, placed_authentications, placed_policies
 from ztunnel.mesh.l7.attachments import routes_of
-from ztunnel.mesh.l7.istio_status import istio_statuses
+from ztunnel.mesh.l7.backend_tls import BackendTls
+from ztunnel.mesh.l7.istio_status import WAYPOINT_MISSING, entry_conditions, istio_statuses
 from ztunnel.mesh.l7.route_status import INGRESS_CLASS, is_ingress, listener_told, route_statuses
 from ztunnel.mesh.manifests.authorization import AuthorizationPolicyObject
+from ztunnel.mesh.manifests.backend_policies import BackendTlsPolicyObject
 from ztunnel.mesh.manifests.core import ServiceObject
 from ztunnel.mesh.manifests.destination_rule import DestinationRuleObject
 from ztunnel.mesh.manifests.gateway import GatewayClassObject, GatewayObject
@@ -99,6 +102,7 @@ class Statuses:
         self._options = options
         self._now = now
         self._derived: MeshState | None = None
+        self._allocated: dict[tuple[str, str, str], tuple[str, ...]] | None = None
         self._waypoints = Waypoints.of(self._objects.values(), options.trust_domain)
 
     def all(self) -> dict[ObjectKey, Tree]:
@@ -114,7 +118,9 @@ class Statuses:
                 case ServiceObject():
                     found[place] = self._bound(place, None if item.ignored else self._waypoints.for_service(item.metadata))
                 case ServiceEntryObject():
-                    found[place] = self._bound(place, self._waypoints.for_service(item.metadata, private=item.private))
+                    found[place] = self._entry(place, item)
+                case BackendTlsPolicyObject() if place in self._bodies:
+                    found[place] = self._backend_tls(place, item)
                 case AuthorizationPolicyObject() if not item.waypoint:
                     note = item.note
                     told = Condition("ZtunnelAccepted", not note, "UnsupportedValue" if note else "Accepted", note or "attached to ztunnel")
@@ -162,6 +168,55 @@ class Statuses:
             return {"conditions": self._conditions(place, (binding.condition(),))}
         before = branches(self._bodies[place], "status", "conditions")
         return {"conditions": [each for each in before if text(each, "type") != WAYPOINT_BOUND]}
+
+    def _entry(self, place: ObjectKey, item: ServiceEntryObject) -> Tree:
+        binding = self._waypoints.for_service(item.metadata, private=item.private)
+        told = entry_conditions(item, has_waypoint=binding is not None)
+        names = {each.type for each in told}
+        bound = self._bound(place, binding)
+        kept = [each for each in branches(bound, "conditions") if text(each, "type") not in {*names, WAYPOINT_MISSING}]
+        before = branches(self._bodies[place], "status", "conditions")
+        own = conditions_of([each for each in before if text(each, "type") in names], told, self._generation(place), self._now)
+        vips = self._vips()
+        addresses: list[Tree] = [
+            {"value": address, "host": host}
+            for host in (() if item.addresses else item.hosts)
+            for address in vips[place.namespace, place.name, host]
+        ]
+        return {"conditions": [*kept, *own], **({"addresses": addresses} if addresses else {})}
+
+    def _vips(self) -> dict[tuple[str, str, str], tuple[str, ...]]:
+        if self._allocated is None:
+            self._allocated = allocate(each for each in self._objects.values() if isinstance(each, ServiceEntryObject))
+        return self._allocated
+
+    def _backend_tls(self, place: ObjectKey, item: BackendTlsPolicyObject) -> Tree:
+        """Told for the waypoints of the Services that it is for; what a ConfigMap or Secret holds only where those are seen."""
+        if not self._sees_secrets:
+            return {}
+        told = BackendTls(self._objects).conditions(item)
+        body = self._bodies[place]
+        before = {text(each, "ancestorRef", "name"): each for each in branches(body, "status", "ancestors") if _is_ours(each)}
+        others = [each for each in branches(body, "status", "ancestors") if not _is_ours(each)]
+        state = self._state()
+        targets = {(place.namespace, each.name) for each in item.targets}
+        served = [each for each in state.services.values() if (each.namespace, each.name) in targets]
+        waypoints = {each.waypoint.name for each in served if each.waypoint is not None}
+        ancestors: list[Tree] = []
+        for name in sorted(waypoints):
+            namespace, _, gateway = name.partition("/")
+            old = branches(before.get(gateway, {}), "conditions")
+            ancestors.append(
+                {
+                    "ancestorRef": {"group": "gateway.networking.k8s.io", "kind": "Gateway", "namespace": namespace, "name": gateway},
+                    "controllerName": belongings.CLASSES[WAYPOINT_CLASS],
+                    "conditions": conditions_of(old, told, self._generation(place), self._now),
+                }
+            )
+        return {"ancestors": [*others, *ancestors]} if others or ancestors else {}
+
+    def _generation(self, place: ObjectKey) -> int:
+        return integer(self._bodies[place], "metadata", "generation")
 
     def _policies(self) -> dict[ObjectKey, Tree]:
         world, objects = self._world(), self._objects.values()

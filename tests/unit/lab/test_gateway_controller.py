@@ -286,8 +286,39 @@ def test_istios_kinds_are_told_as_well(lab: Lab) -> None:
     )
     lab.pod(ready=True)
     assert text(lab.condition("ServiceEntry", "outer", "istio.io/WaypointBound"), "status") == "True"
+    (address, _) = branches(lab.get("ServiceEntry", "outer"), "status", "addresses")
+    assert (text(address, "host"), text(address, "value").startswith("240.240.")) == ("outer.example", True)
+    assert text(lab.condition("ServiceEntry", "outer", "Accepted"), "reason") == "Accepted"
     assert text(lab.condition("RequestAuthentication", "tokens", "WaypointAccepted"), "message") == "bound to default/waypoint"
     for kind in ("VirtualService", "DestinationRule"):
         told = branches(lab.get(kind, "web"), "status", "conditions")
         assert told, kind
         assert {text(each, "status") for each in told} == {"True"}, told
+
+
+def test_an_entry_with_a_wildcard_is_told_that_it_wants_a_waypoint(lab: Lab) -> None:
+    ports = [{"number": 80, "name": "http", "protocol": "HTTP"}]
+    lab.apply(istio("ServiceEntry", "wild", {"hosts": ["*.example"], "ports": ports, "resolution": "DYNAMIC_DNS"}))
+    assert text(lab.condition("ServiceEntry", "wild", "istio.io/WaypointMissing"), "reason") == "NoWaypointForWildcardService"
+    lab.apply(WAYPOINT, labelled(lab.get("ServiceEntry", "wild"), labels={USE_WAYPOINT: "waypoint"}))
+    lab.pod(ready=True)
+    told = branches(lab.get("ServiceEntry", "wild"), "status", "conditions")
+    assert "istio.io/WaypointMissing" not in {text(each, "type") for each in told}
+
+
+def test_backend_tls_policies_are_told_for_the_waypoints_of_their_services(lab: Lab) -> None:
+    target = {"group": "", "kind": "Service", "name": "web"}
+    policy: Tree = {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "BackendTLSPolicy",
+        "metadata": {"name": "tls", "namespace": "default"},
+        "spec": {
+            "targetRefs": [target],
+            "validation": {"hostname": "a", "caCertificateRefs": [{"group": "", "kind": "ConfigMap", "name": "gone"}]},
+        },
+    }
+    lab.apply(WAYPOINT, labelled(SERVICE, labels={USE_WAYPOINT: "waypoint"}), policy)
+    lab.pod(ready=True)
+    (ancestor,) = branches(lab.get("BackendTLSPolicy", "tls"), "status", "ancestors")
+    assert text(ancestor, "ancestorRef", "name") == "waypoint"
+    assert {text(each, "reason") for each in branches(ancestor, "conditions")} == {"NoValidCACertificate", "InvalidCACertificateRef"}

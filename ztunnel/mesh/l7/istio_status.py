@@ -19,9 +19,11 @@ from ztunnel.mesh.l7.virtual_services import VirtualServices
 from ztunnel.mesh.manifests.destination_rule import DestinationRuleObject
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import KubeObject
+from ztunnel.mesh.manifests.service_entry import ServiceEntryObject
 from ztunnel.mesh.manifests.virtual_hosts import expand
 from ztunnel.mesh.manifests.virtual_service import MESH, Target, VirtualServiceObject
 
+WAYPOINT_MISSING = "istio.io/WaypointMissing"
 MAX_NOTES = 8
 """That one message lists."""
 
@@ -42,6 +44,14 @@ def istio_statuses(
         elif isinstance(item, DestinationRuleObject) and not item.stand_in:
             found[key] = ObjectStatus(judge.destination_rule(item))
     return found
+
+
+def entry_conditions(item: ServiceEntryObject, *, has_waypoint: bool) -> tuple[Condition, ...]:
+    """What a ServiceEntry is told beside its binding: what of it is not done, and that a host with a wildcard wants a waypoint."""
+    if item.resolution == "DYNAMIC_DNS" and not has_waypoint:
+        text = "a host with a wildcard is resolved by a waypoint only, and it has none"
+        return _accepted(list(item.notes)), Condition(WAYPOINT_MISSING, True, "NoWaypointForWildcardService", text)
+    return (_accepted(list(item.notes)),)
 
 
 class _Judge:
