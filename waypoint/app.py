@@ -166,6 +166,7 @@ def _build(settings: Settings) -> _Parts:
         source = FileSource(settings.sources.files, mesh_options(settings), limits, settings.sources.poll_seconds)
     key_sets = KeySetFetcher(plane.key_set)
     resolver = Resolver(plane.resolved)
+    plane.want_addresses = resolver.ask
     follower = Follower(settings, plane, source, key_sets, resolver)
     metrics = Metrics(__version__, settings.limits.metric_series)
     metrics.registry.register(plane.requests)

@@ -29,6 +29,7 @@ from waypoint.data.channel import (
     ServeConfig,
     ToSupervisor,
     Unlisten,
+    WantAddresses,
     WorkerActivity,
     WorkerState,
 )
@@ -103,6 +104,8 @@ class Plane:
         """Ports of a gateway that cannot be opened, and why."""
         self.limits: dict[str, int] = {}
         """Limits that were hit, and how often; `bugs` is one of them."""
+        self.want_addresses: Callable[[str], None] = lambda _name: None
+        """Who looks names up. Set by the composition root."""
         self.links = [Link(self, number, spawn) for number in range(workers)]
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -195,8 +198,9 @@ class Plane:
         self._tell(KeySetFetched(source, jwks))
 
     def resolved(self, name: str, port: int, addresses: tuple[str, ...]) -> None:
-        """What DNS says of a name."""
-        self._resolved[name, port] = addresses
+        """What DNS says of a name; port 0: of one that a worker wanted."""
+        if port:
+            self._resolved[name, port] = addresses
         self._tell(Resolved(name, port, addresses))
 
     @property
@@ -256,6 +260,8 @@ class Plane:
                     self._write(message.lines)
                 if message.dropped:
                     self.limits["telemetry"] = self.limits.get("telemetry", 0) + message.dropped
+            case WantAddresses():
+                self.want_addresses(message.name)
             case WorkerState():
                 if question := self._questions.get(message.id):
                     question.answers.append(json.loads(message.state))

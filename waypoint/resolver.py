@@ -7,6 +7,7 @@ Source: Istio `dnsRefreshRate`; Envoy's `strict_dns`, which keeps what it had.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import socket
 from collections.abc import Awaitable, Callable, Iterable
@@ -44,6 +45,8 @@ class Resolver:
         self._due: dict[Name, float] = {}
         self._known: dict[Name, tuple[str, ...]] = {}
         self._failing: set[Name] = set()
+        self._asked: set[str] = set()
+        """Names that are wanted once."""
         self._changed = trio.Event()
 
     def want(self, names: Iterable[Name]) -> None:
@@ -57,18 +60,39 @@ class Resolver:
         self._failing &= wanted
         self._changed.set()
 
+    def ask(self, name: str) -> None:
+        """Looks a name up once; what is found is delivered with port 0, also when that is nothing."""
+        if len(self._asked) < MAX_NAMES:
+            self._asked.add(name)
+            self._changed.set()
+
     async def run(self) -> None:
         """Looks names up for ever."""
         limit = trio.CapacityLimiter(AT_ONCE)
-        while True:
-            self._changed = trio.Event()
-            now = trio.current_time()
-            async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery:
+            while True:
+                self._changed = trio.Event()
+                now = trio.current_time()
+                asked, self._asked = self._asked, set()
+                for once in asked:
+                    nursery.start_soon(self._once, once, limit)
                 for name in [name for name, due in self._due.items() if due <= now]:
+                    # Due again when it has been looked up; one that is slow keeps nobody else waiting.
+                    self._due[name] = math.inf
                     nursery.start_soon(self._refresh, name, limit)
-            pause = min(self._due.values(), default=now + REFRESH) - trio.current_time()
-            with trio.move_on_after(max(pause, 0.0)):
-                await self._changed.wait()
+                pause = min(self._due.values(), default=math.inf) - trio.current_time()
+                with trio.move_on_after(min(max(pause, 0.0), REFRESH)):
+                    await self._changed.wait()
+
+    async def _once(self, name: str, limit: trio.CapacityLimiter) -> None:
+        addresses: tuple[str, ...] = ()
+        async with limit:
+            try:
+                with trio.fail_after(LOOKUP_SECONDS):
+                    addresses = await self._lookup(name)
+            except (OSError, UnicodeError, trio.TooSlowError) as error:
+                log.info("a host that a request names cannot be resolved", extra=fields(name=name, error=error))
+        self._deliver(name, 0, addresses)
 
     async def _refresh(self, name: Name, limit: trio.CapacityLimiter) -> None:
         async with limit:
@@ -90,6 +114,7 @@ class Resolver:
     def _again(self, name: Name, seconds: float) -> None:
         if name in self._due:
             self._due[name] = trio.current_time() + seconds * (1 + JITTER * random.random())
+            self._changed.set()
 
 
 async def look_up(name: str) -> tuple[str, ...]:

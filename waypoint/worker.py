@@ -29,6 +29,7 @@ from waypoint.data.channel import (
     ServeConfig,
     ToWorker,
     Unlisten,
+    WantAddresses,
     WorkerActivity,
     WorkerState,
 )
@@ -108,6 +109,7 @@ class Worker:
         match message:
             case ConfigureWaypoint():
                 self._proxy = Proxy(self._loop, message, random.Random())
+                self._proxy.engine.names.ask = lambda host: self._send(WantAddresses(host))
                 self._loop.call_later(_TELL_SECONDS, self._tell)
             case ServeConfig():
                 self._required().serve(message.config)

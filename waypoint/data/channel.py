@@ -48,11 +48,17 @@ class KeySetFetched(Message, frozen=True):
 
 
 class Resolved(Message, frozen=True):
-    """What DNS says of a name that clusters use."""
+    """What DNS says of a name that clusters use; of one that a worker wanted, `port` is 0 and addresses may be none."""
 
     name: str
     port: int
     addresses: tuple[str, ...]
+
+
+class WantAddresses(Message, frozen=True):
+    """A request names this host: `Resolved` answers, with port 0."""
+
+    name: str
 
 
 class Listen(Message, frozen=True):
@@ -104,4 +110,4 @@ class WorkerState(Message, frozen=True):
 ToWorker = (
     ConfigureWaypoint | ServeConfig | ChangeConfig | Certificate | Withdraw | KeySetFetched | Resolved | Listen | Unlisten | Drain | Query
 )
-ToSupervisor = WorkerActivity | Counted | WorkerState | Drained
+ToSupervisor = WantAddresses | WorkerActivity | Counted | WorkerState | Drained

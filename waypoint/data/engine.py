@@ -8,6 +8,7 @@ import time
 from typing import Final
 
 from waypoint.data.clusters import Clusters
+from waypoint.data.names import Names
 from waypoint.data.served import Served
 from waypoint.http.ext_authz import Authorizer
 from waypoint.telemetry.recorder import Recorder
@@ -32,6 +33,7 @@ class Engine:
         "hostname",
         "is_draining",
         "loop",
+        "names",
         "randrange",
         "recorder",
         "served",
@@ -45,6 +47,7 @@ class Engine:
         self.randrange = dice.randrange
         self.hostname = hostname
         self.recorder = Recorder(hostname=hostname)
+        self.names = Names(loop)
         self.is_draining = False
         self._random = ""
         self._random_at = 0

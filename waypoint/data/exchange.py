@@ -18,8 +18,10 @@ from waypoint.data.clusters import ClusterHere
 from waypoint.data.ends import ClientStream, RequestUser, ResponseUser, ServerStream
 from waypoint.data.engine import SERVER, Engine
 from waypoint.data.mirrors import Copies, mirror
+from waypoint.data.names import cluster_of, serves
 from waypoint.data.pools import Unreachable
 from waypoint.data.served import PortAtWork
+from waypoint.data.tls import host_of
 from waypoint.http import fault, replies
 from waypoint.http.arrival import arrive
 from waypoint.http.authorization import Ask
@@ -39,6 +41,7 @@ from waypoint.upstream.cluster import PickContext, Shortage
 from waypoint.upstream.endpoints import EndpointAtWork
 from waypoint.upstream.outcome import Outcome, ResetReason
 from ztunnel.dataplane.loop import Timer
+from ztunnel.mesh.l7.clusters import Cluster, Resolution
 from ztunnel.mesh.l7.telemetry import Collector
 
 MAX_KEPT: Final = 1 << 20
@@ -245,7 +248,30 @@ class Exchange(RequestUser, ResponseUser):
             cluster = self._engine.clusters.own(self._port.cluster)
         if cluster is None:
             self._reply(replies.no_cluster())
-            return
+        elif cluster.cluster.resolution is Resolution.DYNAMIC:
+            self._resolve(found, backend, cluster.cluster)
+        else:
+            self._prepare(found, backend, cluster)
+
+    def _resolve(self, found: Found, backend: CompiledBackend, cluster: Cluster) -> None:
+        """The host that the request names is looked up, if it is one of the service's."""
+        engine, service = self._engine, self._port.service
+        host = host_of(self._request.authority.decode("ascii", "replace")).lower()
+
+        def resolved(addresses: tuple[str, ...]) -> None:
+            if self._done:
+                return
+            if addresses:
+                self._prepare(found, backend, engine.clusters.own(cluster_of(cluster, host, addresses)))
+            else:
+                self._reply(replies.dns_failure())
+
+        if service is None or not serves(service.host_patterns, host):
+            self._reply(replies.no_route())
+        else:
+            engine.names.resolve(host, resolved)
+
+    def _prepare(self, found: Found, backend: CompiledBackend, cluster: ClusterHere) -> None:
         self._backend, self._cluster = backend, cluster
         request, route = self._request, found.compiled
         # whoever comes to a gateway from outside has no identity, and no say in how often and how long we try

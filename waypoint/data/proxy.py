@@ -74,7 +74,10 @@ class Proxy:
 
     def resolved(self, name: str, port: int, addresses: tuple[str, ...]) -> None:
         """What DNS says of a name."""
-        self.clusters.resolved((name, port), addresses)
+        if port:
+            self.clusters.resolved((name, port), addresses)
+        else:
+            self.engine.names.resolved(name, addresses)
 
     def listen(self, port: int, listeners: list[socket.socket]) -> None:
         """Accepts on a gateway's port, or (0) tunnels."""

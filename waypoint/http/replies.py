@@ -82,6 +82,11 @@ def upstream_reset(reason: ResetReason, *, retried: bool = False, exhausted: boo
     return reply
 
 
+def dns_failure() -> LocalReply:
+    """503: the host that the request names cannot be resolved."""
+    return _text(503, "", "DF", "dns_resolution_failure")
+
+
 def overflow() -> LocalReply:
     """503: a circuit breaker is open."""
     return upstream_reset(ResetReason.OVERFLOW)
