@@ -39,6 +39,10 @@ class Placed(Generic[_Value]):
     """It was refused, and not even its targets could be read: for everything in its namespace."""
     whole_mesh: bool = False
     """Nor its namespace."""
+    refused: str = ""
+    """Why this stands in the place of what was written."""
+    note: str = ""
+    """What of it is not enforced as written."""
     selected: bool = False
     """It selects the pods of the proxy, an ingress gateway."""
 
@@ -84,7 +88,7 @@ def placed_policies(objects: Iterable[KubeObject], pods: SelectedPods | None = N
     for item in objects:
         match item:
             case AuthorizationPolicyObject(metadata=metadata, layer7=L7Policy() as policy):
-                found.append(Placed(metadata.namespace, metadata.name, policy, item.targets))
+                found.append(Placed(metadata.namespace, metadata.name, policy, item.targets, note=policy.reason))
             case AuthorizationPolicyObject(metadata=metadata) if pods and pods.are_selected(metadata.namespace, item.selector):
                 cannot = "it selects the pods of a gateway, which cannot enforce it"
                 policy = item.at_gateways or refused_l7_policy(metadata.name, metadata.namespace, cannot)
@@ -95,7 +99,7 @@ def placed_policies(objects: Iterable[KubeObject], pods: SelectedPods | None = N
                     found.append(Placed(key.namespace, key.name, policy, selected=True))
             case RefusedPolicy(key=key, selector=None) if key.kind == "AuthorizationPolicy":
                 policy = refused_l7_policy(key.name, key.namespace, item.reason)
-                found.append(Placed(key.namespace, key.name, policy, item.targets, not item.targets, item.everywhere))
+                found.append(Placed(key.namespace, key.name, policy, item.targets, not item.targets, item.everywhere, item.reason))
             case _:
                 pass
     return _in_order(found)
@@ -112,7 +116,7 @@ def placed_authentications(objects: Iterable[KubeObject], pods: SelectedPods | N
                 found.append(Placed(metadata.namespace, metadata.name, item.authentication, selected=True))
             case RefusedPolicy(key=key, selector=None) if key.kind == "RequestAuthentication":
                 authentication = refused_authentication(key.name, key.namespace, item.reason)
-                found.append(Placed(key.namespace, key.name, authentication, item.targets, not item.targets, item.everywhere))
+                found.append(Placed(key.namespace, key.name, authentication, item.targets, not item.targets, item.everywhere, item.reason))
             case _:
                 pass
     return _in_order(found)
@@ -222,6 +226,8 @@ class World:
 
 def condition(policy: Placed[_Value], world: World) -> Condition | None:
     """What to say of a policy's attachment; None for one without targetRefs."""
+    if policy.refused:
+        return Condition(CONDITION, False, AttachmentReason.INVALID, policy.refused)
     if not policy.targets:
         return None
     bound: list[str] = []
@@ -233,7 +239,8 @@ def condition(policy: Placed[_Value], world: World) -> Condition | None:
         else:
             problems.append(problem)
     if not problems:
-        return Condition(CONDITION, True, AttachmentReason.ACCEPTED, f"bound to {', '.join(bound)}")
+        said = f"bound to {', '.join(bound)}"
+        return Condition(CONDITION, True, AttachmentReason.ACCEPTED, f"{said}. {policy.note}" if policy.note else said)
     text = "; ".join(message for _, message in problems)
     if bound:
         return Condition(CONDITION, True, AttachmentReason.PARTIALLY_INVALID, f"bound to {', '.join(bound)}. Invalid targetRefs: {text}")

@@ -151,3 +151,18 @@ def test_a_proxy_is_told_which_policies_are_for_whom() -> None:
     assert (service.policies, service.jwt) == (("shop/all", "shop/own"), ("shop/jwt",))
     assert (workload.policies, workload.jwt) == (("shop/all",), ("shop/jwt",))
     assert (sorted(config.policies), sorted(config.authentications)) == (["shop/all", "shop/own"], ["shop/jwt"])
+
+
+def test_conditions_tell_what_is_not_in_force_as_written() -> None:
+    reviews = ref("Service", "reviews")
+    (refused,) = placed_policies([attach_to("x", reviews, rules=5)])
+    told = condition(refused, WORLD)
+    assert told is not None
+    assert (told.status, told.reason) == (False, "Invalid")
+    assert "spec.rules: not a list" in told.message
+    unknown = {"when": [{"key": "experimental.envoy.filters.x[y]", "values": ["z"]}]}
+    (partly,) = placed_policies([attach_to("x", reviews, rules=[unknown])])
+    told = condition(partly, WORLD)
+    assert told is not None
+    assert (told.status, told.reason) == (True, "Accepted")
+    assert told.message.startswith("bound to shop/waypoint. spec.rules[0] never matches: it needs what a proxy does not know")
