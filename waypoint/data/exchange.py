@@ -290,7 +290,9 @@ class Exchange(RequestUser, ResponseUser):
         if cluster.work.hashed:
             key, self._cookie = hash_of(cluster.cluster.balancing.hash_keys, request, self._client, self._engine.randrange)
         client = self._client
-        self._context = PickContext(key, (client.destination, client.service_port), remote=route.retry.remote_localities)
+        self._context = PickContext(
+            key, (client.destination, client.service_port), remote=route.retry.remote_localities, avoids=self._retry.avoids_previous
+        )
         if found.route.mirrors:
             self._mirror(found)
         if self.complete:
@@ -355,7 +357,7 @@ class Exchange(RequestUser, ResponseUser):
         self._admitted = True
         endpoint.active += 1
         self._endpoint = endpoint
-        if retry.may_retry and retry.avoids_previous:
+        if retry.may_retry:
             context.tried.append(endpoint)
         self._try_at = now
         ended = self.complete and not self._body and not self._trailers

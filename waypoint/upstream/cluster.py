@@ -39,18 +39,22 @@ class Shortage(Enum):
 class PickContext:
     """What a choice depends on beside the cluster. One may serve all tries of a request: `tried` grows."""
 
-    __slots__ = ("destination", "key", "remote", "tried")
+    __slots__ = ("avoids", "destination", "key", "remote", "tried")
 
-    def __init__(self, key: int | None = None, destination: tuple[str, int] | None = None, *, remote: bool = False) -> None:
+    def __init__(
+        self, key: int | None = None, destination: tuple[str, int] | None = None, *, remote: bool = False, avoids: bool = True
+    ) -> None:
         """
         Args:
             key: the request's consistent hash.
             destination: what the client dialled, for clusters that forward there.
             remote: retries go to other localities (`retryRemoteLocalities`).
+            avoids: retries go elsewhere than the tries before (`retryIgnorePreviousHosts`).
         """
         self.key = key
         self.destination = destination
         self.remote = remote
+        self.avoids = avoids
         self.tried: list[EndpointAtWork] = []
 
 
@@ -180,7 +184,7 @@ class ClusterAtWork:
     def _pick_again(self, context: PickContext, now: float) -> EndpointAtWork | Shortage:
         load = self._loads_elsewhere(context) if context.remote else self._loads
         chosen = self._pick_once(load, context.key, now)
-        for _ in range(_REPICKS):
+        for _ in range(_REPICKS if context.avoids else 0):
             if isinstance(chosen, Shortage) or chosen not in context.tried:
                 break
             chosen = self._pick_once(load, context.key, now)

@@ -140,6 +140,9 @@ def test_tried_endpoints_are_avoided() -> None:
     context = PickContext()
     context.tried = [at.endpoints[0]]
     again = sum(picked(at, context) is at.endpoints[0] for _ in range(2000))
+    context.avoids = False
+    anew = sum(picked(at, context) is at.endpoints[0] for _ in range(2000))
+    assert 900 < anew < 1100
     assert again < 100  # six choices at random all fall on it once in 64; of two endpoints, least requests rarely does
 
 
