@@ -117,7 +117,8 @@ class Opening:
             self._serve_tcp()
 
     def opened(self) -> None:
-        pass
+        # Behind a handshake: whoever is there has proved what it must.
+        self.start()
 
     def received(self, data: memoryview) -> None:
         port = self._port

@@ -142,15 +142,16 @@ class GatewayPort:
 
     def _certify(self, server: ServerAtWork, former: ServerAtWork | None) -> None:
         tls: TlsServer | None = server.config.tls
-        if server.config.protocol is not ListenerProtocol.HTTPS or server.problem:
+        if server.problem or server.config.protocol not in (ListenerProtocol.HTTPS, ListenerProtocol.TLS):
             return
+        protocols = PROTOCOLS if server.config.protocol is ListenerProtocol.HTTPS else ()
         if tls is None:
-            server.problem = "no certificate"
+            server.problem = "no certificate" if protocols else ""
         elif former is not None and former.context is not None and former.config.tls == tls:
             server.context = former.context
         else:
             try:
-                server.context = server_context(tls, PROTOCOLS)
+                server.context = server_context(tls, protocols)
             except LocalError as error:
                 server.problem = str(error)
 
@@ -186,8 +187,7 @@ class GatewayPort:
         deliver_on_close(sock)
         client = Client(None, peer[0], peer[1], "", self.number, local[0], tls=False)
         self._open += 1
-        receiver = _Counted(self)
-        stream = _CountedStream(self._connections.engine.loop, self._scratch, receiver, self)
+        stream = _CountedStream(self._scratch, self)
         stream.attach(sock)
         if self._is_tls:
             stream.use(_Hello(self, stream, client))
@@ -225,9 +225,11 @@ class GatewayPort:
         """TLS of a client ends here."""
         assert server.context is not None
         client.tls = True
-        first = _FirstBytes(self, None, client, server)
-        tls = TlsStream(self._connections.engine.loop, server.context, first, server=True, seconds=HANDSHAKE_SECONDS)
-        first.stream = tls
+        tls = TlsStream(self._connections.engine.loop, server.context, _NOBODY, server=True, seconds=HANDSHAKE_SECONDS)
+        if server.config.protocol is ListenerProtocol.HTTPS:
+            tls.use(_FirstBytes(self, tls, client, server))
+        else:
+            tls.use(Opening(self._connections, tls, client, server.connections))
         tls.join(stream)
         stream.use(tls)
         tls.received(memoryview(hello))
@@ -288,8 +290,8 @@ class _CountedStream(SocketStream):
 
     __slots__ = ("_is_counted", "_port")
 
-    def __init__(self, loop: object, scratch: Scratch, receiver: _Counted, port: GatewayPort) -> None:
-        super().__init__(port.loop_engine.loop, scratch, receiver)
+    def __init__(self, scratch: Scratch, port: GatewayPort) -> None:
+        super().__init__(port.loop_engine.loop, scratch, _NOBODY)
         self._port = port
         self._is_counted = True
 
@@ -300,11 +302,8 @@ class _CountedStream(SocketStream):
             self._port.ended()
 
 
-class _Counted:
+class _Nobody:
     """Receives nothing, for the moment until somebody does."""
-
-    def __init__(self, port: GatewayPort) -> None:
-        self._port = port
 
     def opened(self) -> None:
         pass
@@ -323,6 +322,9 @@ class _Counted:
 
     def closed(self) -> None:
         pass
+
+
+_NOBODY: Final = _Nobody()
 
 
 class _Waiter:
@@ -384,7 +386,7 @@ class _Hello(_Waiter):
         self._cancel()
         assert isinstance(name, str)
         self.client.sni = name
-        if server.config.protocol is ListenerProtocol.HTTPS:
+        if server.context is not None:
             self.port.terminate(stream, self.client, server, self._bytes)
         else:
             self.port.pass_on(stream, self.client, server, self._bytes)

@@ -91,7 +91,7 @@ class ListenerProtocol(Enum):
     HTTP = "HTTP"
     HTTPS = "HTTPS"
     TLS = "TLS"
-    """Passed through by server name."""
+    """By server name: passed through, or with `GatewayServer.tls` ended here, and bytes inside."""
     TCP = "TCP"
 
 

@@ -131,7 +131,7 @@ class _Ingress:
                 if route.rules
             ]
             found = tuple(_any_name(each) for each in connections)
-            tls = server.protocol is ListenerProtocol.TLS
+            tls = server.protocol is ListenerProtocol.TLS and server.tls is None
             more_connections = self.virtual.connections(bound, name, listener.port, tls=tls)
             yield replace(server, tcp_routes=(*found, *more_connections), policies=self.held.policies)
 
@@ -147,7 +147,7 @@ class _Ingress:
                 if server.protocol in (ListenerProtocol.HTTP, ListenerProtocol.HTTPS):
                     yield replace(server, virtual_hosts=self._virtual_hosts({}, self.virtual.http(bound, name, each.port)))
                 else:
-                    tls = server.protocol is ListenerProtocol.TLS
+                    tls = server.protocol is ListenerProtocol.TLS and server.tls is None
                     connections = self.virtual.connections(bound, name, each.port, tls=tls)
                     yield replace(server, tcp_routes=connections, policies=self.held.policies)
 

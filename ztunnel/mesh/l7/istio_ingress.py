@@ -104,10 +104,8 @@ def server_of(server: Server, credentials: Credentials) -> GatewayServer:
         protocol = ListenerProtocol.HTTP
     elif server.protocol in (*_HTTP, "HTTPS") and not passthrough:
         protocol = ListenerProtocol.HTTPS
-    elif server.protocol in ("TLS", "HTTPS") and passthrough:
+    elif (server.protocol in ("TLS", "HTTPS") and passthrough) or (server.tls is not None and server.tls.mode):
         protocol = ListenerProtocol.TLS
-    elif server.tls is not None and server.tls.mode:
-        protocol, problem = ListenerProtocol.TLS, problem or "TLS that ends here with TCP inside is not supported: use HTTPS or PASSTHROUGH"
     else:
         protocol = ListenerProtocol.TCP
     return GatewayServer(
@@ -115,7 +113,7 @@ def server_of(server: Server, credentials: Credentials) -> GatewayServer:
         port=server.port,
         protocol=protocol,
         hosts=tuple(dict.fromkeys(host for _, host in server.hosts)),
-        tls=tls if protocol is ListenerProtocol.HTTPS else None,
+        tls=tls if protocol in (ListenerProtocol.HTTPS, ListenerProtocol.TLS) else None,
         redirect_to_https=server.tls is not None and server.tls.redirect,
         problem=server.problem or problem,
     )

@@ -31,20 +31,19 @@ def listener_server(
     problem: Problem | None = None
     if protocol is None:
         protocol, problem = ListenerProtocol.TCP, ("UnsupportedProtocol", f"protocol {listener.protocol} is not supported")
-    elif protocol is ListenerProtocol.HTTPS:
+    elif protocol is ListenerProtocol.HTTPS or (
+        protocol is ListenerProtocol.TLS and (listener.tls is None or listener.tls.mode != "Passthrough")
+    ):
         found = listener_tls(gateway, listener.tls, objects, references)
         tls, problem = (found, None) if isinstance(found, TlsServer) else (None, found)
-    elif protocol is ListenerProtocol.TLS and (listener.tls is None or listener.tls.mode != "Passthrough"):
-        text = "TLS that ends here with TCP inside is not supported: use HTTPS or mode Passthrough"
-        problem = ("UnsupportedProtocol", text)
     hosts = (listener.hostname or ANY_HOST,)
     return GatewayServer(listener.name, listener.port, protocol, hosts, tls, problem=problem[1] if problem else "")
 
 
 def reference_problem(gateway: GatewayObject, tls: ListenerTls | None, references: References) -> Problem | None:
-    """What is wrong with an HTTPS listener's settings themselves, whatever its certificate holds."""
+    """What is wrong with the settings of a listener that ends TLS, whatever its certificate holds."""
     if tls is None or tls.mode != "Terminate" or not tls.certificates:
-        return INVALID_CERTIFICATE, "HTTPS needs a certificate (tls.certificateRefs)"
+        return INVALID_CERTIFICATE, "TLS that ends here needs a certificate (tls.certificateRefs)"
     if len(tls.certificates) > 1:
         return INVALID_CERTIFICATE, "one certificate for each listener is supported"
     least = tls.options.get(MIN_VERSION, "")

@@ -144,7 +144,7 @@ def test_who_may_attach(listening: Json, parent: Json, namespace_of_route: str, 
         ([front(https(options={"x.example/y": "z"})), PAIR], None, "option x.example/y is not supported"),
         ([front(https())], None, "Secret default/cert is not there"),
         ([front(https()), secret("cert", tls_crt=PEM)], None, "Secret default/cert has no certificate with its key"),
-        ([front(https(certificateRefs=[]))], None, "HTTPS needs a certificate (tls.certificateRefs)"),
+        ([front(https(certificateRefs=[]))], None, "TLS that ends here needs a certificate (tls.certificateRefs)"),
         ([front(https(certificateRefs=[{"name": "a"}, {"name": "b"}]))], None, "one certificate for each listener is supported"),
         ([front(https(certificateRefs=[{"name": "a", "kind": "Bag"}]))], None, "certificates of kind Bag are not supported"),
         (
@@ -158,7 +158,7 @@ def test_who_may_attach(listening: Json, parent: Json, namespace_of_route: str, 
             "ConfigMap default/roots is not there",
         ),
         ([front(listener("x", 1, "UDP"))], None, "protocol UDP is not supported"),
-        ([front(listener("x", 1, "TLS", tls={"mode": "Terminate"}))], None, "TLS that ends here with TCP inside is not supported"),
+        ([front(listener("x", 1, "TLS", tls={"mode": "Terminate"}))], None, "TLS that ends here needs a certificate"),
     ],
 )
 def test_certificates_and_what_is_wrong_with_them(bodies: list[Json], tls: TlsServer | None, problem: str) -> None:
@@ -288,7 +288,9 @@ def test_redirects_to_https_and_connections() -> None:
         "hosts": ["*"],
         "tls": {"mode": "SIMPLE", "credentialName": "cert"},
     }
-    assert "TLS that ends here" in server(istio_gateway(ended), PAIR, pods=PODS).problem
+    found = server(istio_gateway(ended), PAIR, pods=PODS)
+    assert (found.protocol, found.problem) == (ListenerProtocol.TLS, "")
+    assert found.tls is not None
 
 
 def test_both_apis_on_one_listener() -> None:

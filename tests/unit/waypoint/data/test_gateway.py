@@ -13,7 +13,7 @@ from waypoint.data.client_hello import Unread, server_name
 from waypoint.data.gateway import HostTable
 from waypoint.data.tcp import route_for
 from waypoint.data.tls import TlsRefused, TlsStream, name_matches, server_context
-from ztunnel.mesh.l7.clusters import UpstreamTls
+from ztunnel.mesh.l7.clusters import Endpoint, UpstreamTls
 from ztunnel.mesh.l7.config import GatewayServer, ListenerProtocol, TlsServer, VirtualHost
 from ztunnel.mesh.l7.routes import Backend, DirectResponse, Route, TcpRoute
 from ztunnel.mesh.l7.security import L7Action, L7Policy, L7Rule
@@ -214,6 +214,35 @@ def test_tls_is_passed_on_by_server_name(waypoint: LoopbackWaypoint) -> None:
     plain = waypoint.dial(443)
     plain.send(get(b"a.example"))
     waypoint.run_until(lambda: plain.is_over)
+
+
+def test_bytes_inside_of_tls_that_ends_here(waypoint: LoopbackWaypoint, app: App) -> None:
+    tls = TlsServer(*PKI.certificate("db.example"), client_roots=PKI.root_pem)
+    route = TcpRoute("t", backends=(Backend(CLUSTER),))
+    waypoint.outside(GatewayServer("db", 443, ListenerProtocol.TLS, ("db.example",), tls, tcp_routes=(route,)))
+    certificate, key = PKI.certificate("someone")
+    asked = UpstreamTls(sni="db.example", roots=PKI.root_pem)
+    stranger = waypoint.dial_tls(443, asked)
+    waypoint.run_until(lambda: stranger.error is not None or stranger.has_ended)
+    assert not app.connections, "nobody is dialled for a client that has not proved who it is"
+    client = waypoint.dial_tls(443, replace(asked, certificate=certificate, key=key))
+    waypoint.run_until(lambda: app.connections)
+    app.connections[0].send(b"220 ready")
+    waypoint.run_until(lambda: client.data == b"220 ready")
+    client.send(b"HELO")
+    waypoint.run_until(lambda: app.connections[0].data == b"HELO")
+    client.end()
+    app.connections[0].end()
+    waypoint.run_until(lambda: client.has_ended and app.connections[0].has_ended)
+
+
+def test_the_way_through_a_waypoint(waypoint: LoopbackWaypoint) -> None:
+    front = waypoint.app(hbone=True).answers(OK)
+    endpoint = Endpoint("10.96.0.9", 80, identity=waypoint.pki.identity("app"), hbone=True, waypoint=(front.address[0], 15008))
+    waypoint.cluster(endpoint)
+    waypoint.outside(http("a", VirtualHost(("*",), TO_APP)))
+    assert ask(waypoint, waypoint.dial(80), get(b"a"), b"hello").endswith(b"hello")
+    assert front.authorities == ["10.96.0.9:80"]
 
 
 def test_bytes_of_a_tcp_listener(waypoint: LoopbackWaypoint, app: App) -> None:

@@ -454,3 +454,24 @@ def test_a_client_that_ends_between_requests_is_answered_with_an_end_and_no_rese
     client.end()
     waypoint.run_until(lambda: client.is_over)
     assert (client.has_ended, client.error) == (True, None)
+
+
+def test_a_drain_ends_connections_behind_what_they_are_doing(waypoint: LoopbackWaypoint, app: App) -> None:
+    idle, busy = waypoint.client(), waypoint.client()
+    idle.send(get(b"/idle"))
+    far = upstream(waypoint, app)
+    far.take()
+    far.send(OK)
+    waypoint.run_until(lambda: idle.data.endswith(b"hello"))
+    busy.send(get(b"/busy"))
+    waypoint.run_until(lambda: any(b"/busy" in each.data for each in app.connections))
+    waypoint.proxy.drain()
+    waypoint.run_until(lambda: idle.has_ended)
+    assert waypoint.proxy.live() > 0
+    next(each for each in app.connections if b"/busy" in each.data).send(OK)
+    waypoint.run_until(lambda: busy.has_ended)
+    assert b"connection: close\r\n" in busy.data
+    assert busy.data.endswith(b"hello")
+    idle.end()
+    busy.end()
+    waypoint.run_until(lambda: waypoint.proxy.live() == 0)
