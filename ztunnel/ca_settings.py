@@ -35,7 +35,7 @@ class RootSettings:
     """Directory with an operator's signing certificate, `tls.crt`, `tls.key` and `ca.crt` as cert-manager has them, or Istio's `cacerts`.
     Default none: the authority makes its own root and keeps it in `secret`."""
     secret: str = field(default="ztunnel-ca", metadata=matching(_NAME, "a name"))
-    """Secret in our own namespace for the root that we make. Annotate it with a new word, `ztunnel.dev/rotate`, for a new root."""
+    """Secret in our own namespace for the root that we make. Annotate it with a new word, `ztunnel.io/rotate`, for a new root."""
     spread_hours: float = field(default=24.0, metadata=between(0, 24 * 365))
     """From the announcement of a new root to its first signature; 24: as long as a certificate lives by default, so that even a peer
     that hears of roots only when it renews has heard of it. Agents of ours hear within minutes."""

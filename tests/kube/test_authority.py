@@ -178,7 +178,7 @@ def test_replicas_share_one_root_and_replace_it_together(cluster: Cluster) -> No
         old = certificates(cluster.bundle())
         assert len(old) == 1
         secret = f"/api/v1/namespaces/{cluster.namespace}/secrets/ztunnel-ca"
-        cluster.api.request("PATCH", secret, {"metadata": {"annotations": {"ztunnel.dev/rotate": "please"}}})
+        cluster.api.request("PATCH", secret, {"metadata": {"annotations": {"ztunnel.io/rotate": "please"}}})
 
         def replaced() -> bool:
             bundle = x509.load_pem_x509_certificates(cluster.bundle())

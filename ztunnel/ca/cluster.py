@@ -27,7 +27,7 @@ from ztunnel.mesh.manifests.fields import Field
 
 POD_KIND = Kind("", "Pod", ("v1",))
 NAMESPACE_KIND = Kind("", "Namespace", ("v1",))
-ROTATE = "ztunnel.dev/rotate"
+ROTATE = "ztunnel.io/rotate"
 """Annotation of the Secret: a new word asks for a new root."""
 BUNDLE_KEY = "root-cert.pem"
 """Of the ConfigMaps; as Istio's."""
@@ -165,7 +165,7 @@ class SecretStore:
         """See `keeper.StateStore`."""
         data = {_STATE_KEY: b64encode(document).decode()}
         metadata: dict[str, object] = {"name": self.name, "namespace": self.namespace, "labels": _MANAGED_BY}
-        body = {"apiVersion": "v1", "kind": "Secret", "type": "ztunnel.dev/authority", "metadata": metadata, "data": data}
+        body = {"apiVersion": "v1", "kind": "Secret", "type": "ztunnel.io/authority", "metadata": metadata, "data": data}
         try:
             if not former.version:
                 await self.client.create(SECRETS, body, self.namespace)

@@ -32,7 +32,7 @@ def ca(file: Path | None, kubeconfig: Path | None, log_level: str | None, check:
 
     \b
     A new root, announced at once and signing after root.spread_hours:
-      kubectl -n ztunnel-system annotate secret ztunnel-ca --overwrite ztunnel.dev/rotate="$(date)"
+      kubectl -n ztunnel-system annotate secret ztunnel-ca --overwrite ztunnel.io/rotate="$(date)"
     """
     from ztunnel.ca_settings import parse, variable
     from ztunnel.runtime.settings_file import read_settings
