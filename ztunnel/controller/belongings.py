@@ -35,8 +35,9 @@ PodSpec = Callable[[Tree], Tree]
 
 
 def is_ours(gateway: Tree) -> bool:
-    """Whether we run it: its class is ours, and it is not for another revision."""
-    return text(gateway, "spec", "gatewayClassName") in CLASSES and _labels(gateway).get(REVISION, "default") == "default"
+    """Whether we run it: its class is ours, it is not for another revision, and its spec does not say that it is somewhere already."""
+    ours = text(gateway, "spec", "gatewayClassName") in CLASSES and _labels(gateway).get(REVISION, "default") == "default"
+    return ours and not branches(gateway, "spec", "addresses")
 
 
 def name_of(gateway: Tree) -> str:

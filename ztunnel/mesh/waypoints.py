@@ -358,7 +358,7 @@ def gateway_conditions(gateway: GatewayObject, controllers: Mapping[str, str] = 
     if gateway.class_name not in controllers:
         text = f'gateway class "{gateway.class_name}" is not one of ours'
         return (Condition("Accepted", False, "InvalidParameters", text), Condition("Programmed", False, "Invalid", text))
-    _, problem = _traffic(gateway.metadata.labels.get(WAYPOINT_FOR))
+    problem = _unacceptable(gateway)
     accepted = Condition("Accepted", not problem, "InvalidParameters" if problem else "Accepted", problem or "Resource accepted")
     if gateway.addresses:
         where = ", ".join(each.value for each in gateway.addresses)
@@ -367,6 +367,14 @@ def gateway_conditions(gateway: GatewayObject, controllers: Mapping[str, str] = 
         text = "Assigned to service(s), but no pod of it is ready yet"
         programmed = Condition("Programmed", False, "AddressNotAssigned", text)
     return accepted, programmed, Condition("ResolvedRefs", True, "ResolvedRefs", "All references resolved")
+
+
+def _unacceptable(gateway: GatewayObject) -> str:
+    """What of a Gateway itself cannot be done as it says."""
+    _, traffic = _traffic(gateway.metadata.labels.get(WAYPOINT_FOR))
+    _, sandwich = _sandwich(gateway.metadata.annotations.get(INBOUND_BINDING))
+    ignored = f"not supported, and ignored: {', '.join(gateway.unsupported)}" if gateway.unsupported else ""
+    return traffic or sandwich or ignored
 
 
 def listener_conditions(gateway: GatewayObject, listener: Listener) -> tuple[Condition, ...]:

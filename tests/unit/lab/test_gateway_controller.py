@@ -147,8 +147,12 @@ def test_what_is_taken_away_comes_back_and_scaling_stays(lab: Lab) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [gateway("waypoint", class_name="nginx"), gateway("waypoint", meta={"labels": {"istio.io/rev": "other"}})],
-    ids=["another class", "another revision"],
+    [
+        gateway("waypoint", class_name="nginx"),
+        gateway("waypoint", meta={"labels": {"istio.io/rev": "other"}}),
+        gateway("waypoint", addresses=[{"value": "10.0.0.9"}]),
+    ],
+    ids=["another class", "another revision", "somewhere already"],
 )
 def test_gateways_of_others_are_left_alone(lab: Lab, body: Tree) -> None:
     lab.apply(body)

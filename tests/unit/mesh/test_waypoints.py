@@ -288,6 +288,9 @@ def test_conditions_of_a_gateway() -> None:
     assert conditions(gateway("waypoint")) == {**ready, "Programmed": (False, "AddressNotAssigned")}
     assert conditions(gateway("waypoint", traffic="x"))["Accepted"] == (False, "InvalidParameters")
     assert conditions(gateway("waypoint", class_name="nginx"))["Accepted"] == (False, "InvalidParameters")
+    assert conditions(gateway("waypoint", defaultScope="All"))["Accepted"] == (False, "InvalidParameters")
+    odd = labelled(gateway("waypoint"), annotations={INBOUND_BINDING: "x"})
+    assert conditions(odd)["Accepted"] == (False, "InvalidParameters")
 
 
 def listener_of(*listeners: Json, class_name: str = "istio-waypoint") -> dict[str, tuple[bool, str]]:

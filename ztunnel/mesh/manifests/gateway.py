@@ -19,7 +19,8 @@ MAX_LISTENERS = 64
 MAX_ADDRESSES = 16
 _PROTOCOL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9./]{0,253}[A-Za-z0-9])?")
 _HOSTNAME = re.compile(r"(?:\*\.)?[a-z0-9](?:[-a-z0-9.]{0,250}[a-z0-9])?")
-_GATEWAY_SPEC = ("gatewayClassName", "listeners", "addresses", "infrastructure", "allowedListeners", "backendTLS", "tls", "defaultScope")
+_UNSUPPORTED = ("allowedListeners", "backendTLS", "tls", "defaultScope")
+_GATEWAY_SPEC = ("gatewayClassName", "listeners", "addresses", "infrastructure", *_UNSUPPORTED)
 _LISTENER = ("name", "hostname", "port", "protocol", "tls", "allowedRoutes")
 _TLS = ("mode", "certificateRefs", "frontendValidation", "options")
 
@@ -116,8 +117,8 @@ class GatewayObject:
     """`status.addresses`: where it can be reached; a controller writes them once a pod of it is ready."""
     infrastructure_labels: dict[str, str] = field(default_factory=dict)
     infrastructure_annotations: dict[str, str] = field(default_factory=dict)
-    parameters: tuple[str, str, str] | None = None
-    """(group, kind, name) of `infrastructure.parametersRef`."""
+    unsupported: tuple[str, ...] = ()
+    """Fields that are there and of which nothing is done; its status says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,7 @@ def read_gateway(document: Field) -> GatewayObject:
         addresses=_addresses(document.get("status").get("addresses")),
         infrastructure_labels=infrastructure.get("labels").labels(),
         infrastructure_annotations={key: member.text("") for key, member in infrastructure.get("annotations").texts()},
-        parameters=_parameters(infrastructure.get("parametersRef")),
+        unsupported=tuple(each.path for each in _unsupported(spec) if not each.absent),
     )
 
 
@@ -239,8 +240,5 @@ def _addresses(place: Field) -> tuple[GatewayAddress, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _parameters(place: Field) -> tuple[str, str, str] | None:
-    if place.absent:
-        return None
-    group = place.get("group")
-    return "" if group.value == "" else group.text(""), place.get("kind").text(), place.get("name").name()
+def _unsupported(spec: Field) -> list[Field]:
+    return [*(spec.get(name) for name in _UNSUPPORTED), spec.get("infrastructure").get("parametersRef")]
