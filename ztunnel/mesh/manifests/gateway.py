@@ -147,6 +147,7 @@ def read_gateway(document: Field) -> GatewayObject:
         if listener.name in names:
             raise spec.get("listeners").items()[index].get("name").wrong("another listener has that name")
         names.add(listener.name)
+    listeners = _with_frontend(listeners, spec.get("tls"), metadata.namespace)
     return GatewayObject(
         metadata=metadata,
         class_name=spec.get("gatewayClassName").name(),
@@ -157,6 +158,40 @@ def read_gateway(document: Field) -> GatewayObject:
         infrastructure_annotations={key: member.text("") for key, member in infrastructure.get("annotations").texts()},
         unsupported=tuple(each.path for each in _unsupported(spec) if not each.absent),
     )
+
+
+def _with_frontend(listeners: tuple[Listener, ...], place: Field, namespace: str) -> tuple[Listener, ...]:
+    """The listeners with what the Gateway as a whole, or for their ports, asks of clients' certificates.
+
+    Raises:
+        ManifestError: something of it that is not done, for a Gateway that silently asks for less lets everybody in.
+    """
+    place.only(("backend", "frontend"))
+    if not place.get("backend").absent:
+        raise place.get("backend").error("a certificate towards backends is not supported: use a DestinationRule with credentialName")
+    frontend = place.get("frontend")
+    frontend.only(("default", "perPort"))
+    general = _validation(frontend.get("default"), namespace)
+    by_port: dict[int, tuple[ObjectRef, ...]] = {}
+    for item in frontend.get("perPort").items(MAX_LISTENERS):
+        item.only(("port", "tls"))
+        by_port[item.get("port").port()] = _validation(item.get("tls"), namespace)
+    found = []
+    for each in listeners:
+        roots = by_port.get(each.port, general)
+        wanted = each.tls is not None and each.protocol == "HTTPS" and not each.tls.client_roots and roots
+        found.append(replace(each, tls=replace(each.tls, client_roots=roots)) if wanted and each.tls else each)
+    return tuple(found)
+
+
+def _validation(place: Field, namespace: str) -> tuple[ObjectRef, ...]:
+    place.only(("validation",))
+    validation = place.get("validation")
+    validation.only(("caCertificateRefs", "mode"))
+    mode = validation.get("mode")
+    if mode.text("AllowValidOnly") != "AllowValidOnly":
+        raise mode.wrong("not supported: only AllowValidOnly is")
+    return tuple(_reference(each, namespace, "ConfigMap") for each in validation.get("caCertificateRefs").items(MAX_LISTENERS))
 
 
 def read_gateway_class(document: Field) -> GatewayClassObject:

@@ -121,7 +121,10 @@ def _route(kind: str, document: Field) -> RouteObject:
     if kind in ("HTTPRoute", "GRPCRoute"):
         check_rate_limits(document)
     spec = document.get("spec")
-    spec.only(("parentRefs", "rules", *(() if kind == "TCPRoute" else ("hostnames",))))
+    spec.only(("parentRefs", "useDefaultGateways", "rules", *(() if kind == "TCPRoute" else ("hostnames",))))
+    defaults = spec.get("useDefaultGateways")
+    if defaults.text("None") != "None":
+        raise defaults.wrong("default Gateways are not supported: name the parents")
     rules = spec.get("rules")
     readers = {"HTTPRoute": _http_rule, "GRPCRoute": _grpc_rule}
     read = readers.get(kind, _tcp_rule)

@@ -61,7 +61,19 @@ _GRPC = (
 )
 _ACTIONS = ("route", "redirect", "directResponse", "delegate")
 _HTTP = (
-    *("name", "match", "rewrite", "timeout", "retries", "fault", "mirror", "mirrors", "mirrorPercentage", "mirrorPercent"),
+    *(
+        "name",
+        "match",
+        "rewrite",
+        "timeout",
+        "retries",
+        "fault",
+        "mirror",
+        "mirrors",
+        "mirrorPercentage",
+        "mirrorPercent",
+        "mirror_percent",
+    ),
     *("corsPolicy", "headers", *_ACTIONS),
 )
 _MATCH = (
@@ -487,6 +499,7 @@ def _share(place: Field, default: float) -> float:
 
 def _mirrors(place: Field) -> tuple[tuple[Target, float], ...]:
     one, several, percent = place.get("mirror"), place.get("mirrors"), place.get("mirrorPercent")
+    percent = place.get("mirror_percent") if percent.absent else percent
     percentage = place.get("mirrorPercentage")
     if not one.absent and not several.absent:
         raise several.error("mirror or mirrors, not both")

@@ -9,6 +9,7 @@ import pytest
 from tests.kit.builders import Json, authorization, gateway, identity, labelled, mesh, namespace, pod, selecting, service_manifest
 from tests.kit.mesh_l7 import gateway_api, hostname, istio, read_all, secret
 from ztunnel.mesh.derive import MeshOptions
+from ztunnel.mesh.errors import ManifestError
 from ztunnel.mesh.l7.attach import SelectedPods, placed_policies
 from ztunnel.mesh.l7.clusters import Endpoint
 from ztunnel.mesh.l7.config import GatewayServer, ListenerProtocol, ProxyConfig, TlsServer
@@ -182,6 +183,39 @@ def test_clients_certificates() -> None:
     validation = {"caCertificateRefs": [{"group": "", "kind": "ConfigMap", "name": "roots"}]}
     found = server(front(https(frontendValidation=validation)), PAIR, roots)
     assert found.tls == TlsServer(PEM.encode(), PEM.encode(), PEM.encode())
+
+
+def frontend(**spec: object) -> Json:
+    body = front(https())
+    body["spec"] = {"gatewayClassName": "istio", "listeners": [https()], "tls": spec}
+    return body
+
+
+ROOT_REF = {"validation": {"caCertificateRefs": [{"group": "", "kind": "ConfigMap", "name": "roots"}]}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "asked"),
+    [
+        ({"frontend": {"default": ROOT_REF}}, True),
+        ({"frontend": {"default": {}, "perPort": [{"port": 443, "tls": ROOT_REF}]}}, True),
+        ({"frontend": {"default": ROOT_REF, "perPort": [{"port": 443, "tls": {}}]}}, False),
+        ({"frontend": {"default": {}, "perPort": [{"port": 444, "tls": ROOT_REF}]}}, False),
+    ],
+)
+def test_clients_certificates_asked_for_by_the_gateway_as_a_whole(spec: Json, asked: bool) -> None:
+    roots: Json = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "roots"}, "data": {"ca.crt": PEM}}
+    found = server(frontend(**spec), PAIR, roots)
+    assert found.tls is not None
+    assert bool(found.tls.client_roots) is asked
+
+
+@pytest.mark.parametrize(
+    "spec", [{"backend": {}}, {"frontend": {"default": {"validation": {"mode": "AllowInsecureFallback"}}}}, {"frontend": {"defaults": {}}}]
+)
+def test_what_a_gateway_would_ask_less_for_is_refused(spec: Json) -> None:
+    with pytest.raises(ManifestError, match=r"spec\.tls"):
+        server(frontend(**spec))
 
 
 def test_connections() -> None:

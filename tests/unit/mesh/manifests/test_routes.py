@@ -285,3 +285,9 @@ def test_reference_grants() -> None:
     assert isinstance(found, ReferenceGrantObject)
     assert found.sources == (Grantee("gateway.networking.k8s.io", "HTTPRoute", "shop"),)
     assert found.targets == (("", "Service", ""), ("", "Secret", "tls"))
+
+
+def test_default_gateways_are_not_supported() -> None:
+    assert route("TCPRoute", useDefaultGateways="None").parents == ()
+    with pytest.raises(ManifestError, match="useDefaultGateways: default Gateways are not supported"):
+        route("HTTPRoute", useDefaultGateways="All")

@@ -164,6 +164,7 @@ def test_matches_of_the_place() -> None:
         ({"mirror": {"host": "b"}, "mirrorPercentage": {"value": 12.5}}, {"mirrors": ((Target("b"), 0.125),)}),
         ({"mirror": {"host": "b"}, "mirrorPercentage": {"value": 0}}, {"mirrors": ()}),
         ({"mirror": {"host": "b"}, "mirrorPercent": 10}, {"mirrors": ((Target("b"), 0.1),)}),
+        ({"mirror": {"host": "b"}, "mirror_percent": 20}, {"mirrors": ((Target("b"), 0.2),)}),
         (
             {"mirrors": [{"destination": {"host": "b"}}, {"destination": {"host": "c"}, "percentage": {"value": 1}}]},
             {"mirrors": ((Target("b"), 1.0), (Target("c"), 0.01))},
