@@ -17,13 +17,14 @@ from ztunnel.mesh.errors import ManifestError
 from ztunnel.mesh.l7.attach import ServiceTarget, World, condition, placed_authentications, placed_policies
 from ztunnel.mesh.l7.attachments import routes_of
 from ztunnel.mesh.l7.backend_tls import BackendTls
-from ztunnel.mesh.l7.istio_status import WAYPOINT_MISSING, entry_conditions, istio_statuses
+from ztunnel.mesh.l7.istio_status import WAYPOINT_MISSING, entry_conditions, istio_statuses, noted
 from ztunnel.mesh.l7.route_status import INGRESS_CLASS, is_ingress, listener_told, route_statuses
 from ztunnel.mesh.manifests.authorization import AuthorizationPolicyObject
-from ztunnel.mesh.manifests.backend_policies import BackendTlsPolicyObject
+from ztunnel.mesh.manifests.backend_policies import BackendTarget, BackendTlsPolicyObject, BackendTrafficPolicyObject
 from ztunnel.mesh.manifests.core import ServiceObject
 from ztunnel.mesh.manifests.destination_rule import DestinationRuleObject
 from ztunnel.mesh.manifests.gateway import GatewayClassObject, GatewayObject
+from ztunnel.mesh.manifests.istio_gateway import IstioGatewayObject
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import Ignored, KubeObject, key, key_of, parse
 from ztunnel.mesh.manifests.references import ParentRef
@@ -120,11 +121,20 @@ class Statuses:
                 case ServiceEntryObject():
                     found[place] = self._entry(place, item)
                 case BackendTlsPolicyObject() if place in self._bodies:
-                    found[place] = self._backend_tls(place, item)
+                    # What a ConfigMap or Secret holds is judged only where those are seen.
+                    told = BackendTls(self._objects).conditions(item) if self._sees_secrets else ()
+                    found[place] = self._ancestors(place, item.targets, told)
+                case BackendTrafficPolicyObject():
+                    found[place] = self._ancestors(place, item.targets, (noted(item.notes),))
+                case IstioGatewayObject():
+                    problems = [f"server {each.name}: {each.problem}" for each in item.servers if each.problem]
+                    found[place] = {"conditions": self._conditions(place, (noted(problems),))}
                 case AuthorizationPolicyObject() if not item.waypoint:
                     note = item.note
-                    told = Condition("ZtunnelAccepted", not note, "UnsupportedValue" if note else "Accepted", note or "attached to ztunnel")
-                    found[place] = {"conditions": self._conditions(place, (told,))}
+                    judged = Condition(
+                        "ZtunnelAccepted", not note, "UnsupportedValue" if note else "Accepted", note or "attached to ztunnel"
+                    )
+                    found[place] = {"conditions": self._conditions(place, (judged,))}
                 case _:
                     pass
         return found | self._policies() | self._routes()
@@ -190,17 +200,16 @@ class Statuses:
             self._allocated = allocate(each for each in self._objects.values() if isinstance(each, ServiceEntryObject))
         return self._allocated
 
-    def _backend_tls(self, place: ObjectKey, item: BackendTlsPolicyObject) -> Tree:
-        """Told for the waypoints of the Services that it is for; what a ConfigMap or Secret holds only where those are seen."""
-        if not self._sees_secrets:
+    def _ancestors(self, place: ObjectKey, targets: Iterable[BackendTarget], told: tuple[Condition, ...]) -> Tree:
+        """What a policy for Services is told, for each of their waypoints."""
+        if not told:
             return {}
-        told = BackendTls(self._objects).conditions(item)
         body = self._bodies[place]
         before = {text(each, "ancestorRef", "name"): each for each in branches(body, "status", "ancestors") if _is_ours(each)}
         others = [each for each in branches(body, "status", "ancestors") if not _is_ours(each)]
         state = self._state()
-        targets = {(place.namespace, each.name) for each in item.targets}
-        served = [each for each in state.services.values() if (each.namespace, each.name) in targets]
+        wanted = {(place.namespace, each.name) for each in targets}
+        served = [each for each in state.services.values() if (each.namespace, each.name) in wanted]
         waypoints = {each.waypoint.name for each in served if each.waypoint is not None}
         ancestors: list[Tree] = []
         for name in sorted(waypoints):

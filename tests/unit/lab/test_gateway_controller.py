@@ -326,3 +326,20 @@ def test_backend_tls_policies_are_told_for_the_waypoints_of_their_services(lab: 
     (ancestor,) = branches(lab.get("BackendTLSPolicy", "tls"), "status", "ancestors")
     assert text(ancestor, "ancestorRef", "name") == "waypoint"
     assert {text(each, "reason") for each in branches(ancestor, "conditions")} == {"NoValidCACertificate", "InvalidCACertificateRef"}
+
+
+def test_what_istios_gateways_and_traffic_policies_ask_in_vain(lab: Lab) -> None:
+    server = {"port": {"number": 443, "protocol": "HTTPS"}, "hosts": ["*"], "tls": {"mode": "ISTIO_MUTUAL"}}
+    lab.apply(istio("Gateway", "front", {"selector": {"a": "b"}, "servers": [server]}))
+    policy: Tree = {
+        "apiVersion": "gateway.networking.x-k8s.io/v1alpha1",
+        "kind": "XBackendTrafficPolicy",
+        "metadata": {"name": "retries", "namespace": "default"},
+        "spec": {"targetRefs": [{"group": "", "kind": "Service", "name": "web"}], "sessionPersistence": {}},
+    }
+    lab.apply(WAYPOINT, labelled(SERVICE, labels={USE_WAYPOINT: "waypoint"}), policy)
+    lab.pod(ready=True)
+    assert "ISTIO_MUTUAL is not supported" in text(lab.condition("Gateway.networking.istio.io", "front", "Accepted"), "message")
+    (ancestor,) = branches(lab.get("XBackendTrafficPolicy", "retries"), "status", "ancestors")
+    (told,) = branches(ancestor, "conditions")
+    assert "sessionPersistence" in text(told, "message")

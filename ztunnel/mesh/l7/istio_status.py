@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from ztunnel.mesh.conditions import Condition
 from ztunnel.mesh.derive import MeshOptions, MeshState
@@ -50,8 +50,8 @@ def entry_conditions(item: ServiceEntryObject, *, has_waypoint: bool) -> tuple[C
     """What a ServiceEntry is told beside its binding: what of it is not done, and that a host with a wildcard wants a waypoint."""
     if item.resolution == "DYNAMIC_DNS" and not has_waypoint:
         text = "a host with a wildcard is resolved by a waypoint only, and it has none"
-        return _accepted(list(item.notes)), Condition(WAYPOINT_MISSING, True, "NoWaypointForWildcardService", text)
-    return (_accepted(list(item.notes)),)
+        return noted(item.notes), Condition(WAYPOINT_MISSING, True, "NoWaypointForWildcardService", text)
+    return (noted(item.notes),)
 
 
 class _Judge:
@@ -67,7 +67,7 @@ class _Judge:
         notes = [*item.notes, *problems]
         if any(match.where.source_labels for rule in rules for match in rule.matches):
             notes.append("matches by sourceLabels never hold: a waypoint does not know its clients' labels")
-        accepted = _accepted(notes)
+        accepted = noted(notes)
         if not item.hosts or MESH not in item.gateways:
             return (accepted, self._resolved(item))
         covered = self._covered(item)
@@ -89,7 +89,7 @@ class _Judge:
             resolved = Condition("ResolvedRefs", True, "ResolvedRefs")
         else:
             resolved = Condition("ResolvedRefs", False, NOT_FOUND, f"host {host} is not there")
-        return (_accepted(list(item.notes)), resolved)
+        return (noted(item.notes), resolved)
 
     def _covered(self, item: VirtualServiceObject) -> list[Destination]:
         """The destinations that a VirtualService is for."""
@@ -136,7 +136,8 @@ class _Judge:
         return self._seen_from[namespace]
 
 
-def _accepted(notes: list[str]) -> Condition:
+def noted(notes: Sequence[str]) -> Condition:
+    """Accepted, with what of an object is not done as written."""
     if not notes:
         return Condition("Accepted", True, "Accepted")
     more = f"; and {len(notes) - MAX_NOTES} more" if len(notes) > MAX_NOTES else ""
