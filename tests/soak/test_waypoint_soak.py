@@ -6,7 +6,9 @@ mesh and from outside. What is compared at the end is the memory of those that l
 
 from __future__ import annotations
 
+import faulthandler
 import subprocess
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -68,12 +70,21 @@ class Asking:
     def __init__(self, lab: Lab, pod: str, namespace: str, url: str) -> None:
         script = f"while :; do curl -s -o /dev/null --max-time 30 -w '%{{http_code}}\\n' {url}; done"
         self._process: subprocess.Popen[bytes] = lab.start(pod, "sh", "-c", script, namespace=namespace)
+        self._counted: Counter[str] = Counter()
+        self._reader = threading.Thread(target=self._count)
+        self._reader.start()
+
+    def _count(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._counted[line.decode().strip()] += 1
 
     def end(self) -> Counter[str]:
         """How often each status came."""
         self._process.terminate()
-        output, _ = self._process.communicate(timeout=60)
-        return Counter(output.decode().split())
+        self._reader.join(60)
+        self._process.wait(60)
+        return self._counted
 
 
 def resident(lab: Lab, name: str) -> dict[int, int]:
@@ -92,6 +103,8 @@ def resident(lab: Lab, name: str) -> dict[int, int]:
 
 @pytest.mark.parametrize("seconds", [20, pytest.param(600, marks=pytest.mark.long)], ids=["short", "long"])
 def test_every_request_is_answered_while_everything_changes(lab: Lab, seconds: int) -> None:
+    # What all tests have is five minutes.
+    faulthandler.dump_traceback_later(2 * seconds + 300, exit=True)
     asking = [Asking(lab, "curl", "default", INSIDE), Asking(lab, "browser", "outside", OUTSIDE)]
     began = time.monotonic()
     rounds = 0
