@@ -11,7 +11,10 @@ import hashlib
 from typing import Final
 
 from waypoint.http.messages import Headers, Request, Response
+from ztunnel.dataplane.bytestream import Transport
 
+LARGE: Final = 16384
+"""Pieces of a body from here on are not copied once more."""
 MAX_NAMES: Final = 1024
 """Spellings that are remembered."""
 
@@ -157,6 +160,24 @@ def websocket_accept(key: bytes) -> bytes:
 def chunk(data: bytes) -> bytes:
     """A piece of a body in chunked coding."""
     return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def write_pieces(transport: Transport, pieces: list[bytes]) -> None:
+    """Writes what was collected: small pieces in one, large ones as they are, since copying them costs more than another write."""
+    if len(pieces) == 1:
+        transport.write(pieces[0])
+        return
+    small: list[bytes] = []
+    for piece in pieces:
+        if len(piece) < LARGE:
+            small.append(piece)
+            continue
+        if small:
+            transport.write(b"".join(small))
+            small = []
+        transport.write(piece)
+    if small:
+        transport.write(b"".join(small))
 
 
 def last_chunk(trailers: Headers) -> bytes:

@@ -16,6 +16,7 @@ from waypoint.data.ends import ResponseUser, ServerStream
 from waypoint.data.heads import (
     CONNECTION,
     CONTENT_LENGTH,
+    LARGE,
     TRANSFER_ENCODING,
     UPGRADE,
     BadMessage,
@@ -27,6 +28,7 @@ from waypoint.data.heads import (
     tokens,
     trailer_lines,
     without_nominated,
+    write_pieces,
 )
 from waypoint.http.messages import Headers, Request, Response
 from waypoint.upstream.outcome import ResetReason
@@ -155,7 +157,14 @@ class Http1Client(ServerStream):
     def send(self, data: bytes) -> None:
         if self._dead or not data or not self._sending:
             return
-        self._push(chunk(data) if self._chunked else data)
+        if not self._chunked:
+            self._push(data)
+        elif len(data) < LARGE:
+            self._push(chunk(data))
+        else:
+            self._push(b"%x\r\n" % len(data))
+            self._push(data)
+            self._push(b"\r\n")
 
     def end(self, trailers: Headers) -> None:
         if self._dead or not self._sending:
@@ -197,7 +206,7 @@ class Http1Client(ServerStream):
         if out and self._transport is not None:
             self._out = []
             self._out_bytes = 0
-            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+            write_pieces(self._transport, out)
 
     def flush(self) -> None:
         """Sends what was written in this round."""

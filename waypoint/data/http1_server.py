@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from waypoint.data.ends import ClientStream, RequestUser, Service
-from waypoint.data.heads import BadMessage, chunk, has_no_body, last_chunk, response_head, websocket_accept
+from waypoint.data.heads import LARGE, BadMessage, chunk, has_no_body, last_chunk, response_head, websocket_accept, write_pieces
 from waypoint.data.http1_requests import NO_TRAILERS, End, HttpLimits, RequestReader, Unread
 from waypoint.http.messages import Client, Headers, Request, Response
 from ztunnel.dataplane.bytestream import Transport
@@ -300,7 +300,14 @@ class Http1Server(ClientStream):
     def send(self, data: bytes) -> None:
         if self._dead or not data:
             return
-        self._push(chunk(data) if self._chunked else data)
+        if not self._chunked:
+            self._push(data)
+        elif len(data) < LARGE:
+            self._push(chunk(data))
+        else:
+            self._push(b"%x\r\n" % len(data))
+            self._push(data)
+            self._push(b"\r\n")
 
     def end(self, trailers: Headers) -> None:
         if self._dead:
@@ -382,7 +389,7 @@ class Http1Server(ClientStream):
         if out:
             self._out = []
             self._out_bytes = 0
-            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+            write_pieces(self._transport, out)
 
     def flush(self) -> None:
         """Sends what was written in this round."""
