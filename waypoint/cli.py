@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import click
 
 from ztunnel import __version__
+
+_Command = TypeVar("_Command", bound=Callable[..., None])
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -20,12 +22,25 @@ def main() -> None:
     """The L7 proxy of the mesh."""
 
 
+def _settings_options(command: _Command) -> _Command:
+    """What both kinds of proxy are started with."""
+    options = (
+        click.option(
+            "--config",
+            "file",
+            type=click.Path(path_type=Path, dir_okay=False),
+            help="YAML file with the settings; without it, the environment's.",
+        ),
+        click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Least severe line that is logged."),
+        click.option("--check", is_flag=True, help="Report all problems of the settings and end; paths are not looked at."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @main.command()
-@click.option(
-    "--config", "file", type=click.Path(path_type=Path, dir_okay=False), help="YAML file with the settings; without it, the environment's."
-)
-@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Least severe line that is logged.")
-@click.option("--check", is_flag=True, help="Report all problems of the settings and end; paths are not looked at.")
+@_settings_options
 def run(file: Path | None, log_level: str | None, check: bool) -> None:
     """Run the L7 proxy of one Gateway until SIGTERM.
 
@@ -44,15 +59,33 @@ def run(file: Path | None, log_level: str | None, check: bool) -> None:
       sources:
         files: /etc/ztunnel/manifests
     """
+    _start(file, check, {"log.level": log_level})
+
+
+@main.command()
+@_settings_options
+def gateway(file: Path | None, log_level: str | None, check: bool) -> None:
+    """Run an ingress gateway until SIGTERM: the same proxy for clients outside the mesh, on the ports of its Gateway's listeners.
+
+    Settings are those of `waypoint run`, with `kind: gateway`.
+
+    \b
+    Examples:
+      waypoint gateway --config /etc/waypoint/ingress.yaml
+      WAYPOINT_NAME=ingress WAYPOINT_NAMESPACE=edge WAYPOINT_SOURCES_FILES=/etc/ztunnel/manifests waypoint gateway
+    """
+    _start(file, check, {"log.level": log_level, "kind": "gateway"})
+
+
+def _start(file: Path | None, check: bool, given: dict[str, str | None]) -> None:
     from waypoint.settings import parse, variable
     from ztunnel.runtime.settings_file import read_settings
 
     with _sentences():
-        given = {"log.level": log_level}
         environ = {**os.environ, **{variable(key): str(value) for key, value in given.items() if value is not None}}
         settings = parse({} if file is None else read_settings(file), environ)
         if check:
-            click.echo(f"{file or 'settings'}: fine, for {settings.namespace}/{settings.name}")
+            click.echo(f"{file or 'settings'}: fine, for {settings.kind.value} {settings.namespace}/{settings.name}")
             return
         from waypoint.app import run as run_proxy
 

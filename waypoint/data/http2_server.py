@@ -103,10 +103,9 @@ class Http2Request(Http2Stream, ClientStream):
             headers = [line for line in headers if not line[0].startswith(b"sec-websocket-accept")]
         server = self.server
         bodiless = ended or self._is_head or (has_no_body(status) and not self._is_tunnel)
-        server.mux.respond(self.number, status, headers, end=bodiless and self.complete)
-        if bodiless and not self.complete:
-            # Not with END_STREAM and RST_STREAM at once: a client might see the reset only.
-            server.mux.end_stream(self.number)
+        # With END_STREAM where there is no body: gRPC reads a status among the headers only there. The rest of a request that is not
+        # complete is stopped by RST_STREAM(NO_ERROR) behind it (RFC 9113 §8.1).
+        server.mux.respond(self.number, status, headers, end=bodiless)
         server.schedule()
         if bodiless:
             self.sent_all()
