@@ -105,21 +105,29 @@ _Verify = Callable[[bytes, bytes, str], None]
 class Key:
     """One key of a set, and the algorithms that it may verify."""
 
-    __slots__ = ("_verify", "algorithms", "key_id")
+    __slots__ = ("_verify", "algorithm", "algorithms", "key_id")
 
-    def __init__(self, key_id: str, algorithms: frozenset[str], verify: _Verify) -> None:
+    def __init__(self, key_id: str, algorithm: str, algorithms: frozenset[str], verify: _Verify) -> None:
+        """
+        Args:
+            algorithm: the one that it says it is for, or empty.
+            algorithms: those that its kind can verify.
+        """
         self.key_id = key_id
+        self.algorithm = algorithm
         self.algorithms = algorithms
         self._verify = verify
 
     def fits(self, token: Jws) -> bool:
-        """Whether it could have signed a token: by key id, where both have one, and by algorithm."""
+        """Whether it may be meant by a token: by key id, where both have one, and by the algorithm that it says it is for."""
         if token.key_id and self.key_id and token.key_id != self.key_id:
             return False
-        return token.algorithm in self.algorithms
+        return not self.algorithm or token.algorithm == self.algorithm
 
     def made(self, token: Jws) -> bool:
-        """Whether the token's signature is this key's."""
+        """Whether the token's signature is this key's. A key never verifies what is not for its kind."""
+        if token.algorithm not in self.algorithms:
+            return False
         try:
             self._verify(token.signature, token.signed, token.algorithm)
         except (InvalidSignature, ValueError):
@@ -183,11 +191,10 @@ def _key(value: object) -> Key | None:
         algorithms, verify = maker(value)
     except (ValueError, TypeError, KeyError, OverflowError, UnsupportedAlgorithm, TokenError):
         return None
-    named = value.get("alg")
-    if named is not None:
-        algorithms = algorithms & {str(named)}
-    key_id = value.get("kid", "")
-    return Key(key_id if isinstance(key_id, str) else "", algorithms, verify) if algorithms else None
+    named, key_id = value.get("alg", ""), value.get("kid", "")
+    if not isinstance(named, str) or (named and named not in algorithms):
+        return None
+    return Key(key_id if isinstance(key_id, str) else "", named, algorithms, verify)
 
 
 def _bytes(value: dict[str, object], name: str) -> bytes:

@@ -2,7 +2,7 @@
 
 BASE: escapes of unreserved characters are decoded once, `\\` is `/`, dot segments are resolved; `%2F` and `%5C` stay as they are.
 MERGE_SLASHES: also `//` is `/`. DECODE_AND_MERGE_SLASHES: `%2F` and `%5C` are slashes as well. NONE: nothing is changed.
-Everything but NONE refuses NUL, a fragment and what is not in origin form.
+Everything but NONE refuses NUL, what is not printable ASCII, a fragment and what is not in origin form.
 Source: Istio MeshConfig.pathNormalization; Envoy `normalize_path`, `merge_slashes`, `path_with_escaped_slashes_action`; RFC 3986 §6.2.2.
 """
 
@@ -14,8 +14,8 @@ from typing import Final
 from ztunnel.mesh.l7.config import PathNormalization
 
 _UNRESERVED: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"
-_PLAIN: Final = _UNRESERVED + b"/!$&'()*+,;=:@|[]^"
-"""Bytes that stand for themselves wherever they are. What is in neither list nor special is escaped."""
+_PLAIN: Final = _UNRESERVED + b"/!$&'()*+,;=:@[]"
+"""Bytes that stand for themselves wherever they are. Other printable ones are escaped, others refused."""
 _SEGMENT: Final = re.escape(_PLAIN.replace(b"/", b""))
 _FIRST: Final = re.escape(_PLAIN.replace(b"/", b"").replace(b".", b""))
 _USUAL: Final = re.compile(b"(?:/(?:[" + _FIRST + b"][" + _SEGMENT + b"]*)?)+(?:\\?[^#]*)?")
@@ -57,7 +57,7 @@ def normalize(path: bytes, how: PathNormalization) -> bytes | None:
 
 
 def _unescape(path: bytes, *, slashes: bool) -> bytes | None:
-    """Unreserved characters decoded, backslashes turned, what may not stand there escaped. None with NUL."""
+    """Unreserved characters decoded, backslashes turned, what may not stand there escaped. None with what is not printable, or `%00`."""
     result = bytearray()
     at, end = 0, len(path)
     while at < end:
@@ -79,7 +79,7 @@ def _unescape(path: bytes, *, slashes: bool) -> bytes | None:
             at += 2
         elif byte == _BACKSLASH:
             result.append(_SLASH)
-        elif byte == 0:
+        elif byte < 0x20 or byte > 0x7E:
             return None
         elif byte in _PLAIN:
             result.append(byte)

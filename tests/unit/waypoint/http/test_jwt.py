@@ -64,7 +64,7 @@ def test_a_good_token_is_its_claims_and_goes_no_further() -> None:
         (replace(RULE, audiences=("https://shop/",)), {}, 0, ""),
         (replace(RULE, audiences=("cart",)), {}, 403, "Audiences in Jwt are not allowed"),
         (replace(RULE, audiences=("cart",)), {"aud": None}, 403, "Audiences in Jwt are not allowed"),
-        (replace(RULE, jwks=jwks("HS256")), {}, 401, "Jwks doesn't have key to match kid or alg from Jwt"),
+        (replace(RULE, jwks=jwks("HS256")), {}, 401, "Jwt verification fails"),
         (replace(RULE, jwks="{}"), {}, 401, 'Jwks does not have "keys"'),
         (replace(RULE, jwks="", jwks_uri="https://keys"), {}, 401, "Jwks remote fetch is failed"),
         (RULE, {"exp": "soon"}, 401, "Jwt payload [exp] field is not an integer"),
@@ -165,7 +165,7 @@ def test_fetched_keys_are_used_as_they_come_and_go() -> None:
     sets.put("https://keys", jwks())
     assert isinstance(asking.check(request(token()), NOW), Claims)
     sets.put("https://keys", jwks("HS256"))
-    assert refusal(asking.check(request(token()), NOW)).body.startswith(b"Jwks doesn't have key")
+    assert refusal(asking.check(request(token()), NOW)).body == b"Jwt verification fails"
     sets.put("https://keys", "rubbish")
     assert refusal(asking.check(request(token()), NOW)).body == b"Jwks remote fetch is failed"
     sets.put("https://keys", jwks())
