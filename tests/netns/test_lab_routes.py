@@ -210,3 +210,49 @@ def test_an_entry_behind_the_waypoint(lab: Lab) -> None:
     assert told.code == 0, told
     assert "server: istio-envoy" in told.stdout.lower()
     assert '"pod": "other"' in told.stdout
+
+
+DOOR = """
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: door, namespace: shop}
+spec:
+  gatewayClassName: istio
+  listeners: [{name: http, port: 80, protocol: HTTP}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: door, namespace: shop}
+spec:
+  parentRefs: [{name: door}]
+  hostnames: [web.example]
+  rules: [{backendRefs: [{name: web, port: 80}]}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: inner, namespace: shop}
+spec:
+  parentRefs: [{group: "", kind: Service, name: web}]
+  rules:
+    - filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: x-inner, value: "1"}]}}]
+      backendRefs: [{name: web, port: 80}]
+"""
+
+
+def test_an_ingress_gateway_goes_through_the_waypoint_where_the_service_says_so(lab: Lab) -> None:
+    lab.apply(DOOR)
+    lab.settle()
+    address = text(lab.get("service", "door-istio", "shop"), "spec", "clusterIP")
+
+    def asked_from_outside() -> Tree:
+        return lab.curl("client", f"http://{address}/", "-H", "host: web.example", namespace="guest").json()
+
+    def inner() -> bool:
+        return "x-inner" in {str(name).lower() for name in dict(asked_from_outside()["headers"])}  # type: ignore[call-overload]  # as above
+
+    assert not inner()
+    lab.label("service", "web", {"istio.io/ingress-use-waypoint": "true"}, "shop")
+    lab.settle()
+    assert inner()
+    refused = lab.exec("client", "curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", f"http://{address}/", namespace="guest")
+    assert refused.stdout == "404", "no route has this host"
