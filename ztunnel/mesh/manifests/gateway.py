@@ -19,8 +19,8 @@ MAX_LISTENERS = 64
 MAX_ADDRESSES = 16
 _PROTOCOL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9./]{0,253}[A-Za-z0-9])?")
 _HOSTNAME = re.compile(r"(?:\*\.)?[a-z0-9](?:[-a-z0-9.]{0,250}[a-z0-9])?")
-_UNSUPPORTED = ("allowedListeners", "backendTLS", "tls", "defaultScope")
-_GATEWAY_SPEC = ("gatewayClassName", "listeners", "addresses", "infrastructure", *_UNSUPPORTED)
+_UNSUPPORTED = ("allowedListeners", "backendTLS", "defaultScope")
+_GATEWAY_SPEC = ("gatewayClassName", "listeners", "addresses", "infrastructure", "tls", *_UNSUPPORTED)
 _LISTENER = ("name", "hostname", "port", "protocol", "tls", "allowedRoutes")
 _TLS = ("mode", "certificateRefs", "frontendValidation", "options")
 

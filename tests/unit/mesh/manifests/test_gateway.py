@@ -50,9 +50,9 @@ def test_defaults_are_those_of_an_api_server() -> None:
 
 def test_infrastructure() -> None:
     parts = {"labels": {"a": "b"}, "annotations": {"c": "d e"}, "parametersRef": {"group": "", "kind": "ConfigMap", "name": "options"}}
-    item = read(gateway("g", infrastructure=parts, tls={"backend": {}}))
+    item = read(gateway("g", infrastructure=parts, allowedListeners={}))
     assert (item.infrastructure_labels, item.infrastructure_annotations) == ({"a": "b"}, {"c": "d e"})
-    assert item.unsupported == ("spec.tls", "spec.infrastructure.parametersRef")
+    assert item.unsupported == ("spec.allowedListeners", "spec.infrastructure.parametersRef")
 
 
 def test_listeners_say_who_may_attach() -> None:
