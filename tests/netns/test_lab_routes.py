@@ -192,24 +192,32 @@ def test_what_cannot_be_done_safely_is_closed_and_said(lab: Lab) -> None:
     assert asked(lab, service="other")["pod"] == "other"
 
 
-def test_an_entry_behind_the_waypoint(lab: Lab) -> None:
-    entry: Tree = {
+def entry(name: str, **spec: object) -> Tree:
+    """A ServiceEntry of the namespace behind the waypoint."""
+    return {
         "apiVersion": "networking.istio.io/v1",
         "kind": "ServiceEntry",
-        "metadata": {"name": "outer", "namespace": "shop"},
-        "spec": {
-            "hosts": ["outer.example"],
-            "ports": [{"number": 80, "name": "http", "protocol": "HTTP", "targetPort": 8080}],
-            "resolution": "STATIC",
-            "endpoints": [{"address": lab.address("other", "shop")}],
-        },
+        "metadata": {"name": name, "namespace": "shop"},
+        "spec": {"hosts": [f"{name}.example"], **spec},
     }
-    lab.apply([entry])
+
+
+def test_entries_behind_the_waypoint(lab: Lab) -> None:
+    port = {"number": 80, "name": "http", "protocol": "HTTP"}
+    other = lab.address("other", "shop")
+    lab.apply(
+        [
+            entry("fixed", ports=[{**port, "targetPort": 8080}], resolution="STATIC", endpoints=[{"address": other}]),
+            entry("named", ports=[port], resolution="DNS", endpoints=[{"address": "other.shop.svc.cluster.local"}]),
+            entry("plain", ports=[{**port, "number": 8080}], resolution="NONE", addresses=[other]),
+        ]
+    )
     lab.settle()
-    told = lab.curl("client", "http://outer.example/", "-i", namespace="shop")
-    assert told.code == 0, told
-    assert "server: istio-envoy" in told.stdout.lower()
-    assert '"pod": "other"' in told.stdout
+    for url in ("http://fixed.example/", "http://named.example/", "http://plain.example:8080/"):
+        told = lab.curl("client", url, "-i", namespace="shop")
+        assert told.code == 0, (url, told)
+        assert "server: istio-envoy" in told.stdout.lower(), url
+        assert '"pod": "other"' in told.stdout, url
 
 
 DOOR = """
