@@ -26,6 +26,8 @@ from tests.kit.workers import WORKERS_VARIABLE
 
 ASYNC_TEST_SECONDS = 60.0
 """Bound of one `async def` test on the real clock: a test that waits for ever must say where, not hang the run."""
+KUBE_TEST_SECONDS = 280.0
+"""The same where an API server has to do its work, which takes seconds on a quiet machine; below pytest's own `faulthandler_timeout`."""
 
 ROOMS = {"netns": ("netns",), "interop": ("interop", "netns"), "soak": ("soak", "slow", "netns"), "kube": ("kube", "slow")}
 """Which markers a test gets from its directory under tests/."""
@@ -120,8 +122,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     clock = next((value for value in arguments.values() if isinstance(value, trio.testing.MockClock)), None)
     test = partial(pyfuncitem.obj, **arguments)
 
+    seconds = ASYNC_TEST_SECONDS if pyfuncitem.get_closest_marker("kube") is None else KUBE_TEST_SECONDS
+
     async def bounded() -> None:
-        with trio.fail_after(ASYNC_TEST_SECONDS):
+        with trio.fail_after(seconds):
             await test()
 
     if clock is None:

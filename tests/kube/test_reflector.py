@@ -18,7 +18,7 @@ CRD_PATH = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
 
 async def until(question: Callable[[], object]) -> None:
-    await eventually_async(lambda: question() or None, within=50)
+    await eventually_async(lambda: question() or None, within=120)
 
 
 def make_pods(api: ApiServer, namespace: str, *names: str) -> None:

@@ -67,7 +67,7 @@ async def reading(api: ApiServer, user: User | None = None, *, waits: bool = Tru
 
 
 async def until(question: Callable[[], object]) -> None:
-    await eventually_async(lambda: question() or None, within=50)
+    await eventually_async(lambda: question() or None, within=120)
 
 
 def policy(namespace: str, name: str, spec: object) -> dict[str, object]:
