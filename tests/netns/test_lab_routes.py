@@ -209,6 +209,7 @@ def test_entries_behind_the_waypoint(lab: Lab) -> None:
         [
             entry("fixed", ports=[{**port, "targetPort": 8080}], resolution="STATIC", endpoints=[{"address": other}]),
             entry("named", ports=[port], resolution="DNS", endpoints=[{"address": "other.shop.svc.cluster.local"}]),
+            entry("wild", ports=[port], resolution="DYNAMIC_DNS", hosts=["*.cluster.local"], addresses=["192.0.2.9"]),
             entry("plain", ports=[{**port, "number": 8080}], resolution="NONE", addresses=[other]),
         ]
     )
@@ -218,6 +219,9 @@ def test_entries_behind_the_waypoint(lab: Lab) -> None:
         assert told.code == 0, (url, told)
         assert "server: istio-envoy" in told.stdout.lower(), url
         assert '"pod": "other"' in told.stdout, url
+    for host, code in (("other.shop.svc.cluster.local", "200"), ("elsewhere.example", "404")):
+        words = ("curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "-H", f"host: {host}", "http://192.0.2.9/")
+        assert lab.exec("client", *words, namespace="shop").stdout == code, host
 
 
 DOOR = """
