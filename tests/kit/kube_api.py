@@ -65,11 +65,18 @@ def tools() -> tuple[Path | None, str]:
 
 
 def free_port(address: str = "127.0.0.1") -> int:
-    """A port that nobody listens on now."""
+    """A port that nobody listens on now, below those that the kernel gives to outgoing connections: a server that is started again, or a
+    moment later, must not find one of them there."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])
+    for _ in range(100):
+        port = 20000 + secrets.randbelow(12000)
+        with socket.socket(family) as probe:
+            try:
+                probe.bind((address, port))
+            except OSError:
+                continue
+        return port
+    raise RuntimeError(f"no free port at {address}")
 
 
 @dataclass(frozen=True, slots=True)
