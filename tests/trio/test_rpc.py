@@ -9,6 +9,7 @@ import h2.events
 import h2.settings
 import pytest
 import trio
+import trio.testing
 
 from tests.kit.pki import FakePki
 from tests.kit.polling import eventually_async
@@ -153,6 +154,49 @@ async def test_hostile_bytes_end_their_connection_only(hostile: Callable[[], byt
         await client.until_closed()
         await eventually_async(lambda: server.open_connections == 0, within=30)
         server.bounds = Bounds()
+        assert await ask(target, b"") == b"meta:127.0.0.1"
+
+
+@pytest.mark.parametrize("ending", [b"\0\0\x08\7\0\0\0\0\0" + bytes(8), b"\0\0\1\6\0\0\0\0\0x"], ids=["GOAWAY", "nonsense"])
+async def test_a_caller_that_ends_its_connection_during_a_call_costs_nobody_else_anything(ending: bytes) -> None:
+    asked, may_answer, answered = trio.Event(), trio.Event(), trio.Event()
+
+    async def slow(call: Call) -> bytes:
+        if call.message == b"slow":
+            asked.set()
+            try:
+                await may_answer.wait()
+            finally:
+                answered.set()
+        return call.message
+
+    async with serving(PKI, {PATH: slow}) as (target, server):
+        async with raw_client(PKI, target) as client:
+            client.http.initiate_connection()
+            client.http.send_headers(1, request_headers("x", PATH, 30.0, {}))
+            client.http.send_data(1, framed(b"slow"), end_stream=True)
+            await client.flush()
+            await asked.wait()
+            await client.stream.send_all(ending)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            may_answer.set()
+            await answered.wait()
+            assert await ask(target, b"other", pki=PKI) == b"other"
+        await eventually_async(lambda: server.open_connections == 0, within=30)
+
+
+async def test_an_error_that_nobody_foresaw_ends_its_connection_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_self: object, _data: bytes) -> list[h2.events.Event]:
+        raise KeyError("ours")
+
+    async with serving(PKI, {PATH: echo}) as (target, server):
+        bugs: list[bool] = []
+        server.on_bug = lambda: bugs.append(True)
+        async with raw_client(PKI, target) as client:
+            with monkeypatch.context() as patched:
+                patched.setattr("h2.connection.H2Connection.receive_data", broken)
+                await client.stream.send_all(b"x")
+                await eventually_async(lambda: bool(bugs), within=30)
         assert await ask(target, b"") == b"meta:127.0.0.1"
 
 

@@ -135,6 +135,10 @@ class RpcServer:
         except* (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
             # Strangers' handshakes, and callers that went away or kept us waiting: theirs to do, and nothing of ours is lost.
             log.debug("connection ended", extra={"fields": {"peer": peer}})
+        except* Exception:
+            # The boundary that keeps what nobody foresaw to its connection; beyond it is everybody's listener.
+            log.exception("connection failed", extra={"fields": {"peer": peer}})
+            self.on_bug()
 
     def _evict(self) -> bool:
         longest = next(iter(self.idle), None)
@@ -339,7 +343,8 @@ class _Connection:
     async def _finish(self, number: int, trailers: list[tuple[bytes, bytes]], answer: bytes | None = None) -> None:
         """Headers, message and trailers, within `answer_seconds`; a caller that does not take them loses its connection."""
         head = [(b":status", b"200"), (b"content-type", CONTENT_TYPE)]
-        with trio.fail_after(self._bounds.answer_seconds), suppress(h2.exceptions.StreamClosedError):
+        # Without a word: the call was taken back, or the caller has ended the connection while we worked (GOAWAY, or nonsense).
+        with trio.fail_after(self._bounds.answer_seconds), suppress(h2.exceptions.ProtocolError):
             if answer is None:
                 self._http.send_headers(number, head + trailers, end_stream=True)
             else:
