@@ -96,9 +96,13 @@ class Router:
         known = self._known.get(asked)
         if known is not None:
             candidates, routes = known
-            route = routes.get(pick(candidates, active, random).workload.uid if candidates else None)
+            chosen = pick(candidates, active, random) if candidates else None
+            route = routes.get(chosen.workload.uid if chosen is not None else None)
             if route is not None:
                 return route
+            if chosen is not None:
+                # The choice is made: asking anew would make another, and those that have no route yet would get too few connections.
+                active, random = _nobody, _Told((candidates.index(chosen), 0))
         found = resolve(self._index, source, destination, active, random)
         if isinstance(found, Route) and found.candidates is not None:
             if known is None:
@@ -107,6 +111,20 @@ class Router:
                 known = self._known[asked] = (found.candidates, {})
             known[1][found.workload_uid if found.candidates else None] = found
         return found
+
+
+def _nobody(_: str) -> int:
+    return 0
+
+
+class _Told:
+    """Dice that fall as they are told."""
+
+    def __init__(self, numbers: tuple[int, ...]) -> None:
+        self._numbers = iter(numbers)
+
+    def __call__(self, _: int) -> int:
+        return next(self._numbers)
 
 
 def authority(address: str, port: int) -> str:

@@ -192,6 +192,22 @@ class TestRouter:
         assert self.asked(router, 1) is second
         assert self.asked(router, 0, "10.0.0.1") is self.asked(router, 0, "10.0.0.1")
 
+    def test_an_endpoint_that_has_no_route_yet_is_as_likely_as_the_others(self) -> None:
+        behind = [workload(f"w{number}", f"10.1.0.{number + 1}") for number in range(3)]
+        router = Router(builders.index(CLIENT, *behind, service("web", "10.96.0.1", behind=behind)))
+        for number in range(3):
+            assert self.asked(router, number).workload_uid == f"uid-w{number}"
+        drawn: list[int] = []
+
+        def draw(count: int) -> int:
+            drawn.append(count)
+            return 0
+
+        fresh = Router(builders.index(CLIENT, *behind, service("web", "10.96.0.1", behind=behind)))
+        for _ in range(4):
+            fresh.resolve(CLIENT, ("10.96.0.1", 80), lambda _: 0, draw)
+        assert len(drawn) == 4 * 2
+
     def test_a_change_of_the_mesh_is_seen_at_once(self) -> None:
         index = builders.index(CLIENT, A)
         router = Router(index)
