@@ -32,7 +32,7 @@ from ztunnel.mesh.manifests.tree import Tree, at, branches, integer, strings, te
 
 REPOSITORY = Path(__file__).parents[2]
 SAMPLES = REPOSITORY / "deploy" / "samples"
-SETTLE_SECONDS = 45.0
+SETTLE_SECONDS = 120.0
 Manifests = str | Path | Sequence[str | Path | Tree]
 """YAML text, a file or directory, objects, or several of these."""
 

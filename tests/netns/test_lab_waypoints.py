@@ -46,6 +46,9 @@ server = socket.create_server(("127.0.0.1", 15088))
 while True:
     sock, _ = server.accept()
     head = sock.recv(16)
+    if len(head) < 16:
+        sock.close()  # somebody who only asks whether we listen
+        continue
     body = sock.recv(int.from_bytes(head[14:16], "big"))
     wanted = socket.inet_ntop(socket.AF_INET, body[4:8]), int.from_bytes(body[10:12], "big")
     sock.recv(65536)
@@ -101,7 +104,7 @@ def test_while_the_waypoint_is_missing_nothing_goes_through(lab: Lab) -> None:
 
 def test_a_foreign_proxy_is_a_waypoint_and_reads_what_was_dialled(lab: Lab) -> None:
     vip = text(lab.get("service", "web", "shop"), "spec", "clusterIP")
-    objects = foreign("PROXY/15088", {"command": [sys.executable, "-c", PROXY_READER]})
+    objects = foreign("PROXY/15088", {"command": [sys.executable, "-c", PROXY_READER], "ports": [{"containerPort": 15088}]})
     lab.apply(objects)
     lab.settle()
     told = lab.curl("client", "http://web/", namespace="shop")

@@ -30,7 +30,7 @@ from ztunnel.lab.wire import LOG_NAME, MAX_SOCKET_PATH, PROCESS_FILE, BadMessage
 from ztunnel.mesh.manifests.tree import integer
 
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 END_SECONDS = 15.0
 POLL_SECONDS = 0.01
 LOG_LINES = 15
