@@ -11,6 +11,7 @@ import pytest
 
 from tests.kit.mesh import Mesh
 from tests.kit.polling import eventually
+from tests.kit.tokens import jwks, sign
 from tests.kit.waypoints import HttpApp, Waypoint
 from tests.kit.web_pki import WebPki
 from waypoint.questions import QuestionError, question_of
@@ -168,3 +169,75 @@ def test_an_ingress_gateway_serves_clients_from_outside_over_http_and_tls() -> N
                     tls.sendall(request)
                     assert b"".join(iter(lambda: tls.recv(65536), b"")).endswith(b"\r\n\r\nok")
             assert b"x-forwarded-proto: https" in app.heads[1].split(b"\r\n")
+
+
+def test_tokens_are_verified_with_keys_from_their_issuer(shared: tuple[Mesh, Waypoint]) -> None:
+    mesh, _ = shared
+    server = mesh.pods["server"]
+    keys = jwks().encode()
+    published = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(keys) + keys
+    rule = {"issuer": "i", "jwksUri": f"http://{server.v4}:8099/keys", "outputClaimToHeaders": [{"header": "x-sub", "claim": "sub"}]}
+    meta = {"name": "jwt", "namespace": "default"}
+    target = {"kind": "Service", "group": "", "name": "web"}
+    mesh.policy("users", {"targetRefs": [target], "rules": [{"from": [{"source": {"requestPrincipals": ["i/alice"]}}]}]})
+    with (
+        HttpApp(server, 8099, published),
+        HttpApp(server, 8080, b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok") as app,
+    ):
+        mesh.apply(
+            {
+                "apiVersion": "security.istio.io/v1",
+                "kind": "RequestAuthentication",
+                "metadata": meta,
+                "spec": {"targetRefs": [target], "jwtRules": [rule]},
+            }
+        )
+
+        def asked(*lines: bytes) -> bytes:
+            return ask(mesh, b"\r\n".join([b"GET /me HTTP/1.1", b"host: web", b"connection: close", *lines]) + b"\r\n\r\n")
+
+        expired = b"authorization: Bearer " + sign({"iss": "i", "exp": 1})
+        eventually(lambda: asked(expired).endswith(b"Jwt is expired"), within=60, saying="tokens are looked at")
+        eventually(lambda: asked().startswith(b"HTTP/1.1 403"), within=60, saying="the policy is in force")
+        good = b"authorization: Bearer " + sign({"iss": "i", "sub": "alice"})
+        eventually(lambda: asked(good).startswith(b"HTTP/1.1 200"), within=60, saying="a good token is accepted")
+        assert b"\r\nx-sub: alice" in app.heads[-1]
+        assert b"authorization" not in app.heads[-1]
+        assert asked(b"authorization: Bearer " + sign({"iss": "i", "sub": "bob"})).startswith(b"HTTP/1.1 403")
+        assert asked(expired).startswith(b"HTTP/1.1 401")
+        mesh.clear("AuthorizationPolicy", "RequestAuthentication")
+        eventually(lambda: asked(expired).startswith(b"HTTP/1.1 200"), within=60, saying="neither is in force any more")
+
+
+def test_access_logs_are_written_as_mesh_config_and_telemetry_say(shared: tuple[Mesh, Waypoint]) -> None:
+    mesh, waypoint = shared
+    text = "accessLogFile: /dev/stdout\naccessLogEncoding: JSON\n"
+    mesh.apply(
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "istio", "namespace": "istio-system"}, "data": {"mesh": text}}
+    )
+    logging = {"filter": {"expression": "request.url_path.startsWith('/logged')"}}
+    mesh.apply(
+        {
+            "apiVersion": "telemetry.istio.io/v1",
+            "kind": "Telemetry",
+            "metadata": {"name": "logs", "namespace": "default"},
+            "spec": {"accessLogging": [logging]},
+        }
+    )
+    eventually(lambda: waypoint.ask("config")["telemetry"][""]["access_logs"], within=60, saying="the filter is known")
+    meta = {"name": "istio", "namespace": "istio-system"}
+    mesh.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {"mesh": text}})
+    eventually(lambda: waypoint.ask("config")["telemetry"][""]["access_logs"][0]["json"], within=60, saying="the format is known")
+    with HttpApp(mesh.pods["server"], 8080, b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"):
+
+        def logged() -> bool:
+            ask(mesh, b"GET /logged HTTP/1.1\r\nhost: web\r\nuser-agent: me\r\nconnection: close\r\n\r\n")
+            ask(mesh, b"GET /quiet HTTP/1.1\r\nhost: web\r\nconnection: close\r\n\r\n")
+            return '"path":"/logged"' in waypoint.log
+
+        eventually(logged, within=60, saying="a request is logged")
+    line = json.loads(next(line for line in waypoint.log.splitlines() if '"path":"/logged"' in line))
+    assert (line["method"], line["response_code"], line["user_agent"], line["route_name"]) == ("GET", 200, "me", "default")
+    assert line["upstream_cluster"] == "inbound-vip|80|http|web.default.svc.cluster.local"
+    assert '"path":"/quiet"' not in waypoint.log
+    mesh.clear("Telemetry", "ConfigMap")

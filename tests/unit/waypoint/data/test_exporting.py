@@ -39,6 +39,7 @@ def received(collector: App) -> bytes:
 def test_a_sampled_request_reaches_the_collector(waypoint: LoopbackWaypoint) -> None:
     app, collector = traced(waypoint)
     waypoint.ask(GET)
+    waypoint.proxy.exporter.flush()
     (head,) = app.heads
     trace_id = head.split(b"x-b3-traceid: ")[1][:32].decode()
     waypoint.run_until(lambda: received(collector).endswith(b"}]"))
@@ -58,5 +59,6 @@ def test_spans_are_lost_where_the_collector_is_gone(waypoint: LoopbackWaypoint) 
     assert collector.acceptor is not None
     collector.acceptor.close()
     waypoint.ask(GET)
+    waypoint.proxy.exporter.flush()
     waypoint.run_until(lambda: waypoint.proxy.exporter.lost)
     assert waypoint.proxy.take_limits() == {"spans": 1}
