@@ -108,7 +108,8 @@ def _place(pod: Field) -> PodPlace | None:
     metadata, spec = pod.get("metadata"), pod.get("spec")
     if pod.get("status").get("phase").text("") in TERMINAL_PHASES:
         return None
-    account = spec.get("serviceAccountName").name("default")
+    # A mirror pod has none, and any node may make one in any namespace (NodeRestriction): it must not pass for that namespace's `default`.
+    account = spec.get("serviceAccountName").name("")
     node = spec.get("nodeName").name("")
     return PodPlace(metadata.get("namespace").name(), metadata.get("name").name(), metadata.get("uid").text(), node, account)
 

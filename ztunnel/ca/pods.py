@@ -19,6 +19,7 @@ class PodPlace(NamedTuple):
     node: str
     """Empty before it is scheduled."""
     service_account: str
+    """Empty if it has none."""
 
 
 class PodTable:
@@ -35,7 +36,7 @@ class PodTable:
     def replace(self, pods: Iterable[PodPlace]) -> None:
         """These are all; from now on they are known."""
         self._pods = {(pod.namespace, pod.name): pod for pod in pods}
-        self._accounts = Counter((pod.node, pod.namespace, pod.service_account) for pod in self._pods.values() if pod.node)
+        self._accounts = Counter(_account(pod) for pod in self._pods.values() if pod.node)
         self.synced = True
 
     def put(self, pod: PodPlace) -> None:
@@ -43,14 +44,14 @@ class PodTable:
         self.remove(pod.namespace, pod.name)
         self._pods[pod.namespace, pod.name] = pod
         if pod.node:
-            self._accounts[pod.node, pod.namespace, pod.service_account] += 1
+            self._accounts[_account(pod)] += 1
 
     def remove(self, namespace: str, name: str) -> None:
         """A pod that is gone, or has ended."""
         former = self._pods.pop((namespace, name), None)
         if former is None or not former.node:
             return
-        key = (former.node, former.namespace, former.service_account)
+        key = _account(former)
         self._accounts[key] -= 1
         if not self._accounts[key]:
             del self._accounts[key]
@@ -62,4 +63,8 @@ class PodTable:
 
     def runs_on(self, node: str, namespace: str, service_account: str) -> bool:
         """See `issuance.Pods`."""
-        return (node, namespace, service_account) in self._accounts
+        return bool(service_account) and (node, namespace, service_account) in self._accounts
+
+
+def _account(pod: PodPlace) -> tuple[str, str, str]:
+    return pod.node, pod.namespace, pod.service_account

@@ -92,6 +92,17 @@ def test_a_table_follows_what_the_reflector_tells() -> None:
     assert table.node_of("shop", "cart-0", "u") == "n"
 
 
+def test_a_mirror_pod_has_no_service_account() -> None:
+    table = PodTable()
+    store = PodStore(table)
+    mirror = pod(spec={"nodeName": "n"})
+    assert store.read(mirror) == PodPlace("shop", "cart-0", "u", "n", "")
+    store.replaced({Name("shop", "cart-0"): store.read(mirror)})
+    assert table.node_of("shop", "cart-0", "u") == "n"
+    assert not table.runs_on("n", "shop", "default")
+    assert not table.runs_on("n", "shop", "")
+
+
 def test_namespaces_that_end_are_left_out() -> None:
     store = NamespaceStore()
     assert store.read({"metadata": {"name": "a"}}) is True
