@@ -139,6 +139,22 @@ def test_two_namespaces_with_the_address_are_none(host: Host, net: Topology, cli
         host.finder().open(UID, [client.v4])
 
 
+def test_a_pod_that_took_the_address_of_one_that_is_gone_is_not_that_one(host: Host, net: Topology, client: Pod) -> None:
+    thief = impostor(net, client)
+    host.pin("cni-2", thief)
+    host.process(200, thief, OTHER, started=1)
+    with pytest.raises(NetnsRefused, match=r"cni-2 holds an address of pod .*, but processes of other pods only"):
+        host.finder().open(UID, [client.v4])
+
+
+def test_a_pod_whose_processes_others_have_joined_is_itself(host: Host, client: Pod) -> None:
+    host.pin("cni-1", client)
+    host.process(100, client, UID, started=1)
+    host.process(200, client, OTHER, started=2)
+    with found(host.finder(), UID, client.v4) as namespace:
+        assert namespace == identity(client)
+
+
 def test_one_namespace_that_is_pinned_twice_is_one(host: Host, client: Pod) -> None:
     host.pin("cni-1", client)
     host.pin("cni-2", client)

@@ -24,18 +24,26 @@ _POD = re.compile(
 )
 
 
-def pod_of(listing: str) -> str | None:
+def pod_of(listing: str, host: str = "") -> str | None:
     """The UID of the pod of a process, in the form of `plain_uid`; None when it is in none, or in two.
 
+    The outermost pod counts: below its own control group a container may be let make others, of any name.
+
     Args:
-        listing: its /proc/[pid]/cgroup: one line per hierarchy, `ID:controllers:path`. Pods inside a pod count as themselves.
+        listing: its /proc/[pid]/cgroup: one line per hierarchy, `ID:controllers:path`.
+        host: that of process 1. A node may be in a pod of another cluster itself; that pod does not count.
     """
+    around = {plain_uid(uid) for line in host.splitlines() for uid in _uids(line)}
     found = set()
     for line in listing.splitlines():
-        matches = _POD.findall(line.split(":", 2)[-1])
-        if matches:
-            found.add(plain_uid(matches[-1][0]))
+        inside = [uid for uid in map(plain_uid, _uids(line)) if uid not in around]
+        if inside:
+            found.add(inside[0])
     return found.pop() if len(found) == 1 else None
+
+
+def _uids(line: str) -> list[str]:
+    return [match[0] for match in _POD.findall(line.split(":", 2)[-1])]
 
 
 def plain_uid(uid: str) -> str:

@@ -1,9 +1,10 @@
 """Finds pods' network namespaces on a real node: told by CNI, else pinned by the container runtime, else by the pod's processes.
 
 Each way's result must hold an address of the pod, must not be the host's, and must not be another pod's; two candidates are none.
-Told by CNI, the pod's UID and its namespace come from the runtime itself. A pinned namespace is known by the pod's address alone, so two
-that hold it leave the question to the third way, which knows the UID: the namespace of the oldest process in the pod's control group
-(the sandbox's, which is there before any container).
+Told by CNI, the pod's UID and its namespace come from the runtime itself. A pinned namespace is known by the pod's address alone, which any
+pod that may change its network can take for its own: one in which only processes of other pods are is refused. Two that hold the address
+leave the question to the third way, which knows the UID: the namespace of the oldest process in the pod's control group (the sandbox's,
+which is there before any container).
 
 Thread-safe: `open` runs on worker threads, everything else on the agent's.
 """
@@ -132,7 +133,12 @@ class NodeFinder:
         if len(candidates) > 1:
             names = ", ".join(each.path for each in candidates[:4])
             raise NetnsRefused(f"more than one namespace holds an address of pod {uid}: {names}")
-        return self._open_path(candidates[0].path, uid, addresses) if candidates else None
+        if not candidates:
+            return None
+        residents = self._pods_in(candidates[0].namespace)
+        if residents and plain_uid(uid) not in residents:
+            raise NetnsRefused(f"{candidates[0].path} holds an address of pod {uid}, but processes of other pods only")
+        return self._open_path(candidates[0].path, uid, addresses)
 
     def _open_path(self, path: str, uid: str, addresses: Sequence[str]) -> tuple[int, _Place]:
         fd = netns.open_path(path)
@@ -163,15 +169,20 @@ class NodeFinder:
         return None
 
     def _of_pod(self, uid: str) -> list[Process]:
-        """The processes of a pod, oldest first; from the last walk if that is a moment old, or knew the pod."""
+        """The processes of a pod, oldest first; from the last walk if that is a moment old."""
         with self._lock:
-            key = plain_uid(uid)
-            known = self._walked.get(key, [])
-            if time.monotonic() - self._walked_at >= AGAIN_SECONDS:
-                self._walked = self._processes.of_pods(self._hosts)
-                self._walked_at = time.monotonic()
-                known = self._walked.get(key, [])
-            return known
+            return self._walk().get(plain_uid(uid), [])
+
+    def _pods_in(self, namespace: NetnsId) -> set[str]:
+        """The pods that have processes in a namespace, by plain UID. Those of a sandbox in a machine of its own are not seen."""
+        with self._lock:
+            return {uid for uid, processes in self._walk().items() if any(each.namespace == namespace for each in processes)}
+
+    def _walk(self) -> dict[str, list[Process]]:
+        if time.monotonic() - self._walked_at >= AGAIN_SECONDS:
+            self._walked = self._processes.of_pods(self._hosts)
+            self._walked_at = time.monotonic()
+        return self._walked
 
     def _verify(self, fd: int, uid: str, addresses: Sequence[str]) -> None:
         """Closes the descriptor when it refuses."""

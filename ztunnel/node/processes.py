@@ -111,11 +111,12 @@ class Processes:
         )
 
     def _walk(self, hosts: frozenset[NetnsId]) -> Iterator[Process]:
+        host = self._files.read(1, "cgroup")
         for pid in self._files.pids():
             namespace = netns.identity_at(self._files.network(pid))
             if namespace is None or namespace in hosts:
                 continue
-            pod = pod_of(self._files.read(pid, "cgroup"))
+            pod = pod_of(self._files.read(pid, "cgroup"), host)
             started = self._files.started(pid)
             if pod is not None and started is not None:
                 yield Process(started, pid, namespace, pod)

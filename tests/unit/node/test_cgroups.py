@@ -29,11 +29,18 @@ CONTAINER = "9bca8d63d5fa610783847915bcff0ecac1273e5b4bed3f6fa1b07350e0135961"
         f"/docker/{CONTAINER}/kubelet/kubepods/pod{UID}/{CONTAINER}",
         f"/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{SNAKE}.slice/cri-containerd-{CONTAINER}.scope",
         f"/kubepods/pod{UID.upper()}/{CONTAINER}",
-        f"/kubepods/pod11111111-2222-3333-4444-555555555555/kubelet/kubepods/pod{UID}/{CONTAINER}",
+        f"/kubepods/pod{UID}/{CONTAINER}/kubepods/pod11111111-2222-3333-4444-555555555555/x",
     ],
 )
 def test_spellings(path: str) -> None:
     assert pod_of(f"0::{path}\n") == plain_uid(UID)
+
+
+def test_a_pod_of_a_node_that_is_in_a_pod() -> None:
+    outer = "/kubepods/pod11111111-2222-3333-4444-555555555555"
+    listing = f"0::{outer}/kubelet/kubepods/pod{UID}/{CONTAINER}\n"
+    assert pod_of(listing, f"0::{outer}/init.scope\n") == plain_uid(UID)
+    assert pod_of(f"0::{outer}/kubelet\n", f"0::{outer}/init.scope\n") is None
 
 
 def test_a_static_pod() -> None:
