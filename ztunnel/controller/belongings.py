@@ -6,7 +6,7 @@ write what is said here. Source: Istio `pilot/pkg/config/kube/gateway/deployment
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from ztunnel.mesh.manifests.tree import Tree, at, branches, integer, strings, text
 from ztunnel.mesh.ports import INBOUND_HBONE, METRICS, READINESS
@@ -36,8 +36,12 @@ PodSpec = Callable[[Tree], Tree]
 
 def is_ours(gateway: Tree) -> bool:
     """Whether we run it: its class is ours, it is not for another revision, and its spec does not say that it is somewhere already."""
-    ours = text(gateway, "spec", "gatewayClassName") in CLASSES and _labels(gateway).get(REVISION, "default") == "default"
+    ours = text(gateway, "spec", "gatewayClassName") in CLASSES and _is_of_our_revision(gateway)
     return ours and not branches(gateway, "spec", "addresses")
+
+
+def _is_of_our_revision(gateway: Tree) -> bool:
+    return _labels(gateway).get(REVISION, "default") == "default"
 
 
 def name_of(gateway: Tree) -> str:
@@ -107,6 +111,26 @@ def is_owned_by(body: Tree, uids: Iterable[str]) -> bool | None:
     """Whether one of these gateways owns an object; None when no gateway does."""
     owners = [text(owner, "uid") for owner in branches(body, "metadata", "ownerReferences") if text(owner, "kind") == "Gateway"]
     return any(owner in uids for owner in owners) if owners else None
+
+
+def is_left_over(body: Tree, gateways: Iterable[Tree], served: Collection[str]) -> bool:
+    """Whether an object was made by us for a Gateway that is there, but is no longer run by us.
+
+    What another controller of Istio's makes has the same labels: of another class's nothing is ours; of another revision's only the
+    rights, for its controller goes on with the rest.
+
+    Args:
+        served: UIDs of the gateways that we run.
+    """
+    labels = _labels(body)
+    made_for = labels.get(GATEWAY_CLASS_NAME, WAYPOINT_CLASS)
+    if GATEWAY_NAME not in labels or labels.get(MANAGED) not in (MANAGED_WAYPOINT, _MANAGED_GATEWAY) or made_for not in CLASSES:
+        return False
+    if is_owned_by(body, served) is not False:
+        return False
+    is_right = text(body, "kind") == "RoleBinding"
+    known = {text(each, "metadata", "uid") for each in gateways if is_right or _is_of_our_revision(each)}
+    return is_owned_by(body, known) is True
 
 
 def addresses(gateway: Tree, service: Tree | None, is_ready: bool, domain: str = "cluster.local") -> list[Tree]:

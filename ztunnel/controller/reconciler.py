@@ -9,7 +9,7 @@ get that account. What fails is tried again, and said once.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from random import random
@@ -24,7 +24,6 @@ from ztunnel.kube.errors import Conflict, KubeError, NotFound
 from ztunnel.mesh.conditions import Condition
 from ztunnel.mesh.derive import MeshOptions
 from ztunnel.mesh.manifests.tree import Tree, branch, branches, integer, put, text
-from ztunnel.mesh.waypoints import GATEWAY_NAME, MANAGED
 from ztunnel.runtime.logs import fields
 
 log = logging.getLogger(__name__)
@@ -151,17 +150,14 @@ class Reconciler:
     async def _apply(self, *arguments: object) -> object:
         return await self.client.apply(*arguments, manager=MANAGER)  # type: ignore[arg-type]  # those of `apply`
 
-    async def _drop_orphans(self, ours: Iterable[str]) -> None:
-        """What Gateways owned that are no longer ours: of another class now, or of another revision. The garbage collector of the
-        cluster takes what belonged to Gateways that are gone."""
-        alive = {text(body, "metadata", "uid") for body in self.bodies.of("Gateway")}
+    async def _drop_orphans(self, ours: Collection[str]) -> None:
+        """What we made for Gateways that are no longer ours. The garbage collector of the cluster takes what belonged to Gateways that
+        are gone."""
+        gateways = self.bodies.of("Gateway")
         await self._drop_bindings(ours)
         for kind in _OWNED_KINDS:
             for body in self.bodies.of(kind):
-                labels = branch(body, "metadata", "labels")
-                if MANAGED not in labels or GATEWAY_NAME not in labels or belongings.is_owned_by(body, ours) is not False:
-                    continue
-                if not belongings.is_owned_by(body, alive) or text(body, "metadata", "deletionTimestamp"):
+                if not belongings.is_left_over(body, gateways, ours) or text(body, "metadata", "deletionTimestamp"):
                     continue
                 resource = self.bodies.resource(kind)
                 namespace, name = text(body, "metadata", "namespace"), text(body, "metadata", "name")
