@@ -16,7 +16,6 @@ from tests.kit import envoy
 from tests.kit.waypoint import LoopbackWaypoint
 from ztunnel.mesh.l7.clusters import Endpoint
 
-_EXTENSIONS = "type.googleapis.com/envoy.extensions.filters"
 NEXT = b"GET /next HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 SECONDS = 10.0
 
@@ -89,27 +88,7 @@ def fixture_app() -> Iterator[App]:
 @pytest.fixture(scope="module", name="oracle")
 def fixture_oracle(app: App) -> Iterator[tuple[str, int]]:
     """The address of an Envoy before the application, its options those of Istio's waypoints."""
-    host, port = app.listener.getsockname()
-    manager = {
-        "@type": f"{_EXTENSIONS}.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": "http",
-        "normalize_path": True,
-        "delayed_close_timeout": "0.05s",
-        "path_with_escaped_slashes_action": "KEEP_UNCHANGED",
-        "upgrade_configs": [{"upgrade_type": "websocket"}],
-        "route_config": {
-            "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "app"}}]}]
-        },
-        "http_filters": [{"name": "router", "typed_config": {"@type": f"{_EXTENSIONS}.http.router.v3.Router"}}],
-    }
-    listener = {
-        "name": "http",
-        "address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}},
-        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
-    }
-    endpoint = {"endpoint": {"address": {"socket_address": {"address": host, "port_value": port}}}}
-    cluster = {"name": "app", "load_assignment": {"cluster_name": "app", "endpoints": [{"lb_endpoints": [endpoint]}]}}
-    with envoy.running({"static_resources": {"listeners": [listener], "clusters": [cluster]}}) as running:
+    with envoy.running(envoy.http_proxy(app.listener.getsockname())) as running:
         yield ("127.0.0.1", running.port("http"))
 
 

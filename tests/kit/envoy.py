@@ -215,6 +215,24 @@ def hbone_client(
     return _bootstrap(_listener("tcp", listen, chain), cluster)
 
 
+def http_proxy(app: tuple[str, int]) -> Json:
+    """Envoy as a plain HTTP/1.1 proxy before `app`, with the options that Istio gives its waypoints; its listener is `http`."""
+    filters = f"{_EXTENSIONS}.filters"
+    routes = [{"match": {"prefix": "/"}, "route": {"cluster": "app"}}]
+    manager = {
+        "@type": f"{filters}.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "http",
+        "normalize_path": True,
+        "path_with_escaped_slashes_action": "KEEP_UNCHANGED",
+        "delayed_close_timeout": "0.05s",
+        "upgrade_configs": [{"upgrade_type": "websocket"}],
+        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]},
+        "http_filters": [{"name": "envoy.filters.http.router", "typed_config": {"@type": f"{filters}.http.router.v3.Router"}}],
+    }
+    chain = {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
+    return _bootstrap(_listener("http", ("127.0.0.1", 0), chain), _cluster("app", app))
+
+
 def _bootstrap(listener: Json, cluster: Json) -> Json:
     # Without the first, Envoy resets a stream whose upstream has half-closed before its downstream.
     features = {"envoy.reloadable_features.allow_multiplexed_upstream_half_close": True}

@@ -235,7 +235,7 @@ class Http1Client(ServerStream):
             elif kind == CONNECTION:
                 self._connection = self._connection + b"," + value if self._connection else value
             elif kind == TRANSFER_ENCODING:
-                if value.lower() != b"chunked":
+                if value.lower() != b"chunked" or self._length:
                     raise BadMessage(502, "unknown transfer coding")
                 self._length = True
             elif kind == UPGRADE:
@@ -252,6 +252,8 @@ class Http1Client(ServerStream):
             nominated = tokens(self._connection)
             if len(nominated) > 1 or nominated[0] not in (b"keep-alive", b"close", b"upgrade"):
                 headers = without_nominated(headers, nominated)
+        if not 100 <= status <= 999:
+            raise BadMessage(502, "no status")
         if status == 101 and not (self._upgrading and self._upgraded.lower() == b"websocket"):
             raise BadMessage(502, "an upgrade that nobody asked for")
         self._events.append(Response(status, headers))

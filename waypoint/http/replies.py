@@ -61,7 +61,7 @@ def no_healthy_upstream() -> LocalReply:
 
 
 def upstream_reset(reason: ResetReason, *, retried: bool = False, exhausted: bool = False, transport: str = "") -> LocalReply:
-    """503: connect failed, or the answer did not begin.
+    """503: connect failed, or the answer did not begin; 502: what began was no answer.
 
     Args:
         retried: at least one retry was made.
@@ -76,7 +76,7 @@ def upstream_reset(reason: ResetReason, *, retried: bool = False, exhausted: boo
         "upstream_reset_before_response_started{" + "_".join((f"{reason.value}|{transport}" if transport else reason.value).split()) + "}"
     )
     flag = f"{_FLAGS[reason]},URX" if exhausted else _FLAGS[reason]
-    reply = _text(503, body, flag, details)
+    reply = _text(502 if reason is ResetReason.PROTOCOL_ERROR else 503, body, flag, details)
     if reason is ResetReason.OVERFLOW:
         reply.headers.append((b"x-envoy-overloaded", b"true"))
     return reply

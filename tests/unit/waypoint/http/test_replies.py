@@ -66,7 +66,7 @@ def test_table(reply: LocalReply, status: int, body: str, flag: str, details: st
 )
 def test_resets(reason: ResetReason, flag: str, words: str) -> None:
     once = replies.upstream_reset(reason)
-    assert (once.status, once.body.decode(), once.flag) == (503, f"{RESET}reset reason: {words}", flag)
+    assert (once.status, once.body.decode(), once.flag) == (502 if flag == "UPE" else 503, f"{RESET}reset reason: {words}", flag)
     assert once.details == f"{BEFORE}{{{words.replace(' ', '_')}}}"
     again = replies.upstream_reset(reason, retried=True, exhausted=True, transport="TLS error: no")
     assert again.body.decode() == f"{RESET}retried and the latest reset reason: {words}, transport failure reason: TLS error: no"
