@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import h2.events
 import h2.settings
@@ -266,9 +267,10 @@ async def test_a_caller_that_takes_no_answer_is_left() -> None:
         await eventually_async(lambda: server.open_connections == 0, within=30)
 
 
-async def test_one_connection_too_many_ends_the_idlest() -> None:
+@pytest.mark.parametrize("bounds", [Bounds(connections=1), Bounds(connections_per_address=1)], ids=["all", "of one address"])
+async def test_one_connection_too_many_ends_the_idlest(bounds: Bounds) -> None:
     limits: list[int] = []
-    async with serving(PKI, {PATH: echo}, Bounds(connections=1)) as (target, server), raw_client(PKI, target) as client:
+    async with serving(PKI, {PATH: echo}, bounds) as (target, server), raw_client(PKI, target) as client:
         server.on_limit = lambda: limits.append(1)
         client.http.initiate_connection()
         await client.flush()
@@ -276,6 +278,48 @@ async def test_one_connection_too_many_ends_the_idlest() -> None:
         assert await ask(target, b"") == b"meta:127.0.0.1"
         await client.until_closed()
     assert limits == [1]
+
+
+async def test_one_address_does_not_take_the_places_of_others() -> None:
+    async with serving(PKI, {PATH: echo}, Bounds(connections_per_address=1)) as (target, server), raw_client(PKI, target) as busy:
+        busy.http.initiate_connection()
+        busy.http.send_headers(1, request_headers("x", PATH, 30.0, {}))
+        busy.http.send_data(1, framed(b"hang"), end_stream=True)
+        await busy.flush()
+        await eventually_async(lambda: server.open_connections == 1 and not server.idle, within=30)
+        with pytest.raises((trio.BrokenResourceError, ssl.SSLError)):
+            async with raw_client(PKI, target):
+                pass
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.run, listeners)
+            port = listeners[0].socket.getsockname()[1]
+            async with other_address(port) as stream:
+                await stream.send_all(b"x")
+                await eventually_async(lambda: server.open_connections == 2, within=30)
+            nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def other_address(port: int) -> AsyncIterator[trio.SocketStream]:
+    """A connection from another address of this machine than everybody else's."""
+    with trio.socket.socket() as socket:
+        await socket.bind(("127.0.0.2", 0))
+        await socket.connect(("127.0.0.1", port))
+        yield trio.SocketStream(socket)
+
+
+async def test_calls_under_way_hold_so_much_together_and_no_more() -> None:
+    bounds = Bounds(message_bytes=1000, header_bytes=1000, held_bytes=5000)
+    async with serving(PKI, {PATH: echo}, bounds) as (target, _), raw_client(PKI, target) as client:
+        client.http.initiate_connection()
+        for number in range(1, 21, 2):
+            client.http.send_headers(number, request_headers("x", PATH, 30.0, {}))
+            client.http.send_data(number, framed(bytes(999))[:-1])
+        await client.flush()
+        event = await client.next(h2.events.ResponseReceived)
+        assert isinstance(event, h2.events.ResponseReceived)
+        assert (b"grpc-status", b"%d" % Status.RESOURCE_EXHAUSTED) in (event.headers or [])
 
 
 async def test_a_drain_ends_what_is_idle_and_answers_what_is_under_way() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import ssl
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -34,6 +35,10 @@ class Bounds:
 
     connections: int = 1024
     """One more ends the one that has been idle longest; where none is idle it is closed itself."""
+    connections_per_address: int = 64
+    """Likewise among those of one address, so that no caller takes the places of all."""
+    held_bytes: int = 256 << 10
+    """Of the calls under way on one connection, together; one that would be more is refused. Never less than one call may have."""
     streams: int = 32
     """Calls under way on one connection."""
     header_bytes: int = 32 << 10
@@ -87,8 +92,9 @@ class RpcServer:
     on_limit: Callable[[], None] = lambda: None
     open_connections: int = 0
     is_draining: bool = False
-    idle: dict[trio.CancelScope, None] = field(default_factory=dict, init=False)
-    """Connections without calls, longest first."""
+    idle: dict[trio.CancelScope, str] = field(default_factory=dict, init=False)
+    """Connections without calls, longest first, and whose they are."""
+    _of_address: Counter[str] = field(default_factory=Counter, init=False)
     _emptied: trio.Event = field(default_factory=trio.Event, init=False)
 
     async def run(self, listeners: Sequence[trio.SocketListener], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -99,33 +105,45 @@ class RpcServer:
         """Ends every connection that has no call, the others after their last answer, and returns when none is left."""
         self.is_draining = True
         while self.idle:
-            self._evict()
+            self._evict("")
         if self.open_connections:
             await self._emptied.wait()
 
     async def serve(self, transport: trio.SocketStream) -> None:
         """Serve one connection to its end, and close it."""
         try:
-            if self.open_connections >= self.bounds.connections:
-                self.on_limit()
-                if not self._evict():
-                    return
+            peer = _peer(transport)
+            if peer is None or not self._has_room(peer):
+                return
             self.open_connections += 1
+            self._of_address[peer] += 1
             try:
-                await self._serve(transport)
+                await self._serve(transport, peer)
             finally:
                 self.open_connections -= 1
+                self._of_address[peer] -= 1
+                if not self._of_address[peer]:
+                    del self._of_address[peer]
                 if self.is_draining and not self.open_connections:
                     self._emptied.set()
         finally:
             await trio.aclose_forcefully(transport)
 
-    async def _serve(self, transport: trio.SocketStream) -> None:
-        peer = str(transport.socket.getpeername()[0]).removeprefix("::ffff:")
+    def _has_room(self, peer: str) -> bool:
+        """For one more connection of that address; if need be an idle one ends for it."""
+        if self._of_address[peer] >= self.bounds.connections_per_address:
+            self.on_limit()
+            return self._evict(peer)
+        if self.open_connections >= self.bounds.connections:
+            self.on_limit()
+            return self._evict("")
+        return True
+
+    async def _serve(self, transport: trio.SocketStream, peer: str) -> None:
         stream = trio.SSLStream(transport, self.context(), server_side=True, https_compatible=True)
         try:
             with trio.CancelScope() as shaking, trio.fail_after(self.bounds.handshake_seconds):
-                self.idle[shaking] = None
+                self.idle[shaking] = peer
                 try:
                     await stream.do_handshake()
                 finally:
@@ -140,13 +158,22 @@ class RpcServer:
             log.exception("connection failed", extra={"fields": {"peer": peer}})
             self.on_bug()
 
-    def _evict(self) -> bool:
-        longest = next(iter(self.idle), None)
+    def _evict(self, peer: str) -> bool:
+        """Ends the connection that is idle longest, of one address or of all."""
+        longest = next((scope for scope, owner in self.idle.items() if not peer or owner == peer), None)
         if longest is None:
             return False
         del self.idle[longest]
         longest.cancel()
         return True
+
+
+def _peer(transport: trio.SocketStream) -> str | None:
+    """The caller's IP address; None when it has gone before we looked."""
+    try:
+        return str(transport.socket.getpeername()[0]).removeprefix("::ffff:")
+    except OSError:
+        return None
 
 
 class _Announce:
@@ -168,6 +195,7 @@ class _Stream:
     messages: Messages
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     received: list[bytes] = field(default_factory=list)
+    held_bytes: int = 0
     ended: trio.Event = field(default_factory=trio.Event)
     problem: RpcError | None = None
 
@@ -194,6 +222,7 @@ class _Connection:
         """Set when a window may have opened."""
         self._calls = 0
         self._resets = 0
+        self._held_bytes = 0
         self._over = False
         self._waiting: trio.CancelScope | None = None
 
@@ -243,7 +272,7 @@ class _Connection:
         """Empty: the caller has ended, was silent for too long, or must make room."""
         with trio.CancelScope() as scope:
             if not self._streams:
-                self._server.idle[scope] = None
+                self._server.idle[scope] = self._peer
                 scope.deadline = trio.current_time() + self._bounds.idle_seconds
             self._waiting = scope
             try:
@@ -263,7 +292,8 @@ class _Connection:
                 found: dict[bytes, bytes] = {}
                 for name, value in headers:
                     found.setdefault(bytes(name), bytes(value))
-                self._streams[number] = _Stream(found, Messages(self._bounds.message_bytes))
+                call = self._streams[number] = _Stream(found, Messages(self._bounds.message_bytes))
+                self._hold(call, sum(len(name) + len(value) for name, value in found.items()))
                 nursery.start_soon(self._serve, number, self._streams[number])
             case h2.events.DataReceived(stream_id=int() as number, data=data, flow_controlled_length=int() as length):
                 self._http.acknowledge_received_data(length, number)
@@ -287,6 +317,8 @@ class _Connection:
         call = self._streams.get(number)
         if call is None or call.problem is not None:
             return
+        if not self._hold(call, len(data)):
+            return
         try:
             call.received += call.messages.feed(data)
             if len(call.received) > 1:
@@ -294,6 +326,16 @@ class _Connection:
         except RpcError as error:
             call.problem = error
             call.ended.set()
+
+    def _hold(self, call: _Stream, count: int) -> bool:
+        """Counts bytes of a call. False: they are too many, and the call is refused."""
+        call.held_bytes += count
+        self._held_bytes += count
+        bounds = self._bounds
+        if self._held_bytes > max(bounds.held_bytes, bounds.header_bytes + bounds.message_bytes):
+            call.problem = RpcError(Status.RESOURCE_EXHAUSTED, "too much under way on this connection")
+            call.ended.set()
+        return call.problem is None
 
     async def _serve(self, number: int, call: _Stream) -> None:
         try:
@@ -306,9 +348,10 @@ class _Connection:
                     await self._finish(number, status_headers(Status.OK, ""), answer)
         finally:
             del self._streams[number]
+            self._held_bytes -= call.held_bytes
             if self._waiting is not None and not self._streams:
                 # The reader waits since before this call ended; from now on it is idle.
-                self._server.idle[self._waiting] = None
+                self._server.idle[self._waiting] = self._peer
                 self._waiting.deadline = trio.current_time() + (0 if self._is_over else self._bounds.idle_seconds)
 
     async def _answer(self, call: _Stream) -> bytes:
