@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import signal
 import ssl
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +52,38 @@ def test_a_request_goes_by_way_of_the_waypoint(shared: tuple[Mesh, Waypoint]) ->
         assert got.endswith(b"\r\n\r\nok")
         assert b"server: istio-envoy" in got
         assert any(line.startswith(b"x-request-id: ") for line in app.heads[0].split(b"\r\n"))
+
+
+def workers(waypoint: Waypoint) -> list[int]:
+    """Process ids of its workers."""
+    assert waypoint.process is not None
+    children = " ".join(file.read_text() for file in Path(f"/proc/{waypoint.process.pid}/task").glob("*/children"))
+    commands = {int(pid): Path(f"/proc/{pid}/cmdline") for pid in children.split()}
+    return [pid for pid, file in commands.items() if file.exists() and b"waypoint.worker" in file.read_bytes()]
+
+
+def test_a_worker_that_dies_is_replaced(shared: tuple[Mesh, Waypoint]) -> None:
+    mesh, waypoint = shared
+    with HttpApp(mesh.pods["server"], 8080, b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"):
+        request = b"GET / HTTP/1.1\r\nhost: web\r\nconnection: close\r\n\r\n"
+        eventually(lambda: ask(mesh, request).endswith(b"ok"), within=60, saying="requests are answered")
+        before = workers(waypoint)
+        assert before
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        eventually(
+            lambda: set(workers(waypoint)).isdisjoint(before) and len(workers(waypoint)) == len(before), within=60, saying="replaced"
+        )
+
+        def answered() -> bool:
+            try:
+                return ask(mesh, request).endswith(b"ok")
+            except OSError:  # a tunnel that the agent has yet to notice is gone
+                return False
+
+        eventually(answered, within=60, saying="requests are answered again")
+        assert waypoint.serves(VIP)
+        eventually(lambda: waypoint.is_ready, within=60, saying="it is ready")
 
 
 def test_a_policy_of_requests_is_enforced_by_the_waypoint(shared: tuple[Mesh, Waypoint]) -> None:
