@@ -155,6 +155,7 @@ class Entries:
                     canary=binding.canary.reference() if binding and binding.canary else None,
                     canary_weight=binding.canary_weight if binding else 0,
                     passthrough=entry.resolution == "NONE",
+                    declared=True,
                 )
 
     def workloads(self, waypoints: Waypoints, options: EntryOptions) -> Iterator[Workload]:

@@ -245,11 +245,12 @@ def _prefer(services: tuple[Service, ...] | None, namespace: str) -> Service | N
     return next((service for service in services if service.namespace == namespace), services[0])
 
 
-def _rank(value: Workload | Service | Policy) -> tuple[bool, bool, str]:
+def _rank(value: Workload | Service | Policy) -> tuple[bool, bool, bool, str]:
+    """The cluster's word before that of an entry's author: no namespace draws another's traffic to itself, or to its waypoint."""
     if isinstance(value, Workload):
         # Two pods claim one address while the first is on its way out: the one that can be reached safely, then the one that answers.
-        return value.protocol is not Protocol.HBONE, not value.ready, value.uid
-    return False, False, value.key
+        return not value.node, value.protocol is not Protocol.HBONE, not value.ready, value.uid
+    return isinstance(value, Service) and value.declared, False, False, value.key
 
 
 def _addresses(workload: Workload | None) -> set[str]:

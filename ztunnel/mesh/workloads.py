@@ -114,6 +114,8 @@ class Service:
     passthrough: bool = False
     """Without a waypoint, connections go on to where they were going: a Service without a selector and a ServiceEntry with resolution NONE
     do not say what is behind them."""
+    declared: bool = False
+    """By a ServiceEntry, whose names and addresses are its author's word; a Service's are the cluster's."""
 
     @property
     def key(self) -> str:

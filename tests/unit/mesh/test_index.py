@@ -66,6 +66,21 @@ def test_a_key_removed_and_upserted_at_once_is_there() -> None:
     assert index.workload("uid-a") == replace(A, ready=False)
 
 
+def test_an_entry_does_not_take_the_address_of_a_pod() -> None:
+    entry, pod = replace(workload("0", "10.0.0.1"), node=""), workload("a", "10.0.0.1", hbone=False, ready=False)
+    assert entry.uid < pod.uid
+    assert builders.index(entry, pod).workload_at("10.0.0.1") is pod
+
+
+def test_an_entry_takes_neither_name_nor_address_of_a_service_of_another_namespace() -> None:
+    entry = replace(WEB, namespace="a", name="thief", declared=True, endpoints=())
+    index = builders.index(entry, A, B, WEB)
+    assert entry.key < WEB.key
+    assert index.service_at("10.1.0.1") is index.service_at("10.1.0.1", "elsewhere") is WEB
+    assert index.service_named(WEB.hostname, "elsewhere") is WEB
+    assert index.service_at("10.1.0.1", "a") is entry, "its own namespace may have it so"
+
+
 def test_one_address_two_pods_the_tunnel_then_the_ready_one_wins() -> None:
     plain = workload("p", "10.0.0.1", hbone=False)
     leaving = workload("l", "10.0.0.1", ready=False)
