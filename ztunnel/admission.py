@@ -105,7 +105,9 @@ class Admission:
         while self._enroller.captured_in(capture.uid) != namespace:
             await trio.sleep(_LOOK_SECONDS)
             now = self._agent.state.captures.get(capture.uid)
-            if now is None or not self._is_meshed(now):
+            if now is None:
+                return Refusal(Code.TRY_LATER, f"pod {capture.namespace}/{capture.name} was deleted before it was captured")
+            if not self._is_meshed(now):
                 return None
         log.info("new pod captured", extra=fields(pod=f"{capture.namespace}/{capture.name}", uid=capture.uid))
         return None

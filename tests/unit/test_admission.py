@@ -83,6 +83,26 @@ async def test_who_must_wait(desk: Desk, known: Path, asked: Request, why: str) 
         assert why in refusal.text
 
 
+async def test_a_pod_that_is_deleted_while_it_waits_does_not_start_in_plain(desk: Desk, known: Path) -> None:
+    gate = admission(desk, known, seconds=WAIT).gate
+    pinned = known.parent / "netns"
+    pinned.mkdir(parents=True)
+    (pinned / "cart").symlink_to("/proc/self/ns/net")
+    asked = Request(Command.ADD, "c1", "/run/netns/cart", PodName("shop", "cart", "uid-cart"), ("10.0.0.1",))
+    answers: list[object] = []
+
+    async def ask() -> None:
+        refusal = await gate(asked)
+        answers.append(None if refusal is None else refusal.text)
+
+    async with desk.running(), trio.open_nursery() as nursery:
+        await desk.becomes(SHOP, CART)
+        nursery.start_soon(ask)
+        await eventually_async(lambda: "uid-cart" in desk.agent._sandboxes, within=30)
+        await desk.becomes(SHOP)
+    assert answers == ["pod shop/cart was deleted before it was captured"]
+
+
 async def test_check_says_that_nothing_is_captured(desk: Desk, known: Path) -> None:
     async with desk.running():
         await desk.becomes(SHOP, CART)
