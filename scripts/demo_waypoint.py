@@ -183,7 +183,8 @@ def _patiently(ask: Callable[[], Done], words: tuple[str, ...]) -> Done:
 
 def show(terminal: Terminal, done: Done, telling: Iterable[str]) -> None:
     """Print the lines of an answer that tell something, and its status."""
-    lines = done.output.splitlines()
+    # curl's status of no answer at all, with its error right behind it.
+    lines = done.output.removeprefix("000").splitlines()
     chosen = [line for line in lines if any(word in line for word in telling)]
     terminal.say(*dict.fromkeys([*chosen, *lines[-1:]]), "")
 

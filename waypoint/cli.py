@@ -105,6 +105,8 @@ def _start(file: Path | None, check: bool, given: dict[str, str | None]) -> None
     type=click.Path(path_type=Path),
     default=Path("/run/waypoint/waypoint.sock"),
     show_default=True,
+    envvar="WAYPOINT_ADMIN_SOCKET",
+    show_envvar=True,
     help="The proxy's control socket.",
 )
 def explain(target: str, method: str, headers: tuple[str, ...], account: str | None, address: str, as_json: bool, path: Path) -> None:
@@ -116,6 +118,8 @@ def explain(target: str, method: str, headers: tuple[str, ...], account: str | N
     Examples:
       waypoint explain http://reviews:9080/reviews/1 --from default/productpage
       waypoint explain http://10.96.0.10:80/admin -X DELETE -H "authorization: Bearer TOKEN"
+      kubectl exec deploy/waypoint -- waypoint explain http://reviews:9080/
+      ztunnel lab exec deploy/waypoint -- waypoint explain http://reviews:9080/
     """
     from waypoint.questions import QuestionError, ask, question_of, show
 

@@ -44,7 +44,7 @@ def test_first_the_plan_then_the_label_and_back(api: ApiServer) -> None:
     assert label(api) == "ambient"
     assert "1 of 2 pods change" in typed(api, "leave", "joining", "--plan")
     assert label(api) == "ambient"
-    assert "labeled: istio.io/dataplane-mode-" in typed(api, "leave", "joining")
+    assert "unlabeled: istio.io/dataplane-mode" in typed(api, "leave", "joining")
     assert label(api) is None
 
 

@@ -192,5 +192,16 @@ def test_delete(lab: Lab) -> None:
     assert lines("delete", "--all") == ["No waypoints found."]
 
 
+def test_who_asks_for_a_deleted_waypoint_is_named(lab: Lab) -> None:
+    lines("apply", "--enroll-namespace")
+    lines("apply", "--name", "other")
+    assert lines("delete", "other") == ["waypoint default/other deleted"]
+    words = "namespace default still asks for waypoint, and is refused until that label goes"
+    assert lines("delete", "waypoint") == [
+        "waypoint default/waypoint deleted",
+        f"Warning: {words}: kubectl label namespace default istio.io/use-waypoint-",
+    ]
+
+
 def test_none_is_no_name() -> None:
     assert invoke("generate", "--name", "none").exit_code == 2

@@ -68,7 +68,7 @@ def _run(namespace: str, only_plan: bool, root_namespace: str, cluster: Cluster,
         click.echo(f"\nNothing was changed. The same without --plan does it, or: kubectl label namespace {namespace} {label}")
         return
     cluster.label("Namespace", "", namespace, {MODE_LABEL: "ambient" if joins else None})
-    click.echo(f"\nnamespace {namespace} labeled: {label}")
+    click.echo(f"\nnamespace {namespace} {'labeled' if joins else 'unlabeled'}: {MODE_LABEL}{'=ambient' if joins else ''}")
 
 
 def _plan(namespace: str, root_namespace: str, cluster: Cluster, *, joins: bool) -> Plan:

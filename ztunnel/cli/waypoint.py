@@ -285,6 +285,7 @@ def delete(names: tuple[str, ...], every: bool, revision: str, namespace: str, c
     """
     from ztunnel.lab.objects import LabError, labels_of
     from ztunnel.mesh.manifests.tree import text
+    from ztunnel.mesh.waypoints import USE_WAYPOINT
 
     if every is bool(names):
         raise click.UsageError("give the names of waypoints, or --all")
@@ -298,6 +299,24 @@ def delete(names: tuple[str, ...], every: bool, revision: str, namespace: str, c
     for name in chosen:
         cluster.delete("Gateway", namespace, name)
         click.echo(f"waypoint {namespace}/{name} deleted")
+    for kind, target, name in _left_behind(cluster, namespace, chosen):
+        words = f"{_words(kind)} {target} still asks for {name}, and is refused until that label goes"
+        place = "" if kind == "Namespace" else f" -n {namespace}"
+        click.echo(f"Warning: {words}: kubectl label {kind.lower()} {target}{place} {USE_WAYPOINT}-", err=True)
+
+
+def _left_behind(cluster: Cluster, namespace: str, names: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Kind and name of those in the namespace whose label names one of the waypoints, and which."""
+    from ztunnel.lab.objects import labels_of
+    from ztunnel.mesh.manifests.tree import text
+    from ztunnel.mesh.waypoints import USE_WAYPOINT, USE_WAYPOINT_NAMESPACE
+
+    bodies = [("Namespace", body) for body in cluster.get("Namespace", "", namespace)]
+    bodies += [(kind, body) for kind in ("Service", "ServiceAccount") for body in cluster.get(kind, namespace)]
+    for kind, body in bodies:
+        labels = labels_of(body)
+        if labels.get(USE_WAYPOINT) in names and labels.get(USE_WAYPOINT_NAMESPACE, namespace) == namespace:
+            yield kind, text(body, "metadata", "name"), labels[USE_WAYPOINT]
 
 
 def _waypoints(cluster: Cluster, namespace: str) -> list[Tree]:

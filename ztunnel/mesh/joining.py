@@ -66,7 +66,12 @@ def plan(objects: Mapping[ObjectKey, KubeObject], namespace: str, joins: bool, o
     after = derive({**objects, key: Namespace(replace(metadata, labels=labels))}, options)
     captures = [capture for capture in after.captures.values() if capture.namespace == namespace]
     pods = tuple(_pod(before.captures[each.uid], each) for each in sorted(captures, key=lambda each: each.name))
-    warnings = tuple(_on_joining(before, after, namespace) if joins else _on_leaving(before, namespace))
+    if not joins:
+        warnings = tuple(_on_leaving(before, namespace))
+    elif pods and not any(pod.becomes for pod in pods):
+        warnings = ()
+    else:
+        warnings = tuple(_on_joining(before, after, namespace))
     return Plan(namespace, joins, pods, warnings)
 
 

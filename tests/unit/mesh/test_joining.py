@@ -54,6 +54,12 @@ def test_policies_that_come_into_force_are_named() -> None:
     assert "(p0, p1, p2, p3, p4, p5, p6, p7 …)" in warning
 
 
+def test_of_a_namespace_that_is_in_the_mesh_already_nothing_is_new() -> None:
+    policy = builders.authorization("allow", namespace="shop", rules=[{}])
+    assert planned(True, pod("a"), policy, ambient=True).warnings == ()
+    assert planned(True, pod("a"), policy).warnings != ()
+
+
 def test_a_waypoint_that_is_not_there_is_a_warning() -> None:
     body = builders.labelled(builders.service_manifest("web", "10.96.0.1", namespace="shop"), labels={"istio.io/use-waypoint": "none-such"})
     warnings = planned(True, pod("a"), body).warnings
