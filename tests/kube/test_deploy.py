@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,14 @@ import pytest
 import yaml
 
 from tests.kit.authority import authority
+from tests.kit.builders import gateway
 from tests.kit.helm import CHART, NAMESPACE, ROOT, ChartRefused, objects, template
 from tests.kit.kube_api import ApiError, ApiServer, User, tools
 from tests.kit.polling import eventually
 from ztunnel import ca_settings, controller_settings, settings
+from ztunnel.controller.belongings import RBAC, ROLE_IN_NAMESPACE, belongings, bindings
+from ztunnel.controller.pods import ProxySettingsOfPods
+from ztunnel.mesh.manifests.tree import branches, put, text
 
 SECONDS = 60.0
 VARIANTS: dict[str, list[str]] = {
@@ -48,7 +53,8 @@ def leave_no_trace(needs_tools: None, kube_api: ApiServer) -> Iterator[None]:
     """Pods and the admission policy would disturb tests of whole meshes, which share the API server."""
     yield
     for kind in ("validatingadmissionpolicybindings", "validatingadmissionpolicies"):
-        kube_api.delete(f"/apis/admissionregistration.k8s.io/v1/{kind}/ztunnel-agent")
+        for name in ("ztunnel-agent", "ztunnel-controller"):
+            kube_api.delete(f"/apis/admissionregistration.k8s.io/v1/{kind}/{name}")
     for namespace in (NAMESPACE, "admission"):
         kube_api.kubectl("delete", "pods", "--all", "--namespace", namespace, "--force", "--grace-period=0")
 
@@ -258,3 +264,69 @@ def test_an_agent_changes_its_own_nodes_pods_annotation_and_nothing_else(install
         patch("mine", enabled, unbound)
     # Everybody else changes pods as before.
     patch("others", {"labels": {"app": "z"}}, api.admin)
+
+
+def test_a_controller_touches_nothing_that_is_not_of_a_gateway(installed: ApiServer) -> None:
+    api, namespace = installed, "admission"
+    api.namespace(namespace)
+    controller = account_token(api, "ztunnel-controller")
+    of = gateway("w", namespace=namespace, meta={"uid": "00000000-0000-0000-0000-000000000001"})
+    basics = ProxySettingsOfPods(
+        image="x", pull_policy="Always", environment=(), roots_config_map="r", requests=(("cpu", "1"),), limits=(("memory", "1Gi"),)
+    )
+    wanted = {text(each, "kind"): each for each in [*belongings(of, basics.pod_spec), *bindings(of)]}
+    roles = "/apis/rbac.authorization.k8s.io/v1"
+    inside = f"namespaces/{namespace}"
+    paths = {
+        "ServiceAccount": f"/api/v1/{inside}/serviceaccounts",
+        "Service": f"/api/v1/{inside}/services",
+        "Deployment": f"/apis/apps/v1/{inside}/deployments",
+        "RoleBinding": f"{roles}/{inside}/rolebindings",
+        "ClusterRoleBinding": f"{roles}/clusterrolebindings",
+    }
+
+    def ask(verb: str, kind: str, change: tuple[object, ...] = ()) -> None:
+        body = deepcopy(wanted[kind])
+        if change:
+            put(body, change[-1], *map(str, change[:-1]))
+        name = text(wanted[kind], "metadata", "name")
+        path = paths[kind] if verb == "POST" else f"{paths[kind]}/{name}"
+        api.request(verb, path, None if verb == "DELETE" else body, user=controller)
+
+    def in_force() -> bool:
+        try:
+            ask("POST", "ServiceAccount", ("metadata", "ownerReferences", []))
+        except ApiError as error:
+            return "only what belongs to a Gateway" in str(error)
+        api.delete(f"{paths['ServiceAccount']}/w")
+        return False
+
+    eventually(in_force, within=SECONDS, saying="the admission policy is in force")
+    pod, volumes = ("spec", "template", "spec"), branches(basics.pod_spec(of), "volumes")
+    wrong: list[tuple[str, tuple[object, ...], str]] = [
+        ("Service", ("metadata", "ownerReferences", []), "only what belongs to a Gateway"),
+        ("ClusterRoleBinding", ("metadata", "name", "another"), "only what belongs to a Gateway"),
+        ("ClusterRoleBinding", ("roleRef", "name", ROLE_IN_NAMESPACE), "only the rights of gateways"),
+        ("ClusterRoleBinding", ("subjects", [{"kind": "Group", "apiGroup": RBAC, "name": "everybody"}]), "only the rights of gateways"),
+        ("RoleBinding", ("subjects", [{"kind": "ServiceAccount", "name": "w", "namespace": "default"}]), "only the rights of gateways"),
+        ("Deployment", (*pod, "serviceAccountName", "payments"), "without a way to their node"),
+        ("Deployment", (*pod, "hostNetwork", True), "without a way to their node"),
+        ("Deployment", (*pod, "hostPID", True), "without a way to their node"),
+        ("Deployment", (*pod, "volumes", [*volumes, {"name": "x", "hostPath": {"path": "/"}}]), "without a way to their node"),
+        (
+            "Deployment",
+            (*pod, "initContainers", [{"name": "x", "image": "x", "securityContext": {"privileged": True}}]),
+            "way to their node",
+        ),
+    ]
+    for kind, change, reason in wrong:
+        with pytest.raises(ApiError, match=reason):
+            ask("POST", kind, change)
+    for kind in wanted:
+        for verb in ("POST", "PATCH", "DELETE"):
+            ask(verb, kind)
+    # What is somebody else's stays, whatever its name.
+    api.ensure(paths["ServiceAccount"], {"metadata": {"name": "w"}})
+    for verb in ("PATCH", "DELETE"):
+        with pytest.raises(ApiError, match="only what belongs to a Gateway"):
+            ask(verb, "ServiceAccount")
