@@ -17,10 +17,15 @@ from cryptography import x509
 from tests.kit.authority import AuthorityProcess, authority
 from tests.kit.kube_api import ApiError, ApiServer, User
 from tests.kit.polling import eventually
+from ztunnel.ca.cluster import ConfigMaps
+from ztunnel.ca.files import RootError
 from ztunnel.ca.remote import RemoteAuthority
 from ztunnel.ca.request import IssueError
 from ztunnel.hbone.handshake import Credentials
+from ztunnel.kube.client import KubeClient
+from ztunnel.kube.config import load
 from ztunnel.mesh.identity import SpiffeId
+from ztunnel.mesh.manifests.tree import at
 
 Rule = Mapping[str, Sequence[str]]
 
@@ -245,3 +250,16 @@ def test_a_missing_right_is_named(cluster: Cluster, rules: list[Rule], said: str
                 cluster.obtain(process, "ztunnel", token)
         process.says(said)
         assert process.process.poll() is None
+
+
+async def test_the_owners_of_a_namespace_do_not_keep_the_roots_from_others(kube_api: ApiServer) -> None:
+    spoilt, other = "roots-a", "roots-b"
+    for namespace in (spoilt, other):
+        kube_api.namespace(namespace)
+    theirs = {"metadata": {"name": "roots"}, "data": {"root-cert.pem": "theirs"}, "immutable": True}
+    kube_api.ensure(f"/api/v1/namespaces/{spoilt}/configmaps", theirs)
+    async with KubeClient(load({}, kube_api.admin_kubeconfig)) as client:
+        with pytest.raises(RootError, match=r"not published everywhere: .*immutable"):
+            await ConfigMaps(client, "roots", lambda: (spoilt, other)).publish(b"ours")
+    found = kube_api.request("GET", f"/api/v1/namespaces/{other}/configmaps/roots")
+    assert at(found, "data", "root-cert.pem") == "ours"

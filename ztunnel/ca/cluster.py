@@ -18,7 +18,7 @@ from ztunnel.ca.keeper import Stored
 from ztunnel.ca.pods import PodPlace, PodTable
 from ztunnel.kube.client import KubeClient
 from ztunnel.kube.discovery import Kind
-from ztunnel.kube.errors import BadAnswer, Conflict, NotFound
+from ztunnel.kube.errors import ApiRefused, BadAnswer, Conflict, NotFound, Overloaded, Unauthorized
 from ztunnel.kube.reflector import Name
 from ztunnel.kube.resources import CONFIG_MAPS, SECRETS, TOKEN_REVIEWS
 from ztunnel.mesh.errors import ManifestError
@@ -195,8 +195,11 @@ class ConfigMaps:
         for namespace in sorted(self.namespaces()):
             try:
                 await self._publish(namespace, bundle_pem.decode())
-            except (NotFound, Conflict) as error:
-                # The namespace is not there, or somebody wrote at the same moment: the next look mends it.
+            except (Unauthorized, Overloaded):
+                raise
+            except (ApiRefused, BadAnswer) as error:
+                # The namespace is not there, or somebody wrote at the same moment: the next look mends it. Or what its owners have made
+                # of it (an immutable ConfigMap, a quota) is in the way: their loss, not everybody's.
                 failures.append(error)
         if failures:
             raise RootError(f"the roots are not published everywhere: {failures[0]}")
