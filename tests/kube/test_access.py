@@ -135,7 +135,9 @@ async def test_objects_are_made_changed_and_deleted_and_errors_say_what(kube_api
             CONFIG_MAPS, {"apiVersion": "v1", "kind": "ConfigMap", **body, "data": {"x": "3"}}, "a", "access", manager="test"
         )
         assert applied["data"]["x"] == "3"
-        await client.delete(CONFIG_MAPS, "a", "access")
+        with pytest.raises(Conflict):
+            await client.delete(CONFIG_MAPS, "a", "access", "00000000-0000-0000-0000-000000000001")
+        await client.delete(CONFIG_MAPS, "a", "access", applied["metadata"]["uid"])
         with pytest.raises(NotFound, match='cannot get configmaps: 404: configmaps "a" not found'):
             await client.get(CONFIG_MAPS, "a", "access")
         token: Any = await client.create(SERVICE_ACCOUNTS, {"spec": {}}, "access", name="reader", subresource="token")

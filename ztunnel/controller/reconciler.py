@@ -162,7 +162,9 @@ class Reconciler:
                 resource = self.bodies.resource(kind)
                 namespace, name = text(body, "metadata", "namespace"), text(body, "metadata", "name")
                 if resource is not None:
-                    await self._write(f"{kind} {namespace}/{name}", self.client.delete, resource, name, namespace)
+                    # With the UID: its owner may have replaced it by something of their own meanwhile.
+                    uid = text(body, "metadata", "uid")
+                    await self._write(f"{kind} {namespace}/{name}", self.client.delete, resource, name, namespace, uid)
 
     async def _drop_bindings(self, served: Iterable[str]) -> None:
         """Rights in the whole cluster of Gateways that are no more or have nothing here: nobody else would ever take them back."""
@@ -175,7 +177,7 @@ class Reconciler:
         for body in self.bodies.of("ClusterRoleBinding"):
             name = text(body, "metadata", "name")
             if resource is not None and belongings.NAMESPACE_LABEL in branch(body, "metadata", "labels") and name not in wanted:
-                await self._write(f"ClusterRoleBinding {name}", self.client.delete, resource, name)
+                await self._write(f"ClusterRoleBinding {name}", self.client.delete, resource, name, "", text(body, "metadata", "uid"))
 
     def _live(self, body: Tree) -> Tree | None:
         return self.bodies.find(text(body, "kind"), text(body, "metadata", "namespace"), text(body, "metadata", "name"))

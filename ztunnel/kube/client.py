@@ -172,10 +172,11 @@ class KubeClient:
         params = {"fieldManager": manager, "force": "true"}
         return await self.patch(resource, body, name, namespace, content_type=APPLY_PATCH, params=params)
 
-    async def delete(self, resource: Resource, name: str, namespace: str = "") -> Json:
-        """Delete an object; what it owns goes in the background."""
+    async def delete(self, resource: Resource, name: str, namespace: str = "", uid: str = "") -> Json:
+        """Delete an object, with a UID only that one (Conflict); what it owns goes in the background."""
         path = resource.path(namespace, name)
-        return await self._ask(_Call("delete", "DELETE", path, resource.words("delete"), {"propagationPolicy": "Background"}))
+        body: Json = {"propagationPolicy": "Background", **({"preconditions": {"uid": uid}} if uid else {})}
+        return await self._ask(_Call("delete", "DELETE", path, resource.words("delete"), body))
 
     async def raw(self, path: str, what: str) -> Json:
         """Any other path, e.g. `/apis`.
