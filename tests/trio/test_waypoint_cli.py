@@ -203,5 +203,11 @@ def test_who_asks_for_a_deleted_waypoint_is_named(lab: Lab) -> None:
     ]
 
 
+def test_a_service_of_the_same_name_is_no_waypoint(lab: Lab) -> None:
+    said = lines("apply", "--name", "web", "--enroll-service", "web", code=1)
+    assert said == ["error: a waypoint's Service has its name, and service default/web is there already; use another --name"]
+    assert lines("list") == ["No waypoints found."]
+
+
 def test_none_is_no_name() -> None:
     assert invoke("generate", "--name", "none").exit_code == 2

@@ -76,7 +76,7 @@ def waypoint() -> None:
     \b
     Examples:
       ztunnel waypoint apply -n shop --enroll-namespace --wait
-      ztunnel waypoint apply -n shop --name cart --for all --enroll-service-account cart
+      ztunnel waypoint apply -n shop --name cart-waypoint --for all --enroll-service-account cart
       ztunnel waypoint status -n shop
       ztunnel waypoint delete -n shop --all
     """
@@ -128,7 +128,7 @@ def apply(  # noqa: PLR0913 - click passes one argument per option
     \b
     Examples:
       ztunnel waypoint apply --enroll-namespace --wait
-      ztunnel waypoint apply -n shop --name cart --enroll-service-account cart
+      ztunnel waypoint apply -n shop --name cart-waypoint --enroll-service-account cart
     """
     from ztunnel.lab.objects import LabError
 
@@ -138,6 +138,7 @@ def apply(  # noqa: PLR0913 - click passes one argument per option
     targets = [("Namespace", namespace)] if enroll_namespace else []
     targets += [*(("Service", each) for each in services), *(("ServiceAccount", each) for each in accounts)]
     _check_enrolment(cluster, targets, namespace, name, overwrite)
+    _check_name(cluster, namespace, name)
     cluster.apply(body)
     click.echo(f"waypoint {namespace}/{name} applied")
     if wait and not _programmed(cluster, namespace, name, seconds):
@@ -161,6 +162,23 @@ def _check_enrolment(cluster: Cluster, targets: Sequence[tuple[str, str]], names
         if before != name and not overwrite:
             words = f'the label "{USE_WAYPOINT}" of {_words(kind)} {each} is {before} already; use --overwrite to change it'
             raise LabError("", words)
+
+
+def _check_name(cluster: Cluster, namespace: str, name: str) -> None:
+    """A waypoint that is new gets a Service of its name, which must not be an application's.
+
+    Raises:
+        LabError: it is.
+    """
+    from ztunnel.lab.objects import LabError, labels_of
+    from ztunnel.mesh.manifests.tree import text
+    from ztunnel.mesh.waypoints import GATEWAY_NAME
+
+    if any(text(body, "metadata", "name") == name for body in cluster.get("Gateway", namespace)):
+        return
+    for body in cluster.get("Service", namespace):
+        if text(body, "metadata", "name") == name and labels_of(body).get(GATEWAY_NAME) != name:
+            raise LabError("", f"a waypoint's Service has its name, and service {namespace}/{name} is there already; use another --name")
 
 
 def _enrol(cluster: Cluster, kind: str, target: str, namespace: str, name: str) -> None:
