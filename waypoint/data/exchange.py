@@ -337,6 +337,8 @@ class Exchange(RequestUser, ResponseUser):
         self._cancel_upstream()
         self._over(Outcome(timed_out=True))
         reply = replies.request_timeout()
+        if self._responded:  # the timeout is the whole answer's: the client sees a reset
+            self.summary.flags, self.summary.details = reply.flag, reply.details
         if self._retry is not None and self._retry.grpc_deadline:
             reply.grpc_status = 4
         self._reply(reply)
@@ -550,7 +552,7 @@ class Exchange(RequestUser, ResponseUser):
             self.summary.flags = "URX"
         if cluster is not None and cluster.watches and self._admitted and endpoint is not None:
             cluster.work.done(endpoint, Outcome(status, response.headers), self._engine.loop.now)
-        if self._total is not None:
+        if self._total is not None and response.status == 101:
             self._total.cancel()
             self._total = None
         self._keeps = False

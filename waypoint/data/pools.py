@@ -93,7 +93,7 @@ class HttpPool:
             return self._send_http2(request, ended, user, client, label)
         connection = self._idle_http1(label)
         if connection is None:
-            if not self._may_connect():
+            if not self._makes_room():
                 return self._wait(request, ended, user, client, http2=False), False
             connection = self._connect(request, client, label)
         connection.request(request, ended, user)
@@ -124,7 +124,7 @@ class HttpPool:
     ) -> tuple[ServerStream, bool]:
         connection = self._usable_http2(label)
         if connection is None:
-            if not self._may_connect():
+            if not self._makes_room():
                 return self._wait(request, ended, user, client, http2=True), False
             connection = self._connect_http2(request, client, label)
         self._check_upgrade(connection, request)
@@ -143,6 +143,15 @@ class HttpPool:
     def _may_connect(self) -> bool:
         breakers = self._breakers
         return breakers.connections < breakers.limits.max_connections or not (self._all or self._http2)
+
+    def _makes_room(self) -> bool:
+        """Whether a new connection may be opened; one that is idle but of no use to this request goes, if that is what it takes."""
+        idle: list[Http1Client | Http2Client] = [*self._idle, *[each for each in self._http2 if not each.streams()]]
+        for connection in idle:
+            if self._may_connect():
+                return True
+            connection.close()
+        return self._may_connect()
 
     def _connect_http2(self, request: Request, client: Client | None, label: str) -> Http2Client:
         connection = Http2Client(self._loop, self, self._cluster.limits.max_concurrent_streams)
@@ -194,8 +203,7 @@ class HttpPool:
         while self._waiting:
             first = self._waiting[0]
             label = self._label(first.request, first.client) if self._labels else ""
-            free = self._usable_http2(label) is not None if first.http2 else bool(self._idle)
-            if not free and not self._may_connect():
+            if not self._has_free(label, http2=first.http2) and not self._makes_room():
                 return
             waiting = self._waiting.popleft()
             self._breakers.release_pending()
@@ -206,6 +214,11 @@ class HttpPool:
                 continue
             if begun:
                 waiting.user.upstream_ready(stream)
+
+    def _has_free(self, label: str, *, http2: bool) -> bool:
+        if http2:
+            return self._usable_http2(label) is not None
+        return any(each.is_usable and (each.label == label or not self._labels) for each in self._idle)
 
     def freed(self, connection: Http1Client) -> None:
         limits = self._cluster.limits

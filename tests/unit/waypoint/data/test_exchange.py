@@ -105,6 +105,21 @@ def test_the_routes_timeout_ends_the_request(waypoint: LoopbackWaypoint, app: Ap
     waypoint.run_until(lambda: app.connections[0].is_over)
 
 
+def test_the_routes_timeout_ends_an_answer_that_has_begun(waypoint: LoopbackWaypoint, app: App) -> None:
+    """As Envoy's route timeout and `timeouts.request` of the Gateway API: until the whole answer is there."""
+    app.answers(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello")
+    waypoint.serve(replace(ROUTE, timeout=1e9))
+    client = waypoint.client()
+    client.send(get())
+    waypoint.run_until(lambda: client.data.endswith(b"hello"))
+    (due,) = [timer.callback for at, _, timer in waypoint.loop._timers if timer.callback is not None and at - waypoint.loop.now > 9e8]
+    due()  # years later
+    waypoint.run_until(lambda: client.is_over)
+    waypoint.run_until(lambda: app.connections[0].is_over)
+    breakers = waypoint.engine.clusters.get(CLUSTER).work.breakers  # type: ignore[union-attr]
+    assert (breakers.requests, breakers.connections) == (0, 0)
+
+
 def test_the_time_of_one_try(waypoint: LoopbackWaypoint, app: App) -> None:
     waypoint.serve(replace(ROUTE, retry=Retry(attempts=1, per_try=0.05, on=(RetryOn.RESET, RetryOn.GATEWAY_ERROR), base=0.001)))
     assert answer(waypoint).startswith(b"HTTP/1.1 504 Gateway Timeout")
@@ -246,6 +261,29 @@ def test_requests_wait_for_a_connection_and_then_have_it(waypoint: LoopbackWaypo
     waypoint.run_until(lambda: second.data.endswith(b"hello"))
     assert len(app.connections) == 1
     assert waypoint.engine.clusters.get(CLUSTER).work.breakers.pending == 0  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("under_way", [True, False])
+def test_an_idle_connection_of_another_client_makes_room(waypoint: LoopbackWaypoint, app: App, under_way: bool) -> None:
+    """With PROXY headers a connection is one client's; its idle one must neither hold up another client nor be taken for free."""
+    waypoint.cluster(waypoint.endpoint(app), limits=PoolLimits(max_connections=1), proxy_protocol=1)
+    waypoint.serve()
+    breakers = waypoint.engine.clusters.get(CLUSTER).work.breakers  # type: ignore[union-attr]
+    first, second = waypoint.client(), waypoint.client(account="other")
+    first.send(get(b"/1"))
+    waypoint.run_until(lambda: app.connections and app.connections[0].data.endswith(b"\r\n\r\n"))
+    if under_way:
+        second.send(get(b"/2"))
+        waypoint.run_until(lambda: breakers.pending == 1)
+    app.connections[0].send(OK)
+    waypoint.run_until(lambda: first.data.endswith(b"hello"))
+    if not under_way:
+        second.send(get(b"/2"))
+    waypoint.run_until(lambda: len(app.connections) == 2 and app.connections[1].data.endswith(b"\r\n\r\n"))
+    assert app.connections[1].data.startswith(b"PROXY ")
+    app.connections[1].send(OK)
+    waypoint.run_until(lambda: second.data.endswith(b"hello"))
+    assert (breakers.connections, breakers.pending) == (1, 0)
 
 
 def test_a_waiting_request_whose_client_leaves_waits_no_longer(waypoint: LoopbackWaypoint, app: App) -> None:
