@@ -256,14 +256,19 @@ class LoopbackWaypoint:
 
     def client(self, host: str = VIP, port: int = 80, *, account: str = "client") -> Bytes:
         """A connection of the mesh's client; all clients of one account share a tunnel."""
-        tunnel = self.tunnel(account)
         end = Bytes()
+        end.stream = self.carry(end, host, port, account=account)
+        return end
+
+    def carry(self, end: Bytes, host: str = VIP, port: int = 80, *, account: str = "client") -> TunnelStream:
+        """The transport of such a connection, for an end of the test's own."""
+        tunnel = self.tunnel(account)
         authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         stream = tunnel.mux.open_stream(((b":method", b"CONNECT"), (b":authority", authority.encode())))
-        end.stream = TunnelStream(tunnel, stream, end, answered=False, early=False)
-        tunnel.adopt(stream, end.stream)
+        carried = TunnelStream(tunnel, stream, end, answered=False, early=False)
+        tunnel.adopt(stream, carried)
         tunnel.mark_dirty()
-        return end
+        return carried
 
     def tunnel(self, account: str = "client") -> Tunnel:
         """A live tunnel of this client to 15008."""
