@@ -77,11 +77,6 @@ class Http2Stream:
 
     # Out
 
-    @property
-    def has_room(self) -> bool:
-        """Whether whoever sends may go on."""
-        return not self._full
-
     def put(self, data: bytes) -> None:
         """A piece of the body out."""
         if self.is_over or not data:

@@ -80,6 +80,9 @@ class TcpExchange:
         if target is None:
             self._end("no_route", "NR")
             return
+        if isinstance(target, Shortage):
+            self._end("no_healthy_upstream", "UH")
+            return
         cluster, endpoint = target
         if not cluster.work.breakers.admit_connection():
             self._end("upstream_overflow", "UO")
@@ -124,7 +127,7 @@ class TcpExchange:
             self._end(verdict.reply().details)
         return not self._done
 
-    def _target(self) -> tuple[ClusterHere, EndpointAtWork] | None:
+    def _target(self) -> tuple[ClusterHere, EndpointAtWork] | Shortage | None:
         route = route_for(self._port.tcp_routes, self._client.sni)
         backend = None if route is None else choose(route, self._engine.dice)
         if backend is None or backend.status:
@@ -141,7 +144,7 @@ class TcpExchange:
             key, _ = hash_of(cluster.cluster.balancing.hash_keys, _NO_REQUEST, client, self._engine.randrange)
         context = PickContext(key, (client.destination, client.service_port))
         endpoint = cluster.work.pick(context, self._engine.loop.now)
-        return None if isinstance(endpoint, Shortage) else (cluster, endpoint)
+        return endpoint if isinstance(endpoint, Shortage) else (cluster, endpoint)
 
     # The client's side
 

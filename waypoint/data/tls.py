@@ -242,12 +242,6 @@ class TlsStream:
         """What a client has asked for."""
         return (self._tls.get_servername() or b"").decode("ascii", "replace").lower()
 
-    @property
-    def peer_certificate(self) -> x509.Certificate | None:
-        """What the peer has shown."""
-        certificate = self._tls.get_peer_certificate()
-        return None if certificate is None else certificate.to_cryptography()
-
     # For its user
 
     @property

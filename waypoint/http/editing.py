@@ -80,10 +80,6 @@ class CompiledRewrite:
             self._substitution = compile_substitution(rewrite.regex[1], self._pattern.groups)
         self._skip, self._whole, self._segments = matched_length(match)
 
-    @property
-    def changes_authority(self) -> bool:
-        return self._authority is not None
-
     def apply(self, request: Request) -> None:
         """Edits the request: authority, path and `x-envoy-original-path`."""
         if self._authority is not None:

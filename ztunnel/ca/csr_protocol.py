@@ -12,8 +12,6 @@ from ztunnel.mesh.identity import SpiffeId
 from ztunnel.rpc.protobuf import WireError, bytes_field, int_field, read_bytes, read_fields, read_int64, read_text
 
 PATH = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
-AUDIENCE = "istio-ca"
-"""Of the tokens that callers prove themselves with."""
 MAX_CHAIN = 16
 """Elements of an answer; the usual two or three."""
 

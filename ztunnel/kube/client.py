@@ -30,8 +30,6 @@ Json = dict[str, object]
 
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
-STRATEGIC_PATCH = "application/strategic-merge-patch+json"
-JSON_PATCH = "application/json-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
 _CLOSE_SECONDS = 1.0
 _LONGEST_CHAIN = 8

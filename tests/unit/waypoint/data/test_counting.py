@@ -123,6 +123,15 @@ def test_a_connection_that_cannot_be_made(waypoint: LoopbackWaypoint) -> None:
     assert found["TCP_OPENED_CONNECTIONS"][1] == 1
 
 
+def test_a_connection_for_which_no_endpoint_is_ready(waypoint: LoopbackWaypoint) -> None:
+    """As Envoy: UH, which is not the NR of a connection without a route."""
+    waypoint.cluster()
+    waypoint.serve(protocol=PortProtocol.TCP)
+    client = waypoint.client()
+    waypoint.run_until(lambda: client.is_over)
+    assert counted(waypoint)["TCP_CLOSED_CONNECTIONS"][0]["response_flags"] == "UH"
+
+
 def test_what_is_no_request_is_counted_too(waypoint: LoopbackWaypoint) -> None:
     waypoint.serve()
     waypoint.ask(b"GET / HTTP/1.1\r\nHost : a\r\n\r\n")
