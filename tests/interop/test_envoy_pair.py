@@ -16,7 +16,7 @@ CLIENT, SERVER = "client", "server"
 def exchange(port: int, data: bytes) -> bytes:
     """What comes back through the tunnel for `data` and a half-close, until the end or a reset."""
     parts = []
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         try:
             connection.sendall(data)
             connection.shutdown(socket.SHUT_WR)

@@ -342,7 +342,7 @@ def test_an_interrupted_up_says_that_the_lab_stays(tmp_path: Path) -> None:
             lambda: b"Running" in subprocess.run([*command, "get", "pods"], env=environment, capture_output=True, check=False).stdout
         )
         up.send_signal(signal.SIGINT)
-        said = up.communicate(timeout=20)[1]
+        said = up.communicate(timeout=60)[1]
         assert (up.returncode, "`ztunnel lab down --name slow`" in said) == (130, True), said
     finally:
         up.kill()

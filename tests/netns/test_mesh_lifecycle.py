@@ -330,7 +330,7 @@ def test_settings_that_cannot_be_used_are_all_listed(mesh: Mesh) -> None:
 def _run(agent: Agent, config: Path) -> tuple[int, str]:
     """Exit status and standard error of an agent that is expected not to start."""
     command = ["nsenter", f"--net={agent.node.path}", *COMMAND, "run", "--config", str(config)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20, cwd=REPOSITORY, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=REPOSITORY, check=False)
     return done.returncode, done.stderr
 
 

@@ -122,7 +122,7 @@ async def added(mesh: Plane, nursery: trio.Nursery, uid: str = "u") -> AsyncIter
     assert not done.is_set()
     for number in range(len(mesh.plane.links)):
         await mesh.says(PodAdded(uid), number)
-    with trio.fail_after(1):
+    with trio.fail_after(30):
         await done.wait()
     yield
     made.close()

@@ -209,7 +209,7 @@ def test_a_reader_that_has_seen_enough_is_no_problem_found(socket_path: str) -> 
     command = [sys.executable, "-m", "ztunnel", "status", "--socket", socket_path]
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=20, check=False)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
@@ -314,7 +314,7 @@ def test_completion(shell: str) -> None:
 def test_completion_offers_commands() -> None:
     environ = {"_ZTUNNEL_COMPLETE": "bash_complete", "COMP_WORDS": "ztunnel cert", "COMP_CWORD": "1"}
     command = [sys.executable, "-m", "ztunnel"]
-    ended = subprocess.run(command, check=False, env={**os.environ, **environ}, capture_output=True, text=True, timeout=20)
+    ended = subprocess.run(command, check=False, env={**os.environ, **environ}, capture_output=True, text=True, timeout=60)
     assert ended.stdout.strip() == "plain,certificates"
 
 
@@ -392,5 +392,5 @@ def test_the_command_starts_without_the_heavy_libraries(arguments: list[str]) ->
         f"atexit.register(lambda: print('heavy:', [name for name in {HEAVY!r} if name in sys.modules]))\n"
         "from ztunnel.cli.main import main; main(prog_name='ztunnel')"
     )
-    ended = subprocess.run([sys.executable, "-c", script, *arguments], check=False, capture_output=True, text=True, timeout=20)
+    ended = subprocess.run([sys.executable, "-c", script, *arguments], check=False, capture_output=True, text=True, timeout=60)
     assert ended.stdout.rstrip().endswith("heavy: []"), ended

@@ -28,7 +28,7 @@ assert str(isolation.debugging_line()).startswith("nsenter")
 
 
 def test_a_process_gets_a_network_of_its_own() -> None:
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=60, check=False)
     if done.returncode == 77:
         pytest.skip(done.stdout)
     assert done.returncode == 0, done.stderr

@@ -112,6 +112,6 @@ def test_the_whole_run_is_bounded() -> None:
 def test_it_runs_alone_and_speaks_json(serve: Serve, ok: int, failures: dict[str, int]) -> None:
     with serving(serve) as port:
         words = [sys.executable, "-I", "-S", loadgen.__file__, "127.0.0.1", str(port), "--connections", "5"]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
     said = json.loads(done.stdout)
     assert (said["ok"], said["failures"]) == (ok, failures)
