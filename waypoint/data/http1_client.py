@@ -73,9 +73,9 @@ class Http1Client(ServerStream):
 
     __slots__ = (
         "_bytes", "_chunked", "_close", "_connection", "_dead", "_dirty", "_events", "_fields", "_head", "_headers", "_held", "_interims",
-        "_is_head", "_keeper", "_length", "_loop", "_out", "_out_bytes", "_parser", "_pausing", "_raw", "_reading", "_running",
-        "_sending", "_status", "_transport", "_until_end", "_upgraded", "_upgrading", "_user", "failure", "has_answered", "idle_since",
-        "is_open", "label", "opened_at", "requests",
+        "_is_head", "_keeper", "_length", "_loop", "_out", "_out_bytes", "_parser", "_pausing", "_raw", "_raw_ended", "_reading",
+        "_running", "_sending", "_status", "_transport", "_until_end", "_upgraded", "_upgrading", "_user", "failure", "has_answered",
+        "idle_since", "is_open", "label", "opened_at", "requests",
     )  # fmt: skip
 
     def __init__(self, loop: Loop, keeper: Keeper) -> None:
@@ -114,6 +114,7 @@ class Http1Client(ServerStream):
         # Of the request.
         self._sending = False
         self._raw = False
+        self._raw_ended = False
         """Both directions carry another protocol."""
         self._out: list[bytes] = []
         self._out_bytes = 0
@@ -190,6 +191,8 @@ class Http1Client(ServerStream):
 
     def cancel(self) -> None:
         self._user = None
+        if self._raw_ended:
+            self.end([])  # both ends have said all: a farewell, not a reset
         self._finish()
 
     def _push(self, data: bytes) -> None:
@@ -466,6 +469,7 @@ class Http1Client(ServerStream):
     def _ended(self, end: _End, user: ResponseUser) -> None:
         if self._raw and self._sending:
             # One direction of another protocol; the other one goes on until the exchange ends it.
+            self._raw_ended = True
             user.upstream_ended(end.trailers)
             return
         self._free()

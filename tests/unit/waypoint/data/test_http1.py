@@ -207,7 +207,8 @@ def test_websocket_bytes_pass_both_ways_after_101(waypoint: LoopbackWaypoint, ap
     far.send(b"0\r\n\r\n")
     waypoint.run_until(lambda: client.data == b"0\r\n\r\n" and far.data == b"GET / HTTP/1.1\r\n\r\n")
     far.end()
-    waypoint.run_until(lambda: client.is_over)
+    waypoint.run_until(lambda: client.is_over and far.is_over)
+    assert far.error is None
 
 
 def test_a_refused_upgrade_is_an_answer(waypoint: LoopbackWaypoint, app: App) -> None:
