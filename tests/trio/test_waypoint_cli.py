@@ -158,6 +158,7 @@ def test_waiting_ends(lab: Lab) -> None:
     result = invoke("apply", "--wait", "--waypoint-timeout", "0.2")
     assert result.exit_code == 1
     assert "timed out while waiting for waypoint default/waypoint to be programmed" in result.output
+    assert "no pod of it is ready yet; nobody was enrolled" in result.output
 
 
 def test_status_says_what_is_wrong(lab: Lab) -> None:

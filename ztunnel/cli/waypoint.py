@@ -142,7 +142,9 @@ def apply(  # noqa: PLR0913 - click passes one argument per option
     cluster.apply(body)
     click.echo(f"waypoint {namespace}/{name} applied")
     if wait and not _programmed(cluster, namespace, name, seconds):
-        raise LabError("", f"timed out while waiting for waypoint {namespace}/{name} to be programmed ({seconds:g} s)")
+        told = next((row[-1] for row in _conditions(cluster.get("Gateway", namespace, name)[0], "waypoint", ("Programmed",))), "")
+        words = f"timed out while waiting for waypoint {namespace}/{name} to be programmed ({seconds:g} s)"
+        raise LabError("", f"{words}: {told or 'no controller has said anything of it'}; nobody was enrolled")
     for kind, each in targets:
         _enrol(cluster, kind, each, namespace, name)
 
