@@ -253,7 +253,7 @@ class Http1Client(ServerStream):
         self._status = status
         if self._connection:
             nominated = tokens(self._connection)
-            if len(nominated) > 1 or nominated[0] not in (b"keep-alive", b"close", b"upgrade"):
+            if len(nominated) > 1 or nominated[:1] not in ([], [b"keep-alive"], [b"close"], [b"upgrade"]):
                 headers = without_nominated(headers, nominated)
         if not 100 <= status <= 999:
             raise BadMessage(502, "no status")

@@ -214,7 +214,7 @@ class RequestReader:
             nominated = tokens(self._connection)
             if b"upgrade" in nominated and self._upgrade:
                 upgrade = self._asked_upgrade()
-            if len(nominated) > 1 or nominated[0] not in (b"keep-alive", b"close", b"upgrade"):
+            if len(nominated) > 1 or nominated[:1] not in ([], [b"keep-alive"], [b"close"], [b"upgrade"]):
                 headers = without_nominated(headers, nominated)
         if self._te:
             headers.append((b"te", b"trailers"))

@@ -478,3 +478,11 @@ def test_a_drain_ends_connections_behind_what_they_are_doing(waypoint: LoopbackW
     idle.end()
     busy.end()
     waypoint.run_until(lambda: waypoint.proxy.live() == 0)
+
+
+def test_a_connection_header_of_nothing_but_commas_names_nothing(waypoint: LoopbackWaypoint, app: App) -> None:
+    app.answers(b"HTTP/1.1 200 OK\r\nConnection: ,\r\nContent-Length: 5\r\n\r\nhello")
+    client = waypoint.client()
+    client.send(get(b"/", b"Connection: , ,"))
+    waypoint.run_until(lambda: client.data.endswith(b"hello") or client.is_over)
+    assert head_of(client.data)[0] == b"HTTP/1.1 200 OK"
