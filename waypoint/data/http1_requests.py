@@ -7,6 +7,7 @@ off, an upgrade to anything but websocket. Behind a refusal nothing more is read
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from typing import Final
 
@@ -31,6 +32,7 @@ from waypoint.http.messages import Headers, Request
 
 _MAX_HOSTS: Final = 1024
 _HOST_BYTES: Final = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~%:[]!$&'()*+,;=")
+_BRACKETED: Final = re.compile(rb"\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%[0-9A-Za-z._~%-]+)?\](?::[0-9]*)?")
 
 _hosts: set[bytes] = set()
 """Authorities that were found well-formed."""
@@ -41,6 +43,9 @@ def is_authority(host: bytes) -> bool:
     if host in _hosts:
         return True
     if not _HOST_BYTES.issuperset(host):
+        return False
+    if (b"[" in host or b"]" in host) and _BRACKETED.fullmatch(host) is None:
+        # a name in brackets would be routed as the name, and judged as another one
         return False
     if len(_hosts) < _MAX_HOSTS:
         _hosts.add(host)

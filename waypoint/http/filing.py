@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 
-from waypoint.http.rules import Facts, Test, compile_rule, token_principal
+from waypoint.http.rules import Facts, Test, compile_rule, host_texts, token_principal
 from ztunnel.mesh.l7.routes import TextKind, TextMatch
 from ztunnel.mesh.l7.security import Condition, L7Policy, L7Rule, Operation, Source
 
@@ -183,11 +183,10 @@ def _of_source(source: Source) -> list[list[Key]]:
 
 
 def _of_operation(operation: Operation) -> list[list[Key]]:
-    hosts = [TextMatch(each.kind, each.value.lower()) for each in operation.hosts]
     ports: list[Key] = [(Kind.PORT, b"", port) for port in operation.ports]
     found = [
         [] if operation.path_templates else _of_paths(operation.paths),
-        _exact_bytes(Kind.HOST, hosts),
+        _exact_bytes(Kind.HOST, host_texts(operation.hosts)),
         _exact_bytes(Kind.METHOD, operation.methods),
         ports,
     ]

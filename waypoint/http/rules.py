@@ -33,8 +33,9 @@ class Facts:
         self.path = self.request.path.partition(b"?")[0]
 
     def host(self) -> bytes:
-        """As sent, with its port, in lower case."""
-        return self.request.authority.lower()
+        """As sent, with its port, in lower case and without the root's dot, which does not count for a gateway's routes either."""
+        name, colon, port = self.request.authority.lower().partition(b":")
+        return name.rstrip(b".") + colon + port
 
     def header(self, name: bytes) -> bytes:
         """A header's values joined, or a pseudo-header; empty without one."""
@@ -435,7 +436,7 @@ def compile_operation(operation: Operation) -> Test:
     if operation.not_ports:
         fields.tests.append(Not(Port(operation.not_ports)))
     fields.texts(Method, operation.methods, operation.not_methods)
-    fields.texts(Host, _lower(operation.hosts), _lower(operation.not_hosts))
+    fields.texts(Host, host_texts(operation.hosts), host_texts(operation.not_hosts))
     if operation.paths or operation.path_templates:
         fields.tests.append(_paths(operation.paths, operation.path_templates))
     if operation.not_paths or operation.not_path_templates:
@@ -443,8 +444,10 @@ def compile_operation(operation: Operation) -> Test:
     return _every(fields.tests)
 
 
-def _lower(matches: Sequence[TextMatch]) -> list[TextMatch]:
-    return [TextMatch(match.kind, match.value.lower()) for match in matches]
+def host_texts(matches: Sequence[TextMatch]) -> list[TextMatch]:
+    """Comparisons in the form of `Facts.host`."""
+    ends = (TextKind.EXACT, TextKind.SUFFIX)
+    return [TextMatch(each.kind, each.value.lower().rstrip("." if each.kind in ends else "")) for each in matches]
 
 
 def _paths(texts: Sequence[TextMatch], templates: Sequence[str]) -> Test:

@@ -15,8 +15,8 @@ from waypoint.data.tcp import route_for
 from waypoint.data.tls import TlsRefused, TlsStream, name_matches, server_context
 from ztunnel.mesh.l7.clusters import Endpoint, UpstreamTls
 from ztunnel.mesh.l7.config import GatewayServer, ListenerProtocol, TlsServer, VirtualHost
-from ztunnel.mesh.l7.routes import Backend, DirectResponse, Route, TcpRoute
-from ztunnel.mesh.l7.security import L7Action, L7Policy, L7Rule
+from ztunnel.mesh.l7.routes import Backend, DirectResponse, Route, TcpRoute, TextKind, TextMatch
+from ztunnel.mesh.l7.security import L7Action, L7Policy, L7Rule, Operation
 
 PKI = WebPki()
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
@@ -353,3 +353,29 @@ def test_routes_and_hosts_by_name() -> None:
     assert [each.name if each else "" for each in found] == ["exact", "wild", "any", "any"]
     assert route_for(routes[1:], "z") is None
     assert issubclass(TlsRefused, Exception)
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        (b"admin.example", b"403"),
+        (b"ADMIN.example.", b"403"),
+        (b"admin.example.:80", b"403"),
+        (b"admin.example..", b"403"),
+        (b"[admin.example]", b"400"),
+        (b"[admin.example]:80", b"400"),
+        (b"admin.example]", b"400"),
+        (b"other.example.", b"200"),
+        (b"[fd00::1]:80", b"200"),
+        (b"[::ffff:1.2.3.4]", b"200"),
+    ],
+)
+def test_no_spelling_of_a_host_is_routed_as_it_and_judged_as_another(waypoint: LoopbackWaypoint, host: bytes, status: bytes) -> None:
+    hosts = (TextMatch(TextKind.EXACT, "admin.example"), TextMatch(TextKind.PREFIX, "admin.example:"))
+    policy = L7Policy("no", "default", L7Action.DENY, rules=(L7Rule(operations=(Operation(hosts=hosts),)),))
+    waypoint.update(policies={policy.key: policy})
+    waypoint.outside(http("a", VirtualHost(("*", "admin.example"), says("any"), (policy.key,))))
+    client = waypoint.dial(80)
+    client.send(get(host, b"Connection: close"))
+    waypoint.run_until(lambda: client.is_over)
+    assert client.data.startswith(b"HTTP/1.1 " + status)
