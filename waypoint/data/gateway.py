@@ -209,13 +209,23 @@ class GatewayPort:
 
     def host_for(self, server: str, authority: bytes) -> tuple[ServerAtWork | None, PortAtWork]:
         """Whose request it is. `server`: the name of the TLS listener; empty on a plain port. Nobody's has no routes (404)."""
-        host = host_of(authority.decode("ascii", "replace")).lower().rstrip(".")
+        host = _host(authority)
         if not server:
             return self._plain.find(host) or (None, self._nobody)
         at_work = self._by_name.get(server)
         if at_work is None:
             return None, self._nobody
         return at_work, at_work.hosts.find(host) or self._nobody
+
+    def is_misdirected(self, server: str, authority: bytes) -> bool:
+        """Whether another TLS listener has the host: its certificates and what it asks of clients would be passed by.
+
+        Source: Gateway API, `Listener.hostname` (421 Misdirected Request).
+        """
+        if not server:
+            return False
+        found = self._servers.find(_host(authority))
+        return found is not None and found.config.name != server
 
     def is_gone(self, server: str) -> bool:
         """Whether a listener is served no more."""
@@ -263,6 +273,9 @@ class GatewayService(Service):
 
     def begin(self, stream: ClientStream, request: Request, client: Client, ended: bool) -> RequestUser | None:
         request.scheme = self._scheme
+        if self._port.is_misdirected(self._server, request.authority):
+            answer(self._engine, stream, LocalReply(421, b"", [], "NR", "misdirected_request"))
+            return None
         server, host = self._port.host_for(self._server, request.authority)
         if server is not None and server.config.redirect_to_https and self._scheme == b"http":
             answer(self._engine, stream, to_https(request))
@@ -277,6 +290,11 @@ class GatewayService(Service):
     @property
     def is_draining(self) -> bool:
         return self._engine.is_draining or self._port.is_gone(self._server)
+
+
+def _host(authority: bytes) -> str:
+    """As tables of hosts have it."""
+    return host_of(authority.decode("ascii", "replace")).lower().rstrip(".")
 
 
 def to_https(request: Request) -> LocalReply:

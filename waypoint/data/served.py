@@ -213,7 +213,10 @@ class Served:
         if workload is None:
             return None
         if len(self._pods) >= MAX_POD_PORTS:
-            del self._pods[next(iter(self._pods))]
+            # No configuration reaches it any more: its connections end, lest they be judged by the policies of today for ever.
+            forgotten = self._pods.pop(next(iter(self._pods)))
+            forgotten.is_gone = True
+            forgotten.routes = RouteTable(())
         found = self._pods[address, port] = PortAtWork(port, PortProtocol.AUTO)
         found.serve_pod(workload, address, self.config, self._key_sets)
         return found

@@ -103,7 +103,9 @@ def _never_denies(body: dict[object, object]) -> bool:
 
 
 def _selector(spec: object) -> dict[str, str] | None:
-    """None, for the whole namespace, when there is none or it cannot be read."""
+    """None, for the whole namespace, when there is none or it cannot be read, or stands beside targetRefs: which one was meant?"""
+    if isinstance(spec, dict) and (spec.get("targetRef") or spec.get("targetRefs")):
+        return None
     try:
         return read_selector(Field("", "spec", spec)) or None
     except ManifestError:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 
 from ztunnel.mesh.manifests.fields import Field
-from ztunnel.mesh.manifests.mesh_config import CONFIG_KEY, CONFIG_MAP, MeshConfig, read_mesh_config
+from ztunnel.mesh.manifests.mesh_config import CONFIG_KEY, CONFIG_MAP, STRICTEST, MeshConfig, read_mesh_config
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import KubeObject
 from ztunnel.mesh.manifests.secrets import ConfigMapObject
@@ -24,10 +24,10 @@ def mesh_config_of(objects: Mapping[ObjectKey, KubeObject], root_namespace: str)
     try:
         documents = list(read_yaml(text.encode()))
     except DocumentError as error:
-        return MeshConfig(problems=(f"{subject}: {error}",))
+        return MeshConfig(path_normalization=STRICTEST, problems=(f"{subject}: {error}",))
     body = documents[0] if documents else None
     if not isinstance(body, dict):
-        return MeshConfig(problems=(f"{subject}: not a mapping",)) if body is not None else MeshConfig()
+        return MeshConfig(path_normalization=STRICTEST, problems=(f"{subject}: not a mapping",)) if body is not None else MeshConfig()
     return read_mesh_config(Field(subject, "", _with_format(body)))
 
 

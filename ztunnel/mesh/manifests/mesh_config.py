@@ -22,6 +22,8 @@ from ztunnel.mesh.rules import StringKind
 
 CONFIG_MAP, CONFIG_KEY = "istio", "mesh"
 MAX_PROVIDERS = 256
+STRICTEST = PathNormalization.DECODE_AND_MERGE_SLASHES
+"""Where what was asked for cannot be read: less of it would let paths pass that a policy denies."""
 _T = TypeVar("_T")
 _KINDS = {
     StringKind.EXACT: TextKind.EXACT,
@@ -103,7 +105,7 @@ def read_mesh_config(document: Field) -> MeshConfig:
     tracing = reading.of(proxy, "tracing", lambda place: place, document.instead(None))
     template, fields = _default_format(reading)
     return MeshConfig(
-        path_normalization=reading.member("pathNormalization", _normalization, PathNormalization.BASE),
+        path_normalization=_path_normalization(reading),
         providers=reading.member("extensionProviders", lambda place: _providers(place, reading), {}),
         default_tracing=reading.of(defaults, "tracing", _names, ()),
         default_metrics=reading.of(defaults, "metrics", _names, ("prometheus",)),
@@ -135,6 +137,12 @@ class _Reading:
         except ManifestError as error:
             self.problems.append(str(error))
             return default
+
+
+def _path_normalization(reading: _Reading) -> PathNormalization:
+    problems = len(reading.problems)
+    found = reading.member("pathNormalization", _normalization, PathNormalization.BASE)
+    return found if len(reading.problems) == problems else STRICTEST
 
 
 def _normalization(place: Field) -> PathNormalization:

@@ -72,6 +72,11 @@ def test_a_refused_policy_with_unreadable_targets_denies_its_namespace() -> None
     assert names(refused, proxy=ProxyTarget("lab", "waypoint")) == ["shop/x"]
 
 
+def test_a_policy_with_a_selector_beside_its_targets_denies_at_waypoints_too() -> None:
+    refused = attach_to("x", ref("Service", "reviews"), selector={"matchLabels": {"app": "other"}})
+    assert names(refused) == ["shop/x"]
+
+
 def test_l4_leaves_a_refused_policy_to_the_waypoint_only_if_its_targets_are_known() -> None:
     body = authorization("x", targetRefs=[ref("Gateway", "w")], rules=5)
     with pytest.raises(ManifestError):

@@ -223,16 +223,18 @@ def test_authorizers_become_clusters_or_a_reason() -> None:
     ]
 
 
-def test_a_mesh_config_that_cannot_be_read_has_defaults_and_says_so() -> None:
-    def problem(text: str) -> str:
+def test_a_mesh_config_that_cannot_be_read_has_defaults_but_the_strictest_paths_and_says_so() -> None:
+    strict = PathNormalization.DECODE_AND_MERGE_SLASHES
+
+    def problem(text: str, paths: PathNormalization = PathNormalization.BASE) -> str:
         found = parse(config_map(text), "test")
         config = mesh_config_of({key(found): found}, "istio-system")
-        assert config.path_normalization is PathNormalization.BASE
+        assert config.path_normalization is paths
         return config.problems[0]
 
-    assert "not a mapping" in problem("[]")
-    assert "ConfigMap istio-system/istio mesh: line " in problem("{")
-    assert "not one of DEFAULT, NONE, BASE" in problem("pathNormalization: {normalization: X}")
+    assert "not a mapping" in problem("[]", strict)
+    assert "ConfigMap istio-system/istio mesh: line " in problem("{", strict)
+    assert "not one of DEFAULT, NONE, BASE" in problem("pathNormalization: {normalization: X}", strict)
     assert "extensionProviders: not a list" in problem("extensionProviders: 5")
     assert "accessLogEncoding: not one of TEXT, JSON" in problem("accessLogEncoding: XML")
     assert mesh_config_of({}, "istio-system") == MeshConfig()

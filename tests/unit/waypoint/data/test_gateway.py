@@ -169,6 +169,19 @@ def test_clients_show_certificates_where_they_must(waypoint: LoopbackWaypoint, a
     assert len(app.heads) == 1
 
 
+def test_a_host_of_another_tls_listener_is_not_served_past_its_client_certificates(waypoint: LoopbackWaypoint) -> None:
+    closed = https("closed", "closed.example", routes=says("closed"))
+    assert closed.tls is not None
+    certificate = PKI.certificate("open.example")
+    anyone = https("anyone", "*", routes=says("open"), certificate=certificate)
+    waypoint.outside(anyone, replace(closed, tls=replace(closed.tls, client_roots=PKI.root_pem)))
+    client = waypoint.dial_tls(443, UpstreamTls(sni="open.example", roots=PKI.root_pem))
+    assert ask(waypoint, client, get(b"open.example"), b"open").endswith(b"\r\n\r\nopen")
+    for host in (b"closed.example", b"CLOSED.example.:443"):
+        assert ask(waypoint, client, get(host), b"\r\n\r\n").startswith(b"HTTP/1.1 421 "), host
+    assert ask(waypoint, client, get(b"else.example"), b"open").endswith(b"\r\n\r\nopen")
+
+
 def test_a_listener_without_a_certificate_serves_nobody(waypoint: LoopbackWaypoint) -> None:
     broken = replace(https("a", "a.example"), tls=TlsServer(b"nonsense", b"nonsense"))
     waypoint.outside(broken, replace(https("b", "b.example"), problem="its Secret is missing"), https("c", "c.example", routes=says("c")))

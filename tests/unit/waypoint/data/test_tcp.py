@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tests.kit.waypoint import CLUSTER, VIP, App, LoopbackWaypoint
+from waypoint.data.served import MAX_POD_PORTS
 from waypoint.data.sniff import PREFACE, Seen, http_version, protocol
 from ztunnel.mesh.l7.config import PortProtocol, ServedWorkload
 from ztunnel.mesh.l7.routes import TextKind, TextMatch
@@ -116,6 +117,25 @@ def test_a_service_that_is_not_served_any_more_ends_its_connections(waypoint: Lo
     late = waypoint.client()
     waypoint.run_until(lambda: late.error is not None)
     assert "400" in str(late.error)
+
+
+def test_a_connection_does_not_outlive_the_policies_that_its_pods_port_is_judged_by(waypoint: LoopbackWaypoint) -> None:
+    app = waypoint.app().answers(OK)
+    address, port = app.address[0], app.address[1]
+    pod = ServedWorkload("uid", (address,), waypoint.pki.identity("app"))
+    waypoint.update(workloads=(pod,))
+    client = waypoint.client(address, port)
+    client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    waypoint.run_until(lambda: client.data.endswith(b"hello"))
+    client.take()
+    others = (number for number in range(1, MAX_POD_PORTS + 2) if number != port)
+    assert all(waypoint.proxy.served.find(address, number) for number in others), "so many that the first is forgotten"
+    policy = L7Policy("no", "default", L7Action.DENY, rules=(L7Rule(),), tcp_rules=(L7Rule(),))
+    waypoint.update(policies={policy.key: policy}, workloads=(replace(pod, policies=(policy.key,)),))
+    client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    waypoint.run_until(lambda: client.is_over or b"\r\n\r\n" in client.data)
+    assert b"hello" not in client.data
+    assert len(app.heads) == 1
 
 
 @pytest.mark.parametrize(
