@@ -10,6 +10,7 @@ import base64
 import hashlib
 from typing import Final
 
+from waypoint.http.arrival import FORGED
 from waypoint.http.messages import Headers, Request, Response
 from ztunnel.dataplane.bytestream import Transport
 
@@ -42,6 +43,8 @@ _KINDS: Final[dict[bytes, int]] = {
 }
 FRAMING: Final = frozenset(_KINDS) | {b"trailer"}
 """Names that a trailer must not have."""
+_NOT_IN_TRAILERS: Final = FRAMING | FORGED | {b"authorization", b"proxy-authorization", b"cookie", b"set-cookie", b"x-forwarded-for"}
+"""Nor these: whoever merges trailers into headers would believe what nobody has judged (RFC 9110 §6.5.1)."""
 _NEVER_NOMINATED: Final = frozenset((b"host", b"content-length", b"transfer-encoding", b"authorization", b"cookie", b"content-type"))
 """A `Connection` header that names one of these is an attack on whoever stands behind us, and is not followed."""
 
@@ -81,7 +84,7 @@ def without_nominated(headers: Headers, nominated: list[bytes]) -> Headers:
 
 def trailer_lines(trailers: Headers) -> Headers:
     """Those that a trailer may hold (RFC 9110 §6.5.1)."""
-    return [line for line in trailers if line[0] not in FRAMING]
+    return [line for line in trailers if line[0] not in _NOT_IN_TRAILERS]
 
 
 # ------------------------------------------------------------------------------------------------------------- writing

@@ -486,3 +486,14 @@ def test_a_connection_header_of_nothing_but_commas_names_nothing(waypoint: Loopb
     client.send(get(b"/", b"Connection: , ,"))
     waypoint.run_until(lambda: client.data.endswith(b"hello") or client.is_over)
     assert head_of(client.data)[0] == b"HTTP/1.1 200 OK"
+
+
+def test_trailers_say_nothing_that_is_judged_among_the_headers(waypoint: LoopbackWaypoint, app: App) -> None:
+    client = waypoint.client()
+    client.send(get(b"/", b"Transfer-Encoding: chunked", method=b"POST"))
+    far = upstream(waypoint, app)
+    far.take()
+    forged = b"X-Forwarded-Client-Cert: URI=x\r\nAuthorization: Bearer x\r\nCookie: a=b\r\nX-Forwarded-For: 10.0.0.1\r\n"
+    client.send(b"0\r\n" + forged + b"X-Sum: 5\r\n\r\n")
+    waypoint.run_until(lambda: far.data.endswith(b"\r\n\r\n"))
+    assert bytes(far.data) == b"0\r\nx-sum: 5\r\n\r\n"
