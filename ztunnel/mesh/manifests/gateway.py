@@ -186,12 +186,23 @@ def _with_frontend(listeners: tuple[Listener, ...], place: Field, namespace: str
 
 def _validation(place: Field, namespace: str) -> tuple[ObjectRef, ...]:
     place.only(("validation",))
-    validation = place.get("validation")
+    return _client_roots(place.get("validation"), namespace)
+
+
+def _client_roots(validation: Field, namespace: str) -> tuple[ObjectRef, ...]:
+    """Whose certificates clients must show; none: they need none.
+
+    Raises:
+        ManifestError: also when it is there and names nobody, which would let everybody in.
+    """
     validation.only(("caCertificateRefs", "mode"))
-    mode = validation.get("mode")
+    mode, roots = validation.get("mode"), validation.get("caCertificateRefs")
     if mode.text("AllowValidOnly") != "AllowValidOnly":
         raise mode.wrong("not supported: only AllowValidOnly is")
-    return tuple(_reference(each, namespace, "ConfigMap") for each in validation.get("caCertificateRefs").items(MAX_LISTENERS))
+    found = tuple(_reference(each, namespace, "ConfigMap") for each in roots.items(MAX_LISTENERS))
+    if not found and not validation.absent:
+        raise roots.error("required: without one every client would be let in")
+    return found
 
 
 def read_gateway_class(document: Field) -> GatewayClassObject:
@@ -228,11 +239,10 @@ def _tls(place: Field, namespace: str) -> ListenerTls:
     mode = place.get("mode")
     if mode.text("Terminate") not in ("Terminate", "Passthrough"):
         raise mode.wrong("not one of Terminate, Passthrough")
-    roots = place.get("frontendValidation").get("caCertificateRefs")
     return ListenerTls(
         mode=mode.text("Terminate"),
         certificates=tuple(_reference(each, namespace, "Secret") for each in place.get("certificateRefs").items(MAX_LISTENERS)),
-        client_roots=tuple(_reference(each, namespace, "ConfigMap") for each in roots.items(MAX_LISTENERS)),
+        client_roots=_client_roots(place.get("frontendValidation"), namespace),
         options={key: member.text("") for key, member in place.get("options").texts()},
     )
 

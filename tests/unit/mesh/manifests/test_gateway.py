@@ -118,6 +118,25 @@ def test_a_selector_that_means_nothing_is_refused(expression: Json) -> None:
         listening(allowedRoutes={"namespaces": {"from": "Selector", "selector": {"matchExpressions": [{"key": "k", **expression}]}}})
 
 
+@pytest.mark.parametrize(
+    ("validation", "field"),
+    [
+        ({}, "caCertificateRefs"),
+        ({"caCertificateRefs": []}, "caCertificateRefs"),
+        ({"caCertificateRef": {"name": "roots"}}, "caCertificateRef"),
+        ({"caCertificateRefs": [{"name": "roots"}], "mode": "AllowInsecureFallback"}, "mode"),
+    ],
+)
+def test_a_check_of_clients_that_would_let_everybody_in_is_refused(validation: Json, field: str) -> None:
+    listener = {"name": "a", "port": 443, "protocol": "HTTPS", "tls": {"frontendValidation": validation}}
+    spec: Json = {"gatewayClassName": "istio", "listeners": [listener]}
+    with pytest.raises(ManifestError, match=rf"frontendValidation\.{field}: "):
+        read({**gateway("g"), "spec": spec})
+    spec = {**spec, "listeners": [{**listener, "tls": {}}], "tls": {"frontend": {"default": {"validation": validation}}}}
+    with pytest.raises(ManifestError, match=rf"validation\.{field}: "):
+        read({**gateway("g"), "spec": spec})
+
+
 def test_a_gateway_class_has_no_namespace() -> None:
     body = {
         "apiVersion": "gateway.networking.k8s.io/v1",
