@@ -110,6 +110,8 @@ class Opening:
         self._timer: Timer | None = None
         if port.protocol is PortProtocol.AUTO:
             self._timer = connections.engine.loop.call_later(SNIFF_SECONDS, self._silent)
+        elif port.protocol is not PortProtocol.TCP:
+            self._timer = connections.engine.loop.call_later(IDLE_SECONDS, self._transport.close)
 
     def start(self) -> None:
         """Begins at once where nothing is to be waited for."""
@@ -130,6 +132,9 @@ class Opening:
         seen = protocol(start) if port.protocol is PortProtocol.AUTO else http_version(start)
         whole = memoryview(self._bytes + bytes(data)) if self._bytes else data
         if seen is Seen.UNKNOWN:
+            if not self._bytes and port.protocol is not PortProtocol.AUTO:
+                self._cancel()
+                self._timer = self._connections.engine.loop.call_later(HEAD_SECONDS, self._transport.close)
             self._bytes = bytes(whole)
         elif seen is Seen.HTTP1:
             self._serve_http1(whole)

@@ -3,6 +3,8 @@
 What llhttp tells while it reads is noted and acted upon behind the reading. An endpoint that answers before it has the whole request, that
 says more than its answer, or that speaks without being asked, loses the connection: what it says next could be taken for the answer to
 somebody else's request.
+
+Length: reading, acting and writing share one connection's state, whose invariants would be told twice if they were apart.
 """
 
 from __future__ import annotations
@@ -322,32 +324,41 @@ class Http1Client(ServerStream):
     def _parse_head_only(self, data: bytes) -> None:
         """The answer to HEAD: its end is that of its head."""
         held = self._held + data if self._held else data
-        at = held.find(_HEAD_END)
-        if at < 0:
-            self._held = held
-            if len(held) > 2 * MAX_HEADER_BYTES:
-                self._events.append(BadMessage(502, "headers too large"))
-            return
-        rest = held[at + len(_HEAD_END) :]
         self._held = b""
+        begin = 0
+        # Interim responses first; `_responded` refuses more than it allows.
+        while len(self._events) <= MAX_INTERIM:
+            at = held.find(_HEAD_END, begin)
+            if at < 0:
+                self._held = held[begin:]
+                if len(self._held) > 2 * MAX_HEADER_BYTES:
+                    self._events.append(BadMessage(502, "headers too large"))
+                return
+            end = at + len(_HEAD_END)
+            if self._parse_one_head(held[begin:end], held[end:] if len(held) > end else b""):
+                return
+            begin = end
+            if begin == len(held):
+                return
+
+    def _parse_one_head(self, head: bytes, rest: bytes) -> bool:
+        """False: it was an interim response, and what follows is to be read."""
         try:
-            self._parser.feed_data(held[: at + len(_HEAD_END)])
+            self._parser.feed_data(head)
         except httptools.HttpParserUpgrade:
             self._switch(rest)
-            return
+            return True
         except httptools.HttpParserError as error:
             if not isinstance(error.__context__, _HeadOnly):
                 self._refuse(error)
-                return
+                return True
             self._parser = httptools.HttpResponseParser(self)
             self._next_head()
             self._events.append(_NO_TRAILERS)
             if rest:
                 self._close = True
-            return
-        if rest:
-            # Behind an interim response.
-            self._parse_head_only(rest)
+            return True
+        return False
 
     def _switch(self, rest: bytes) -> None:
         """A 101 was read."""

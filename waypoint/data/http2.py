@@ -37,6 +37,7 @@ def limits(header_bytes: int = 60 << 10) -> MuxLimits:
         client_header_bytes=header_bytes,
         server_header_bytes=header_bytes,
         streams=STREAMS,
+        output_bytes=4 << 20,  # heads of answers to so many requests are among it
         messages=True,
     )
 
@@ -226,8 +227,9 @@ class Http2Connection:
             self._dirty = True
             self._loop.flush_later(self)
 
-    def _write(self) -> None:
-        if self.mux.has_output:
+    def _write(self, *, last: bool = False) -> None:
+        """Control frames stay in the multiplexer while the transport takes nothing: its bound ends a peer that asks and never reads."""
+        if self.mux.has_output and (last or not self.is_blocked):
             self._out.append(self.mux.take())
         if self._out and self._transport is not None:
             out, self._out = self._out, []
@@ -239,7 +241,7 @@ class Http2Connection:
         self._dirty = False
         if self.is_dead:
             return
-        self._write()
+        self._write(last=self.is_ending)
         if self.is_ending and self._transport is not None:
             self._transport.end()
             self._loop.call_later(LINGER_SECONDS, self._finish)
@@ -247,7 +249,8 @@ class Http2Connection:
     # In
 
     def opened(self) -> None:
-        pass
+        if self.mux.has_output:
+            self.schedule()
 
     def received(self, data: memoryview) -> None:
         if self.is_dead or self.is_ending:
@@ -261,7 +264,7 @@ class Http2Connection:
         try:
             events = self.mux.receive(buffer, 0, len(buffer), self._loop.now)
         except MuxError as error:
-            self._write()
+            self._write(last=True)
             self._die(str(error), broken=True)
             return
         for event in events:
@@ -342,6 +345,8 @@ class Http2Connection:
             self.can_send(stream)
 
     def writable(self) -> None:
+        if self.mux.has_output:
+            self.schedule()
         self._push_all()
 
     def peer_ended(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from waypoint.data.ends import ResponseUser, ServerStream
-from waypoint.data.heads import FRAMING, trailer_lines
+from waypoint.data.heads import FRAMING, has_no_body, trailer_lines
 from waypoint.data.http2 import Http2Connection, Http2Stream, content_length, limits
 from waypoint.http.messages import Headers, Request, Response
 from waypoint.upstream.outcome import ResetReason
@@ -84,9 +84,12 @@ class Http2Exchange(Http2Stream, ServerStream):
         self.has_answered = True
         if self.is_tunnel and status == 200:
             status, headers = 101, [line for line in headers if line[0] != b"content-length"]
-        elif not self._is_head:
+        elif self._is_head or has_no_body(status):
+            # A body nevertheless would be taken for the next answer by a client of HTTP/1.1 (RFC 9113 §8.1.1).
+            self.left = 0
+        else:
             self.left = content_length(headers)
-            if self.left == -2 or (ended and self.left > 0 and status not in (204, 304)):
+            if self.left == -2 or (ended and self.left > 0):
                 self.fail(ResetReason.PROTOCOL_ERROR, "content-length is not the body's")
                 return
         user = self.user
@@ -205,6 +208,7 @@ class Http2Client(Http2Connection):
 
     def opened(self) -> None:
         self.is_open = True
+        super().opened()
 
     def received(self, data: memoryview) -> None:
         self.is_open = True

@@ -17,6 +17,7 @@ from waypoint.telemetry.tracing import unsampled
 from waypoint.upstream.cluster import PickContext, Shortage
 from waypoint.upstream.endpoints import EndpointAtWork
 from waypoint.upstream.outcome import ResetReason
+from ztunnel.dataplane.loop import Loop, Timer
 from ztunnel.mesh.l7.routes import Mirror
 
 _EARLY_BYTES = 64 << 10
@@ -28,7 +29,7 @@ _SECONDS = 60.0
 class Copy(ResponseUser):
     """One copy of one request."""
 
-    __slots__ = ("_begun", "_cluster", "_early", "_early_bytes", "_ended", "_endpoint", "_over", "_upstream")
+    __slots__ = ("_begun", "_cluster", "_early", "_early_bytes", "_ended", "_endpoint", "_over", "_timer", "_upstream")
 
     def __init__(self, cluster: ClusterHere, endpoint: EndpointAtWork) -> None:
         self._cluster = cluster
@@ -39,10 +40,12 @@ class Copy(ResponseUser):
         self._early_bytes = 0
         self._ended: Headers | None = None
         self._over = False
+        self._timer: Timer | None = None
         endpoint.active += 1
 
-    def start(self, request: Request, ended: bool, client: Client) -> None:
+    def start(self, loop: Loop, request: Request, ended: bool, client: Client) -> None:
         """Sends the head."""
+        self._timer = loop.call_later(_SECONDS, self.cancel)
         try:
             upstream, begun = self._cluster.pool(self._endpoint).send(unsampled(request), ended, self, client)
         except Unreachable:
@@ -79,6 +82,8 @@ class Copy(ResponseUser):
         if self._over:
             return
         self._over = True
+        if self._timer is not None:
+            self._timer.cancel()
         self._early.clear()
         self._endpoint.active -= 1
         self._cluster.work.breakers.release_request()
@@ -162,6 +167,5 @@ def mirror(engine: Engine, mirrors: Sequence[Mirror], request: Request, client: 
         )
         copy = Copy(cluster, endpoint)
         copies.append(copy)
-        engine.loop.call_later(_SECONDS, copy.cancel)
-        copy.start(copied, ended, client)
+        copy.start(engine.loop, copied, ended, client)
     return Copies(copies) if copies else None

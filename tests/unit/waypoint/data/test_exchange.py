@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.kit.waypoint import CLUSTER, App, Bytes, LoopbackWaypoint
+from waypoint.data.mirrors import Copy
 from ztunnel.mesh.l7.clusters import Outlier, PoolLimits
 from ztunnel.mesh.l7.routes import (
     Backend,
@@ -217,6 +218,8 @@ def test_copies_go_to_mirrors_and_their_answers_nowhere(waypoint: LoopbackWaypoi
     app.connections[0].send(OK)
     waypoint.run_until(lambda: client.data.endswith(b"hello"))
     assert b"busy" not in client.data
+    # A copy that is answered leaves nothing behind, no deadline either.
+    waypoint.run_until(lambda: not any(isinstance(getattr(t.callback, "__self__", None), Copy) for _, _, t in waypoint.loop._timers))
 
 
 def test_a_mirror_that_is_slow_or_gone_costs_nothing(waypoint: LoopbackWaypoint, app: App) -> None:
