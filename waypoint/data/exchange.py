@@ -278,8 +278,9 @@ class Exchange(RequestUser, ResponseUser):
         self._retry = RetryState(route.retry, request, found.route.timeout, trusted=self._client.identity is not None)
         if backend.authority:
             request.authority = backend.authority
-        if found.rewrite is not None:
-            found.rewrite.apply(request)
+        if found.rewrite is not None and not found.rewrite.apply(request):
+            self._reply(replies.bad_path())
+            return
         if not (backend.request.empty and route.request.empty):
             headers = list(request.headers)
             self._edit(backend.request, headers)

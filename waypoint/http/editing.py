@@ -80,8 +80,12 @@ class CompiledRewrite:
             self._substitution = compile_substitution(rewrite.regex[1], self._pattern.groups)
         self._skip, self._whole, self._segments = matched_length(match)
 
-    def apply(self, request: Request) -> None:
-        """Edits the request: authority, path and `x-envoy-original-path`."""
+    def apply(self, request: Request) -> bool:
+        """Edits the request: authority, path and `x-envoy-original-path`.
+
+        False: the client's bytes would become a dot segment (`/api../x` behind a prefix `/api` that becomes `/v1/`) and lead out of
+        where the route goes: the request is to be refused.
+        """
         if self._authority is not None:
             request.authority = self._authority
         path, mark, query = request.path.partition(b"?")
@@ -92,11 +96,18 @@ class CompiledRewrite:
         elif self._pattern is not None:
             new = substitute(self._pattern, self._substitution, path)
         else:
-            return
+            return True
+        if self._path is None and b"/." in new and _climbs(new) and not _climbs(path):
+            return False
         request.headers = [line for line in request.headers if line[0] != _ORIGINAL_PATH]
         request.headers.append((_ORIGINAL_PATH, request.path))
         # a path that had a query in its configuration keeps that one
         request.path = new + mark + query if b"?" not in new else new
+        return True
+
+
+def _climbs(path: bytes) -> bool:
+    return b".." in path.partition(b"?")[0].split(b"/")
 
 
 def matched_length(match: PathMatch | None) -> tuple[int, bool, bool]:

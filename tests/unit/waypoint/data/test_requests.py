@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.kit.waypoint import LoopbackWaypoint
+from tests.kit.waypoint import CLUSTER, LoopbackWaypoint
+from ztunnel.mesh.l7.routes import Backend, PathKind, PathMatch, RequestMatch, Rewrite, Route
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 GET = b"GET /path?q=1 HTTP/1.1\r\nHost: app.example\r\nUser-Agent: test\r\n\r\n"
@@ -36,3 +37,16 @@ def test_a_request_and_its_answer(waypoint: LoopbackWaypoint, hbone: bool) -> No
     waypoint.run_until(lambda: client.data.endswith(b"hello"))
     assert len(app.connections) == 1
     assert len(app.heads) == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "forwarded"), [(b"/api../secret", b""), (b"/api../?q", b""), (b"/api..x", b"/v1/..x"), (b"/api.", b"/v1/.")]
+)
+def test_a_rewrite_makes_no_way_out_of_the_place_it_leads_to(waypoint: LoopbackWaypoint, path: bytes, forwarded: bytes) -> None:
+    app = waypoint.app().answers(OK)
+    waypoint.cluster(waypoint.endpoint(app))
+    match = RequestMatch(path=PathMatch(PathKind.PREFIX, "/api"))
+    waypoint.serve(Route("r", matches=(match,), rewrite=Rewrite(prefix="/v1/"), backends=(Backend(CLUSTER),)))
+    answer = waypoint.ask(b"GET " + path + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200" if forwarded else b"HTTP/1.1 400")
+    assert [head.split(b" ")[1] for head in app.heads] == ([forwarded] if forwarded else [])
