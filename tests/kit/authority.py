@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,9 +87,11 @@ def authority(
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("ZTUNNEL_", "KUBE"))}
     with log.open("wb") as output:
         command = [*prefix, *program, "ca", "--config", f"{config or directory}/ca.yaml"]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment)
+        # A group of its own: behind a prefix that changes users nobody else would end the program.
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True)
     try:
         yield AuthorityProcess(process, log, name)
     finally:
-        process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait(SECONDS)
