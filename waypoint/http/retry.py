@@ -101,15 +101,18 @@ class RetryState:
         self.exhausted = False
         self.grpc_deadline = False
         """The timeout is the caller's `grpc-timeout`: its end is DEADLINE_EXCEEDED (4)."""
-        overridden = False
+        overridden = counted = False
         for name, value in request.headers:
             if name.startswith(b"x-envoy-"):
                 if name in _OVERRIDES:
                     overridden = True
+                    counted = counted or (name == b"x-envoy-max-retries" and value.isdigit())
                     if trusted:
                         self._override(name, value)
             elif name == b"grpc-timeout":
                 self._grpc_timeout(value)
+        if self._on and not policy.on and not self._left and not counted:
+            self._left = 1  # Envoy: a caller's conditions alone mean one retry
         if overridden:
             request.headers = [line for line in request.headers if line[0] not in _OVERRIDES]
         if self.per_try and self.timeout and self.per_try >= self.timeout:
@@ -197,8 +200,6 @@ class RetryState:
         if name in (b"x-envoy-retry-on", b"x-envoy-retry-grpc-on"):
             for word in value.split(b","):
                 self._on |= _BY_NAME.get(word.strip(), 0)
-            if self._on and not self._policy.on and not self._left:
-                self._left = 1  # Envoy: a caller's conditions alone mean one retry
         elif name == b"x-envoy-max-retries":
             self._left = min(_number(value, self._left), MAX_ATTEMPTS)
         elif name == b"x-envoy-retriable-status-codes":
