@@ -163,7 +163,7 @@ def test_an_endpoint_that_leaves_under_traffic_costs_no_connection(mesh: Mesh, c
         for each in live:
             apps.read_exactly(each, len(BACKENDS[0]) + 1)
         mesh.relabel("backend-a", "role", "retired")
-        gone = eventually(lambda: "backend-a" not in answering(client, (VIP4, 80), 12))
+        gone = eventually(lambda: "backend-a" not in answering(client, (VIP4, 80), 45))
         mesh.settle()
         assert gone
         # Of the two that are left, the less loaded one gets every new connection: which one that is, the twelve decide.
