@@ -12,10 +12,8 @@ import os
 import resource
 import signal
 import socket
-import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -49,7 +47,7 @@ from ztunnel.rpc.client import target_of
 from ztunnel.runtime import logs
 from ztunnel.runtime.confine import hide_memory
 from ztunnel.runtime.metrics import Metrics
-from ztunnel.runtime.workers import Running, spawn_process
+from ztunnel.runtime.workers import Running, spawn_process, spawn_thread
 from ztunnel.settings import RedirectionStatus
 from ztunnel.sources.files import FileLimits, FileSource
 from ztunnel.sources.kubernetes import KubernetesSource, proxy
@@ -149,7 +147,7 @@ class _Parts:
 
 def _build(settings: Settings) -> _Parts:
     identity = identity_of(settings)
-    spawn = _spawn_thread if settings.workers == 0 else _spawner(settings)
+    spawn = partial(spawn_thread, serve=worker.serve) if settings.workers == 0 else _spawner(settings)
     plane = Plane(_configure(settings), settings.listen.address, spawn, max(1, settings.workers), settings.limits.metric_series)
     readiness = Readiness((_WORKERS, _MESH, _CERTIFICATE))
     readiness.watch(_WORKERS, lambda: plane.serving > 0)
@@ -294,31 +292,3 @@ def _configure(settings: Settings) -> ConfigureWaypoint:
 
 def _spawner(settings: Settings) -> Callable[[socket.socket], Awaitable[Running]]:
     return partial(spawn_process, log_format=settings.log.format.value, log_level=settings.log.level.value, module="waypoint.worker")
-
-
-class _ThreadWorker:
-    """`workers: 0`: the same loop in a thread of the supervisor, for debugging. It cannot be killed, only left."""
-
-    def __init__(self, theirs: socket.socket) -> None:
-        self._ended = trio.Event()
-        self._token = trio.lowlevel.current_trio_token()
-        threading.Thread(target=self._serve, args=(theirs,), name="worker", daemon=True).start()
-
-    def _serve(self, theirs: socket.socket) -> None:
-        try:
-            worker.serve(theirs)
-        finally:
-            # A supervisor that was told to leave at once does not wait for this thread, which then has nobody left to tell.
-            with suppress(trio.RunFinishedError):
-                self._token.run_sync_soon(self._ended.set)
-
-    async def wait(self) -> str:
-        await self._ended.wait()
-        return "its thread ended"
-
-    def kill(self) -> None:
-        log.error("a worker in a thread cannot be killed")
-
-
-async def _spawn_thread(theirs: socket.socket) -> Running:
-    return _ThreadWorker(theirs.dup())

@@ -13,7 +13,6 @@ import os
 import resource
 import signal
 import socket
-import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
@@ -61,7 +60,7 @@ from ztunnel.rpc.client import target_of
 from ztunnel.runtime import logs
 from ztunnel.runtime.confine import hide_memory
 from ztunnel.runtime.metrics import Metrics
-from ztunnel.runtime.workers import Running, spawn_process
+from ztunnel.runtime.workers import Running, spawn_process, spawn_thread
 from ztunnel.settings import NetnsSearch, PodsSettings, RecordLayer, RedirectionStatus, SameNode, Settings, WaypointFallback
 from ztunnel.sources.files import FileLimits, FileSource
 from ztunnel.sources.kubernetes import KubernetesSource
@@ -139,7 +138,7 @@ class _Cni:
 def _build(settings: Settings) -> _Parts:
     index = Index()
     metrics = Metrics(ztunnel.__version__, settings.limits.metric_series)
-    spawn = _spawn_thread if settings.workers == 0 else _spawner(settings)
+    spawn = partial(spawn_thread, serve=worker.serve) if settings.workers == 0 else _spawner(settings)
     plane = DataPlane(_configure(settings), index, spawn, max(1, settings.workers))
     agent = Agent(settings.node, index, plane)
     remote = _remote_authority(settings)
@@ -425,34 +424,6 @@ def _count_limits(metrics: Metrics, limits: dict[str, int], bugs: int) -> None:
 
 def _spawner(settings: Settings) -> Callable[[socket.socket], Awaitable[Running]]:
     return partial(spawn_process, log_format=settings.log.format.value, log_level=settings.log.level.value)
-
-
-class _ThreadWorker:
-    """`workers: 0`: the same loop in a thread of the daemon, for debugging. It cannot be killed, only left."""
-
-    def __init__(self, theirs: socket.socket) -> None:
-        self._ended = trio.Event()
-        self._token = trio.lowlevel.current_trio_token()
-        threading.Thread(target=self._serve, args=(theirs,), name="worker", daemon=True).start()
-
-    def _serve(self, theirs: socket.socket) -> None:
-        try:
-            worker.serve(theirs)
-        finally:
-            # A daemon that was told to leave at once does not wait for this thread, which then has nobody left to tell.
-            with suppress(trio.RunFinishedError):
-                self._token.run_sync_soon(self._ended.set)
-
-    async def wait(self) -> str:
-        await self._ended.wait()
-        return "its thread ended"
-
-    def kill(self) -> None:
-        log.error("a worker in a thread cannot be killed")
-
-
-async def _spawn_thread(theirs: socket.socket) -> Running:
-    return _ThreadWorker(theirs.dup())
 
 
 def _raise_descriptor_limit() -> None:

@@ -14,8 +14,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -295,3 +297,32 @@ async def _send_frame(channel: trio.socket.SocketType, frame: bytes, descriptors
 
 def _pack(descriptors: tuple[int, ...]) -> bytes:
     return b"".join(descriptor.to_bytes(4, sys.byteorder) for descriptor in descriptors)
+
+
+class _Thread:
+    """A worker's loop in a thread of this process, for debugging (`workers: 0`). It cannot be killed, only left."""
+
+    def __init__(self, serve: Callable[[socket.socket], None], theirs: socket.socket) -> None:
+        self._ended = trio.Event()
+        self._token = trio.lowlevel.current_trio_token()
+        threading.Thread(target=self._serve, args=(serve, theirs), name="worker", daemon=True).start()
+
+    def _serve(self, serve: Callable[[socket.socket], None], theirs: socket.socket) -> None:
+        try:
+            serve(theirs)
+        finally:
+            # A supervisor that was told to leave at once does not wait for this thread, which then has nobody left to tell.
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._ended.set)
+
+    async def wait(self) -> str:
+        await self._ended.wait()
+        return "its thread ended"
+
+    def kill(self) -> None:
+        log.error("a worker in a thread cannot be killed")
+
+
+async def spawn_thread(theirs: socket.socket, serve: Callable[[socket.socket], None]) -> Running:
+    """A worker in this process. `serve` is its program, which ends when the channel does."""
+    return _Thread(serve, theirs.dup())
