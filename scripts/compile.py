@@ -48,10 +48,26 @@ COMPILED = (
 annotations that it could read."""
 
 _BUILD = """
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
+
 from mypyc.build import mypycify
 from setuptools import setup
 
+from distutils.ccompiler import CCompiler  # behind setuptools, whose own it is then
+
+one_by_one = CCompiler.compile
+
+
+def side_by_side(self, sources, *arguments, **options):
+    # setuptools runs the C compiler for one file after the other, and there are a hundred of them.
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        made = threads.map(lambda source: one_by_one(self, [source], *arguments, **options), sources)
+        return [object for objects in made for object in objects]
+
+
+CCompiler.compile = side_by_side
 modules = mypycify(["--namespace-packages", "--explicit-package-bases", *sys.argv[2:]], opt_level="2", debug_level="0", multi_file=True)
 setup(name="ztunnel", packages=[], ext_modules=modules, script_args=["-q", "build_ext", "--inplace"])
 """
