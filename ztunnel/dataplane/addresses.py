@@ -6,14 +6,19 @@ import socket
 import struct
 from typing import Final
 
+Address = tuple[str, int]
+
 SO_ORIGINAL_DST: Final = 80
 """The same number for IPv4 (SOL_IP) and IPv6 (IPPROTO_IPV6); the socket module has no name for it."""
 
 _IPV4_ENTRY: Final = struct.Struct("!HH4s8x")
 _IPV6_PORT: Final = struct.Struct("!H")
 _MAPPED: Final = "::ffff:"
-
-Address = tuple[str, int]
+_REMEMBERED: Final = 4096
+_SOL_IP: Final = socket.SOL_IP
+_SOL_IPV6: Final = socket.IPPROTO_IPV6
+_known: Final[dict[bytes, Address]] = {}
+"""Destinations as conntrack writes them: a pod dials few, thousands of times."""
 
 
 def canonical(address: tuple[str, int] | tuple[str, int, int, int]) -> Address:
@@ -35,10 +40,22 @@ def original_destination(sock: socket.socket, peer: Address) -> Address:
         OSError: conntrack has no entry (ENOENT): the connection was not redirected, or the rules were flushed meanwhile.
     Source: netfilter's `nf_getorigdst`; IPv4 entries are asked on AF_INET6 sockets at the SOL_IP level too.
     """
-    if ":" not in peer[0]:
-        _, port, raw = _IPV4_ENTRY.unpack(sock.getsockopt(socket.SOL_IP, SO_ORIGINAL_DST, 16))
-        return socket.inet_ntop(socket.AF_INET, raw), port
-    entry = sock.getsockopt(socket.IPPROTO_IPV6, SO_ORIGINAL_DST, 28)
+    ipv4 = ":" not in peer[0]
+    entry = sock.getsockopt(_SOL_IP, SO_ORIGINAL_DST, 16) if ipv4 else sock.getsockopt(_SOL_IPV6, SO_ORIGINAL_DST, 28)
+    known = _known.get(entry)
+    if known is None:
+        if len(_known) >= _REMEMBERED:
+            _known.clear()
+        known = _known[entry] = _ipv4(entry) if ipv4 else _ipv6(entry)
+    return known
+
+
+def _ipv4(entry: bytes) -> Address:
+    _, port, raw = _IPV4_ENTRY.unpack(entry)
+    return socket.inet_ntop(socket.AF_INET, raw), port
+
+
+def _ipv6(entry: bytes) -> Address:
     return canonical((socket.inet_ntop(socket.AF_INET6, entry[8:24]), _IPV6_PORT.unpack_from(entry, 2)[0]))
 
 

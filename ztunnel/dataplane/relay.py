@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from ztunnel.dataplane.buffers import SMALL
-from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE
+from ztunnel.dataplane.loop import HANGUP, READABLE, READS, WRITABLE
 from ztunnel.dataplane.sockets import Farewell, finish, reset
 from ztunnel.dataplane.streams import Carrier, StreamEnd
 from ztunnel.mesh.errors import LocalError, MeshError, UpstreamError, UpstreamRefused
@@ -70,8 +70,9 @@ class StreamRelay(StreamEnd):
         "_sock",
         "_stream",
         "_tunnel",
-        "_waiting",
         "_unread",
+        "_waiting",
+        "_watches_room",
         "on_refused",
         "to_stream",
     )
@@ -94,6 +95,8 @@ class StreamRelay(StreamEnd):
         self._done = False
         self._unread = False
         """The application may still be sending, to nobody."""
+        self._watches_room = False
+        """The loop says when the socket takes more. Most never have to wait for that."""
         self._hung = 0
         self.to_stream = 0
         self.on_refused: Callable[[MeshError], None] | None = None
@@ -109,12 +112,27 @@ class StreamRelay(StreamEnd):
     def attach(self, sock: socket.socket) -> None:
         """Takes over the application's socket, watched by the loop from now on."""
         self._sock = sock
-        self._loop.take(sock.fileno(), self)
+        if self._backlog:
+            self._watch_room(sock)
+        else:
+            self._loop.take(sock.fileno(), self, READS)
         if self._remote_ended and not self._backlog:
             # The end came while the application was still being dialled: nothing else will come that could pass it on.
             self._shut_app()
 
+    def _watch_room(self, sock: socket.socket) -> None:
+        self._watches_room = True
+        self._loop.take(sock.fileno(), self)
+
     # The application's side
+
+    def look(self) -> bool:
+        """Reads what the application has sent already, before the loop says so. Whether there was anything, or an end."""
+        if self._done or self._app_ended:
+            return True
+        before = self.to_stream
+        self._read()
+        return self.to_stream > before or self._app_ended or self._done
 
     def on_event(self, events: int) -> None:
         if self._done or self._sock is None:
@@ -227,6 +245,8 @@ class StreamRelay(StreamEnd):
         self._waiting += kept
         if not self._tunnel.scratch.waiting.add(kept, self._waiting):
             self.abort(TooMuchWaiting())
+        elif self._sock is not None and not self._watches_room:
+            self._watch_room(self._sock)
 
     def answered(self, status: int, ended: bool) -> None:
         """The response to our CONNECT: 200 opens the relay, anything else ends it."""

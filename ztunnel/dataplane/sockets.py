@@ -165,6 +165,7 @@ class Acceptor:
             self._on_accept(adopt(self._family, descriptor), canonical(peer))
             if self._closed:
                 return
+            loop.flush_if_late()
         self._accepted_at = self._loop.now
 
     def _shortage(self, error: OSError) -> None:

@@ -23,6 +23,8 @@ from ztunnel.proxy.labels import baggage_of
 from ztunnel.proxy.pods import Node, Pod, dial, redirected
 from ztunnel.proxy.pool import Key, Pool
 
+_OUTBOUND: Final = Direction.OUTBOUND
+_HBONE: Final = RouteKind.HBONE
 _TRACE_BYTES: Final = 24
 _TRACES_AT_ONCE: Final = 64
 """Randomness is asked of the kernel for so many connections at once."""
@@ -53,8 +55,7 @@ class Outbound:
         destination = redirected(node, pod, sock, peer)
         if destination is None:
             return
-        facts = Facts(Direction.OUTBOUND, pod.uid, peer, destination, source_uid=pod.uid)
-        facts.target = text(destination)
+        facts = Facts(_OUTBOUND, pod.uid, peer, destination, source_uid=pod.uid)
         connection = node.connections.register(facts)
         try:
             if destination[1] in ILLEGAL_TARGETS and (destination[0] == peer[0] or is_loopback(destination[0])):
@@ -64,6 +65,7 @@ class Outbound:
         except MeshError as error:
             if connection.relay is None:
                 reset(sock)
+            facts.target = facts.target or text(destination)
             connection.abort(error)
 
     def _route(self, pod: Pod, connection: Connection, sock: socket.socket, destination: Address) -> None:
@@ -87,9 +89,9 @@ class Outbound:
         # An application may bind to an address that is not its pod's, `::1` for one. A tunnel comes from the pod's own all the same;
         # without one the neighbour's policies and application would take the connection for somebody else's.
         is_itself = facts.source[0] in source.addresses
-        if route.kind is RouteKind.HBONE and neighbour is not None and not neighbour.is_gone and is_itself:
+        if route.kind is _HBONE and neighbour is not None and not neighbour.is_gone and is_itself:
             connection.relay = self._inbound.from_neighbour(pod, neighbour, connection, sock, route)
-        elif route.kind is RouteKind.HBONE:
+        elif route.kind is _HBONE:
             self._tunnel(pod, source, connection, sock, route)
         else:
             self._plain(pod, connection, sock, route)
@@ -119,8 +121,8 @@ class Outbound:
         )
         connection.on_answer = connection.on_end = deadline.cancel
         relay.attach(sock)
-        if node.settings.optimistic_data and tunnel.mux.peer_takes_early_data:
-            # What the application has to say first is mostly there already: it leaves together with the request.
+        if node.settings.optimistic_data and tunnel.mux.peer_takes_early_data and not relay.look():
+            # What the application has to say first comes in an instant, if it is not there already: it leaves together with the request.
             node.loop.hold()
 
     def _key(self, pod: Pod, route: Route) -> Key:

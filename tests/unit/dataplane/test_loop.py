@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop
+from ztunnel.dataplane.loop import HANGUP, READABLE, READS, WRITABLE, Loop
 
 
 class Recorder:
@@ -146,6 +146,58 @@ def test_output_is_held_for_one_more_look_and_no_longer() -> None:
     assert diary == ["busy:r"]
     loop.run_once(0)
     assert diary == ["busy:r", "busy:r", "out:flush"], "whoever holds again and again does not keep others waiting"
+    loop.close()
+
+
+def test_in_a_long_round_output_leaves_in_between() -> None:
+    watch, diary = Watch(), list[str]()
+    loop = Loop(watch)
+    pairs = [socket.socketpair() for _ in range(3)]
+
+    def work() -> None:
+        loop.flush_later(Recorder(diary, "out"))
+        watch.time += 0.00006
+
+    for ours, theirs in pairs:
+        loop.watch(ours.fileno(), Recorder(diary, "in", work))
+        theirs.send(b"x")
+    loop.run_once(0)
+    assert diary == ["in:rw", "in:rw", "out:flush", "out:flush", "in:rw", "out:flush"]
+    for sock in (sock for pair in pairs for sock in pair):
+        sock.close()
+    loop.close()
+
+
+def test_whoever_does_much_within_one_event_lets_output_leave() -> None:
+    watch, diary = Watch(), list[str]()
+    loop = Loop(watch)
+
+    def work() -> None:
+        for _ in range(3):
+            loop.flush_later(Recorder(diary, "out"))
+            watch.time += 0.00006
+            loop.flush_if_late()
+            diary.append("worked")
+
+    loop.again(Recorder(diary, "in", work), READABLE)
+    loop.run_once(0)
+    assert diary == ["in:r", "worked", "out:flush", "out:flush", "worked", "worked", "out:flush"]
+    loop.close()
+
+
+def test_who_has_nothing_to_write_is_not_told_that_there_is_room() -> None:
+    loop, diary = Loop(Watch()), list[str]()
+    ours, theirs = socket.socketpair()
+    recorder = Recorder(diary, "sock")
+    loop.take(ours.fileno(), recorder, READS)
+    loop.run_once(0)
+    theirs.send(b"x")
+    loop.run_once(0)
+    loop.take(ours.fileno(), recorder)
+    loop.run_once(0)
+    assert diary == ["sock:r", "sock:rw"]
+    ours.close()
+    theirs.close()
     loop.close()
 
 

@@ -80,6 +80,26 @@ def test_to_a_pod_of_the_mesh_through_a_tunnel(node: LoopbackNode, client: Loopb
     assert from_app.trace == to_app.trace != ""
 
 
+@pytest.mark.parametrize("half_closes", [False, True])
+def test_what_the_application_has_sent_already_leaves_with_the_request(node: LoopbackNode, client: LoopbackPod, half_closes: bool) -> None:
+    server = node.pod("server")
+    listener = node.listen(server)
+    exchange(node, node.connect(client, (server.ip, 8080)), listener)
+    near, accepted = node.captured((server.ip, 8080))
+    near.send(b"early")
+    if half_closes:
+        near.shutdown(socket.SHUT_WR)
+    node.outbound.accept(client.pod, accepted, (client.ip, near.getsockname()[1]))
+    connection = [each for each in node.table.live() if each.facts.direction is Direction.OUTBOUND][-1]
+    assert connection.up_bytes == 5, "before the loop has said anything of it"
+    far = node.accepted(listener)
+    node.run_until(lambda: received(far) == b"early")
+    if half_closes:
+        node.run_until(lambda: received(far) == b"")
+    far.send(b"late")
+    node.run_until(lambda: received(near) == b"late")
+
+
 def test_a_connection_that_is_over_needs_no_garbage_collector(node: LoopbackNode, client: LoopbackPod) -> None:
     server = node.pod("server")
     listener = node.listen(server)
