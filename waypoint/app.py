@@ -46,7 +46,9 @@ from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.rpc.client import target_of
 from ztunnel.runtime import logs
 from ztunnel.runtime.confine import hide_memory
+from ztunnel.runtime.launcher import Launcher
 from ztunnel.runtime.metrics import Metrics
+from ztunnel.runtime.scheduling import be_patient
 from ztunnel.runtime.workers import Running, spawn_process, spawn_thread
 from ztunnel.settings import RedirectionStatus
 from ztunnel.sources.files import FileLimits, FileSource
@@ -291,4 +293,9 @@ def _configure(settings: Settings) -> ConfigureWaypoint:
 
 
 def _spawner(settings: Settings) -> Callable[[socket.socket], Awaitable[Running]]:
-    return partial(spawn_process, log_format=settings.log.format.value, log_level=settings.log.level.value, module="waypoint.worker")
+    """From here on this process makes way for its workers."""
+    launcher = Launcher()
+    be_patient()
+    return partial(
+        spawn_process, launcher=launcher, log_format=settings.log.format.value, log_level=settings.log.level.value, module="waypoint.worker"
+    )

@@ -41,6 +41,7 @@ from ztunnel.hbone.handshake import BadCredentials, Credentials, TlsContexts
 from ztunnel.hbone.rehearsal import rehearse
 from ztunnel.runtime import logs
 from ztunnel.runtime.confine import confine
+from ztunnel.runtime.scheduling import ask_for_short_slices
 
 log = logging.getLogger("waypoint.worker")  # as a program this module is called __main__
 
@@ -231,6 +232,7 @@ def main() -> None:
     for own_records in (True, False):
         rehearse(own_records)
     _load_system_roots()
+    ask_for_short_slices()
     confinement = confine(frozenset(("socket",)))
     # Behind it: a change of user clears the parent-death signal.
     _die_with(arguments.parent)

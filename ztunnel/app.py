@@ -59,7 +59,9 @@ from ztunnel.plane import DataPlane, Listener
 from ztunnel.rpc.client import target_of
 from ztunnel.runtime import logs
 from ztunnel.runtime.confine import hide_memory
+from ztunnel.runtime.launcher import Launcher
 from ztunnel.runtime.metrics import Metrics
+from ztunnel.runtime.scheduling import be_patient
 from ztunnel.runtime.workers import Running, spawn_process, spawn_thread
 from ztunnel.settings import NetnsSearch, PodsSettings, RecordLayer, RedirectionStatus, SameNode, Settings, WaypointFallback
 from ztunnel.sources.files import FileLimits, FileSource
@@ -423,7 +425,10 @@ def _count_limits(metrics: Metrics, limits: dict[str, int], bugs: int) -> None:
 
 
 def _spawner(settings: Settings) -> Callable[[socket.socket], Awaitable[Running]]:
-    return partial(spawn_process, log_format=settings.log.format.value, log_level=settings.log.level.value)
+    """From here on this process makes way for its workers."""
+    launcher = Launcher()
+    be_patient()
+    return partial(spawn_process, launcher=launcher, log_format=settings.log.format.value, log_level=settings.log.level.value)
 
 
 def _raise_descriptor_limit() -> None:

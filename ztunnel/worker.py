@@ -60,6 +60,7 @@ from ztunnel.proxy.pool import Pool
 from ztunnel.proxy.stock import SocketStock
 from ztunnel.runtime import logs
 from ztunnel.runtime.confine import confine
+from ztunnel.runtime.scheduling import ask_for_short_slices
 
 log = logging.getLogger("ztunnel.worker")  # as a program this module is called __main__
 
@@ -448,6 +449,7 @@ def main() -> None:
     logs.configure(arguments.log_format, arguments.log_level)
     for own_records in (True, False):
         rehearse(own_records)
+    ask_for_short_slices()
     confinement = confine()
     # Behind it: a change of user clears the parent-death signal.
     _die_with(arguments.parent)

@@ -30,6 +30,7 @@ from ztunnel.dataplane.channel import (
 from ztunnel.mesh.errors import LocalError
 from ztunnel.mesh.identity import SpiffeId
 from ztunnel.runtime import workers
+from ztunnel.runtime.launcher import Launcher
 from ztunnel.runtime.workers import Outgoing, ProcessWorker, Supervised, spawn_process
 
 IDENTITY = SpiffeId("cluster.local", "default", "pod")
@@ -384,12 +385,12 @@ async def test_a_process_says_how_it_ended() -> None:
 async def test_a_real_worker_starts_and_leaves_with_its_channel() -> None:
     ours, theirs = socket.socketpair()
     with theirs:
-        worker = await spawn_process(theirs, log_format="text", log_level="info")
+        worker = await spawn_process(theirs, Launcher(), log_format="text", log_level="info")
     ours.close()
     assert await worker.wait() == "exited with status 0"
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        worker = await spawn_process(theirs, log_format="text", log_level="info")
+        worker = await spawn_process(theirs, Launcher(), log_format="text", log_level="info")
         assert worker.pid > 0
         worker.kill()
         assert await worker.wait() == f"killed by {signal.SIGKILL.name}"

@@ -25,6 +25,7 @@ import trio
 
 from ztunnel.dataplane.channel import MAX_DESCRIPTORS, ChannelError, Decoder, Drain, Drained, Message, encode
 from ztunnel.mesh.errors import LocalError
+from ztunnel.runtime.launcher import Launcher
 from ztunnel.runtime.logs import fields
 
 log = logging.getLogger(__name__)
@@ -110,14 +111,14 @@ class ProcessWorker:
         self._process.kill()
 
 
-async def spawn_process(theirs: socket.socket, *, log_format: str, log_level: str, module: str = "ztunnel.worker") -> ProcessWorker:
+async def spawn_process(
+    theirs: socket.socket, launcher: Launcher, *, log_format: str, log_level: str, module: str = "ztunnel.worker"
+) -> ProcessWorker:
     """Starts `python -m` the worker's module; its log lines go to our stderr, in our form."""
     fd = theirs.fileno()
     command = [sys.executable, "-m", module, "--channel-fd", str(fd), "--parent", str(os.getpid())]
     command += ["--log-format", log_format, "--log-level", log_level]
-    # Not trio's open_process: it forks on a pooled thread, and the worker's parent-death signal is sent when the forking *thread* ends,
-    # which for an idle pooled thread is ten seconds later.
-    return ProcessWorker(subprocess.Popen(command, pass_fds=[fd], stdin=subprocess.DEVNULL))  # noqa: ASYNC220
+    return ProcessWorker(await launcher.launch(command, [fd]))
 
 
 class Supervised:
