@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import gc
 import json
 import logging
 import os
@@ -41,6 +40,7 @@ from ztunnel.hbone.handshake import BadCredentials, Credentials, TlsContexts
 from ztunnel.hbone.rehearsal import rehearse
 from ztunnel.runtime import logs
 from ztunnel.runtime.confine import confine
+from ztunnel.runtime.memory import settle
 from ztunnel.runtime.scheduling import ask_for_short_slices
 
 log = logging.getLogger("waypoint.worker")  # as a program this module is called __main__
@@ -50,8 +50,6 @@ _READ_BYTES = 1 << 18
 _ANCILLARY = socket.CMSG_SPACE(256 * 4)
 _TELL_SECONDS = 0.05
 _MAX_ROOTS_BYTES = 16 << 20
-_YOUNG_OBJECTS = 20_000
-"""New objects before the collector looks at them: requests are counted out by themselves, and each look is a pause for all of them."""
 
 
 class Worker:
@@ -233,13 +231,11 @@ def main() -> None:
         rehearse(own_records)
     _load_system_roots()
     ask_for_short_slices()
+    settle()
     confinement = confine(frozenset(("socket",)))
     # Behind it: a change of user clears the parent-death signal.
     _die_with(arguments.parent)
     log.info("worker confined", extra=logs.fields(user=confinement.user, missing=", ".join(confinement.missing) or None))
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_YOUNG_OBJECTS, 20, 100)
     serve(socket.socket(fileno=arguments.channel_fd))
 
 

@@ -1,21 +1,15 @@
 """A data-plane worker: builds the object graph, listens to its supervisor, runs the loop.
 
-Composition root of the worker process (`python -m ztunnel.worker --channel-fd N`). It knows the mesh only through the channel, holds
+Composition root of the worker process, which `worker_process` starts. It knows the mesh only through the channel, holds
 no policy of its own and dies with its supervisor: when the channel ends, everything ends, and the rules in the pods refuse new
 connections until somebody listens again.
 """
 
 from __future__ import annotations
 
-import argparse
-import ctypes
-import gc
 import logging
-import os
 import random
-import signal
 import socket
-import sys
 from collections import deque
 from collections.abc import Iterator
 
@@ -48,7 +42,6 @@ from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop
 from ztunnel.dataplane.sockets import Acceptor, Farewell, adopt
 from ztunnel.dataplane.tunnel import Tunnel
 from ztunnel.hbone.handshake import BadCredentials, Credentials, TlsContexts
-from ztunnel.hbone.rehearsal import rehearse
 from ztunnel.mesh.errors import LocalError
 from ztunnel.mesh.index import Index
 from ztunnel.proxy.connections import ConnectionTable
@@ -59,12 +52,9 @@ from ztunnel.proxy.pods import Node, Pod
 from ztunnel.proxy.pool import Pool
 from ztunnel.proxy.stock import SocketStock
 from ztunnel.runtime import logs
-from ztunnel.runtime.confine import confine
-from ztunnel.runtime.scheduling import ask_for_short_slices
 
-log = logging.getLogger("ztunnel.worker")  # as a program this module is called __main__
+log = logging.getLogger(__name__)
 
-_PR_SET_PDEATHSIG = 1
 _READ_BYTES = 1 << 18
 _ANCILLARY = socket.CMSG_SPACE(256 * 4)
 _FLOWS_PER_MESSAGE = 256
@@ -73,8 +63,6 @@ _TELL_SECONDS = 0.05
 _MAX_UNSENT = 1 << 24
 """Bytes that wait for a supervisor that does not read; beyond, flow records are dropped and counted."""
 _MAX_WAITING_FOR_SOCKETS = 4096
-_YOUNG_OBJECTS = 20_000
-"""New objects before the collector looks at them: connections are counted out by themselves, and each look is a pause for all of them."""
 
 
 class Worker:
@@ -436,46 +424,3 @@ def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
 def serve(channel: socket.socket) -> None:
     """Runs a worker on a connected Unix stream socket until its supervisor goes away or it has drained."""
     Worker(channel).run()
-
-
-def main() -> None:
-    """Entry point of the worker process."""
-    parser = argparse.ArgumentParser(prog="python -m ztunnel.worker", description="Data-plane worker; started by `ztunnel run`.")
-    parser.add_argument("--channel-fd", type=int, required=True)
-    parser.add_argument("--parent", type=int, required=True, help="process id of the supervisor: without it there is nothing to do")
-    parser.add_argument("--log-format", default="text")
-    parser.add_argument("--log-level", default="info", choices=logs.LEVELS)
-    arguments = parser.parse_args()
-    logs.configure(arguments.log_format, arguments.log_level)
-    for own_records in (True, False):
-        rehearse(own_records)
-    ask_for_short_slices()
-    confinement = confine()
-    # Behind it: a change of user clears the parent-death signal.
-    _die_with(arguments.parent)
-    log.info("worker confined", extra=logs.fields(user=confinement.user, missing=", ".join(confinement.missing) or None))
-    _settle_memory()
-    serve(socket.socket(fileno=arguments.channel_fd))
-
-
-def _settle_memory() -> None:
-    """What is there now stays: the collector need not look at it again, and what starting has left over goes back to the kernel."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_YOUNG_OBJECTS, 20, 100)
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except AttributeError:
-        pass  # not glibc
-
-
-def _die_with(parent: int) -> None:
-    """The supervisor's death ends the channel and so the worker; this covers one that is stuck and does not look at its channel."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        sys.exit("the supervisor is gone")
-
-
-if __name__ == "__main__":
-    main()

@@ -14,9 +14,9 @@ import trio
 import trio.testing
 
 from ztunnel.dataplane.channel import Update, encode
+from ztunnel.mesh.denials import DENY_EVERYTHING
 from ztunnel.mesh.derive import MeshOptions, MeshState, diff
 from ztunnel.mesh.errors import ConfigError
-from ztunnel.mesh.refused import DENY_EVERYTHING
 from ztunnel.mesh.rules import Scope
 from ztunnel.sources.files import FileLimits, FileSource
 from ztunnel.sources.objects import Refusal

@@ -13,12 +13,13 @@ Source: RFC 8446 §4.6, §5, §6, §7.1 to §7.3.
 
 from __future__ import annotations
 
-import hmac
 from struct import Struct
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256, SHA384, HashAlgorithm
+from cryptography.hazmat.primitives.hmac import HMAC
 
 from ztunnel.hbone.posthandshake import IDLE_ALLOWANCE, KEY_UPDATE, PostHandshake
 from ztunnel.hbone.records import (
@@ -47,20 +48,22 @@ _HEADER: Final = Struct(">BHH")
 _FULL_FRAGMENT: Final = _HEADER.pack(_DATA, _VERSION, _MAX_CIPHERTEXT)
 _MAX_SEQUENCE: Final = 1 << 62
 
-CIPHERS: Final = {"TLS_AES_128_GCM_SHA256": ("sha256", 16, 32), "TLS_AES_256_GCM_SHA384": ("sha384", 32, 48)}
+CIPHERS: Final = {"TLS_AES_128_GCM_SHA256": (SHA256(), 16, 32), "TLS_AES_256_GCM_SHA384": (SHA384(), 32, 48)}
 """Hash, key size and secret size in bytes."""
 
 
-def expand_label(secret: bytes, label: bytes, length: int, hash_name: str) -> bytes:
+def expand_label(secret: bytes, label: bytes, length: int, algorithm: HashAlgorithm) -> bytes:
     """HKDF-Expand-Label with an empty context, for up to one hash length (all that records need). Source: RFC 8446 §7.1, RFC 5869 §2.3."""
     full = b"tls13 " + label
-    return hmac.digest(secret, length.to_bytes(2, "big") + bytes([len(full)]) + full + b"\0\x01", hash_name)[:length]
+    code = HMAC(secret, algorithm)
+    code.update(length.to_bytes(2, "big") + bytes([len(full)]) + full + b"\0\x01")
+    return code.finalize()[:length]
 
 
 def traffic_keys(cipher: str, secret: bytes) -> tuple[bytes, bytes]:
     """The key and the 12-byte IV of a traffic secret. Source: RFC 8446 §7.3."""
-    hash_name, key_size, _ = CIPHERS[cipher]
-    return expand_label(secret, b"key", key_size, hash_name), expand_label(secret, b"iv", 12, hash_name)
+    algorithm, key_size, _ = CIPHERS[cipher]
+    return expand_label(secret, b"key", key_size, algorithm), expand_label(secret, b"iv", 12, algorithm)
 
 
 def next_secret(cipher: str, secret: bytes) -> bytes:

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from ztunnel.mesh.denials import NOT_AUTHENTICATED
 from ztunnel.mesh.manifests.authentication import Mode, PeerAuthenticationObject
-from ztunnel.mesh.refused import NOT_AUTHENTICATED
 from ztunnel.mesh.rules import Action, Clause, Match, Policy, Rule, Scope
 
 

@@ -13,9 +13,9 @@ from typing import Final, TypeVar
 
 from ztunnel.mesh.balance import Candidate
 from ztunnel.mesh.delta import Delta
+from ztunnel.mesh.denials import unknown_policy
 from ztunnel.mesh.policy import Connection, PolicySet, Verdict
 from ztunnel.mesh.ports import INBOUND_HBONE
-from ztunnel.mesh.refused import unknown_policy
 from ztunnel.mesh.rules import Policy, Scope
 from ztunnel.mesh.workloads import Protocol, Service, WaypointRef, Workload
 
@@ -134,7 +134,7 @@ class Index:
     def policies_for(self, workload: Workload) -> tuple[Policy, ...]:
         """Every policy that applies to connections to a workload: those that select it, its namespace's, the mesh's.
 
-        A selected policy that is not here yields one that denies everything (`refused.unknown_policy`).
+        A selected policy that is not here yields one that denies everything (`denials.unknown_policy`).
         """
         selecting = tuple(self._policies.get(key) or unknown_policy(key) for key in workload.policies)
         return selecting + self._policies_at.get(workload.namespace, ()) + self._policies_at.get(None, ())

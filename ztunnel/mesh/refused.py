@@ -8,6 +8,7 @@ cause.
 
 from __future__ import annotations
 
+from ztunnel.mesh.denials import DENY_EVERYTHING, NOT_AUTHENTICATED
 from ztunnel.mesh.errors import ManifestError
 from ztunnel.mesh.manifests.authorization import DRY_RUN, is_true
 from ztunnel.mesh.manifests.backend_policies import BackendTlsPolicyObject
@@ -17,13 +18,7 @@ from ztunnel.mesh.manifests.metadata import Metadata, ObjectKey
 from ztunnel.mesh.manifests.parse import POLICY_KINDS, RefusedPolicy, key_of
 from ztunnel.mesh.manifests.selectors import TargetRef, read_selector, read_targets
 from ztunnel.mesh.manifests.virtual_hosts import read_host
-from ztunnel.mesh.rules import Action, Clause, Match, Policy, Rule, Scope, StringKind, StringMatch
-
-DENY_EVERYTHING = (Rule(),)
-"""A rule without clauses matches every connection."""
-NOT_AUTHENTICATED = Clause((Match(not_principals=(StringMatch(StringKind.PRESENCE),)),))
-"""Matches a connection whose peer has no identity: plaintext."""
-
+from ztunnel.mesh.rules import Action, Policy, Rule, Scope
 
 StandIn = RefusedPolicy | DestinationRuleObject | BackendTlsPolicyObject
 
@@ -67,18 +62,6 @@ def refused_policy(refused: RefusedPolicy, root_namespace: str) -> Policy:
     rules = (Rule((NOT_AUTHENTICATED,)),) if authentication else DENY_EVERYTHING
     effect = "treated as STRICT" if authentication else "everything that it may apply to is denied"
     return Policy(key.name, key.namespace, scope, Action.DENY, rules, key.kind, reason=f"refused, so {effect}: {refused.reason}")
-
-
-def unknown_policy(key: str) -> Policy:
-    """For a workload that lists a policy which has not arrived: nobody knows what it forbids.
-
-    Args:
-        key: `Policy.key`.
-    """
-    kind, _, rest = key.partition("/")
-    namespace, _, name = rest.partition("/")
-    reason = "the workload is selected by this policy, which has not been received; denied until it is"
-    return Policy(name, namespace, Scope.SELECTOR, Action.DENY, DENY_EVERYTHING, kind, reason=reason)
 
 
 def is_stand_in(item: object) -> bool:

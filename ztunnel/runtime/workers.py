@@ -112,7 +112,7 @@ class ProcessWorker:
 
 
 async def spawn_process(
-    theirs: socket.socket, launcher: Launcher, *, log_format: str, log_level: str, module: str = "ztunnel.worker"
+    theirs: socket.socket, launcher: Launcher, *, log_format: str, log_level: str, module: str = "ztunnel.worker_process"
 ) -> ProcessWorker:
     """Starts `python -m` the worker's module; its log lines go to our stderr, in our form."""
     fd = theirs.fileno()

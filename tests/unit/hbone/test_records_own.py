@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from tests.kit.tls import End
@@ -73,8 +74,8 @@ def refusal(end: End, wire: bytes) -> RecordError:
 def test_keys_and_a_record_are_those_of_rfc_8448() -> None:
     """Source: RFC 8448 §3 (simple 1-RTT handshake), client application traffic secret and the client's first application record."""
     secret = bytes.fromhex("9e40646ce79a7f9dc05af8889bce6552875afa0b06df0087f792ebb7c17504a5")
-    assert expand_label(secret, b"key", 16, "sha256").hex() == "17422dda596ed5d9acd890e3c63f5051"
-    assert expand_label(secret, b"iv", 12, "sha256").hex() == "5b78923dee08579033e523d9"
+    assert expand_label(secret, b"key", 16, SHA256()).hex() == "17422dda596ed5d9acd890e3c63f5051"
+    assert expand_label(secret, b"iv", 12, SHA256()).hex() == "5b78923dee08579033e523d9"
     wire = bytes.fromhex(
         "1703030043a23f7054b62c94d0affafe8228ba55cbefacea42f914aa66bcab3f2b9819a8a5b46b395bd54a9a20441e2b62974e1f5a6292a2977014bd1e3deae63a"
         "eebb21694915e4"

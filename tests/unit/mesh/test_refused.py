@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from tests.kit.builders import authentication, authorization, pod, selecting
+from ztunnel.mesh.denials import DENY_EVERYTHING, NOT_AUTHENTICATED, unknown_policy
 from ztunnel.mesh.errors import ManifestError
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import RefusedPolicy
-from ztunnel.mesh.refused import DENY_EVERYTHING, NOT_AUTHENTICATED, refused_policy, stand_in, unknown_policy
+from ztunnel.mesh.refused import refused_policy, stand_in
 from ztunnel.mesh.rules import Action, Policy, Rule, Scope
 
 ERROR = ManifestError("AuthorizationPolicy default/x", "spec.rules", "broken")
