@@ -28,6 +28,8 @@ _ENDINGS: Final = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT, *RE
 """How a read ends on a connection that is over."""
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)
 _LINGER_OFF: Final = struct.pack("ii", 0, 0)
+_UNDER_WAY: Final = errno.EINPROGRESS
+_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 
 def adopt(family: int, descriptor: int) -> socket.socket:
@@ -195,69 +197,100 @@ class Acceptor:
         self._listener.close()
 
 
-class Dial:
-    """One TCP connect with a deadline. Calls `on_done(sock, error)` exactly once, unless it is cancelled."""
+class Dialling:
+    """One TCP connect with a deadline. A subclass says in `dialled`, which is called exactly once unless it is cancelled, what follows."""
 
-    def __init__(self, loop: Loop, sock: socket.socket, seconds: float, on_done: Callable[[socket.socket, OSError | None], None]) -> None:
+    def __init__(self, loop: Loop, seconds: float) -> None:
         self._loop = loop
-        self._sock = sock
-        self._on_done = on_done
-        self._done = False
         self._seconds = seconds
+        self._sock: socket.socket | None = None
+        self._done = False
         self._timer: Timer | None = None
 
-    def start(self, destination: Address, source_ip: str | None) -> None:
+    def dialled(self, sock: socket.socket, error: OSError | None) -> None:
+        """It is connected, or it is closed and this is why."""
+        raise NotImplementedError
+
+    def connect(self, sock: socket.socket, destination: Address, source_ip: str | None) -> None:
         """Connects; with `source_ip` from that address (the socket is transparent, the port is the kernel's choice)."""
+        self._sock = sock
         try:
             if source_ip is not None:
-                self._sock.bind((source_ip, 0))
-            code = self._sock.connect_ex(destination)
+                sock.bind((source_ip, 0))
+            code = sock.connect_ex(destination)
+            if code == _UNDER_WAY and _is_connected(sock):
+                code = 0
         except OSError as error:
-            self._finish(error)
+            self._finish(sock, error)
             return
-        if code == errno.EINPROGRESS and not self._is_connected():
+        if code == _UNDER_WAY:
             self._timer = self._loop.call_later(self._seconds, self._expire)
-            self._loop.watch(self._sock.fileno(), self)
+            self._loop.watch(sock.fileno(), self)
         else:
-            self._finish(OSError(code, os.strerror(code)) if code not in (0, errno.EINPROGRESS) else None)
-
-    def _is_connected(self) -> bool:
-        """A connect within one namespace is over before the call returns, but says EINPROGRESS all the same: spares a round."""
-        try:
-            self._sock.getpeername()
-        except OSError:
-            return False
-        return True
+            self._finish(sock, OSError(code, os.strerror(code)) if code else None)
 
     def on_event(self, events: int) -> None:
-        if self._done or not events & (WRITABLE | HANGUP):
+        sock = self._sock
+        if sock is None or self._done or not events & (WRITABLE | HANGUP):
             return
-        code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        self._finish(OSError(code, os.strerror(code)) if code else None)
+        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        self._finish(sock, OSError(code, os.strerror(code)) if code else None)
 
     def on_bug(self) -> None:
         self.cancel()
 
     def cancel(self) -> None:
-        """Gives up; `on_done` is not called any more and the socket is closed."""
+        """Gives up; `dialled` is not called any more and the socket is closed."""
         if not self._done:
             self._settle()
-            self._loop.forget(self._sock.fileno())
-            self._sock.close()
+            if self._sock is not None:
+                self._loop.forget(self._sock.fileno())
+                self._sock.close()
 
     def _expire(self) -> None:
-        self._finish(TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
+        if self._sock is not None:
+            self._finish(self._sock, TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
 
     def _settle(self) -> None:
         self._done = True
         if self._timer is not None:
             self._timer.cancel()
 
-    def _finish(self, error: OSError | None) -> None:
+    def _finish(self, sock: socket.socket, error: OSError | None) -> None:
         if self._done:
             return
         self._settle()
         if error is not None:
-            self._loop.forget(self._sock.fileno())
-            self._sock.close()
-        self._on_done(self._sock, error)
+            self._loop.forget(sock.fileno())
+            sock.close()
+        self.dialled(sock, error)
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    """A connect within one namespace is over before the call returns, but says "in progress" all the same: spares a round.
+
+    Raises:
+        OSError: it has failed, and nothing but this error will say so.
+    """
+    try:
+        sock.send(b"", _FLAGS)
+    except BlockingIOError:
+        return False
+    return True
+
+
+class Dial(Dialling):
+    """One TCP connect with a deadline. Calls `on_done(sock, error)` exactly once, unless it is cancelled."""
+
+    def __init__(self, loop: Loop, sock: socket.socket, seconds: float, on_done: Callable[[socket.socket, OSError | None], None]) -> None:
+        super().__init__(loop, seconds)
+        self._sock = sock
+        self._on_done = on_done
+
+    def start(self, destination: Address, source_ip: str | None) -> None:
+        """As `connect`."""
+        assert self._sock is not None
+        self.connect(self._sock, destination, source_ip)
+
+    def dialled(self, sock: socket.socket, error: OSError | None) -> None:
+        self._on_done(sock, error)

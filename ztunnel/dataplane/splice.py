@@ -25,7 +25,8 @@ class _SpliceEnd:
     __slots__ = ("hung", "pending", "read_ended", "sock", "splice", "write_shut")
 
     def __init__(self, splice: Splice, sock: socket.socket) -> None:
-        self.splice = splice
+        self.splice: Splice | None = splice
+        """None when it is over: the two know each other, and nobody but the garbage collector would ever free them."""
         self.sock = sock
         self.pending = b""
         self.hung = 0
@@ -33,10 +34,12 @@ class _SpliceEnd:
         self.write_shut = False
 
     def on_event(self, events: int) -> None:
-        self.splice.on_end_event(self, events)
+        if self.splice is not None:
+            self.splice.on_end_event(self, events)
 
     def on_bug(self) -> None:
-        self.splice.abort(UpstreamError("internal error"))
+        if self.splice is not None:
+            self.splice.abort(UpstreamError("internal error"))
 
 
 class Splice:
@@ -154,6 +157,7 @@ class Splice:
             if end is not None:
                 self._scratch.waiting.bytes -= len(end.pending)
                 end.pending = b""
+                end.splice = None
                 self._loop.forget(end.sock.fileno())
                 if graceful:
                     finish(end.sock)

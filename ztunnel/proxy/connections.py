@@ -14,7 +14,7 @@ from ztunnel.dataplane.addresses import Address, text
 from ztunnel.dataplane.flow import ConnectionState, Direction, FlowPath, FlowRecord
 from ztunnel.dataplane.loop import Loop
 from ztunnel.dataplane.relay import StreamRelay
-from ztunnel.dataplane.sockets import Dial
+from ztunnel.dataplane.sockets import Dialling
 from ztunnel.dataplane.splice import Splice
 from ztunnel.mesh.errors import Flag, MeshError
 from ztunnel.mesh.identity import SpiffeId
@@ -104,7 +104,7 @@ class Connection:
         self.opened_at = now
         self.is_over = False
         self.relay: StreamRelay | Splice | None = None
-        self.dial: Dial | None = None
+        self.dial: Dialling | None = None
         self.on_answer: Callable[[], None] | None = None
         self.on_end: Callable[[], None] | None = None
 

@@ -31,7 +31,7 @@ from ztunnel.mesh.routing import Route
 from ztunnel.mesh.workloads import Workload
 from ztunnel.proxy.connections import Connection, Facts
 from ztunnel.proxy.labels import baggage_of
-from ztunnel.proxy.pods import Node, NoIdentity, Pod, dial
+from ztunnel.proxy.pods import Node, NoIdentity, Pod, PodDial
 
 _UNAUTHORIZED: Final = 401
 _UNAVAILABLE: Final = 503
@@ -125,38 +125,16 @@ class Inbound:
         tunnel.adopt(stream, relay)
         if request.ended:
             relay.remote_ended()
+        dial = _Accepting(node, connection, tunnel, stream, workload, original)
+        relay.on_refused = dial.refuse
+        dial.start(pod)
 
-        def opened(sock: socket.socket) -> None:
-            if introduction and not _sent(sock, introduction):
-                node.loop.forget(sock.fileno())
-                sock.close()
-                connection.abort(UpstreamRefused("the PROXY header cannot be delivered"))
-                return
-            tunnel.answer(stream, connect.response_headers(baggage_of(workload)))
-            relay.attach(sock)
-
-        def refuse(error: MeshError) -> None:
-            # A policy may have changed while the application was being dialled.
-            tunnel.mux.respond(stream, _UNAUTHORIZED if isinstance(error, PolicyDenied) else _UNAVAILABLE, end=True)
-            tunnel.mark_dirty()
-
-        relay.on_refused = refuse
-        target = connection.facts.endpoint
-        source_ip = tunnel.peer_address[0]
-        introduction = b""
-        if original is not None:
-            introduction = proxy_protocol.header(tunnel.peer_address, original, str(tunnel.peer or ""))
-            source_ip = "::1" if ":" in target[0] else "127.0.0.1"
-            target = (source_ip, target[1])
-        dial(node, pod, connection, target, None if source_ip == target[0] else source_ip, opened)
-
-    def from_neighbour(self, client: Pod, pod: Pod, connection: Connection, sock: socket.socket, route: Route) -> Splice:
+    def from_neighbour(self, client: Pod, pod: Pod, connection: Connection, sock: socket.socket, route: Route) -> None:
         """A connection between two pods of this node, when the operator lets it go without TLS: the same questions, no tunnel.
 
         Both identities are as sure as a handshake makes them: this node has each pod's namespace in its hands and a valid
-        certificate of its identity. The connection is accounted for on both sides.
+        certificate of its identity. The connection is accounted for on both sides, and both have the relay.
 
-        Returns: the relay, for the client's side to end it with.
         Raises:
             MeshError: refused, for a reason that the inbound record has; the socket is still the caller's.
         """
@@ -178,10 +156,9 @@ class Inbound:
             inner.end(denied)
             raise UpstreamRefused("refused by the neighbouring workload", _UNAUTHORIZED)
         splice = Splice(node.loop, node.scratch, sock, _Both(connection, inner))
-        inner.relay = splice
+        connection.relay = inner.relay = splice
         source_ip, target = facts.source[0], route.target
-        dial(node, pod, inner, target, None if source_ip == target[0] else source_ip, splice.attach)
-        return splice
+        PodDial(node, inner, target, None if source_ip == target[0] else source_ip).start(pod)
 
     def refused(self, pod: Pod, peer: Address, local: Address, error: MeshError, identity: SpiffeId | None = None) -> None:
         """A record for what never became a connection."""
@@ -227,6 +204,40 @@ class _Gate:
             self._shaking = False
             self._pod.handshaking -= 1
             self._inbound.shaken(self._peer)
+
+
+class _Accepting(PodDial):
+    """Dials the application that a CONNECT names, and answers the CONNECT."""
+
+    def __init__(
+        self, node: Node, connection: Connection, tunnel: Tunnel, stream: int, workload: Workload, original: Address | None
+    ) -> None:
+        target = connection.facts.endpoint
+        source_ip = tunnel.peer_address[0]
+        self._introduction = b""
+        """What the application gets first."""
+        if original is not None:
+            self._introduction = proxy_protocol.header(tunnel.peer_address, original, str(tunnel.peer or ""))
+            source_ip = "::1" if ":" in target[0] else "127.0.0.1"
+            target = (source_ip, target[1])
+        super().__init__(node, connection, target, None if source_ip == target[0] else source_ip)
+        self._tunnel = tunnel
+        self._stream = stream
+        self._workload = workload
+
+    def connected(self, sock: socket.socket) -> None:
+        if self._introduction and not _sent(sock, self._introduction):
+            self._loop.forget(sock.fileno())
+            sock.close()
+            self._connection.abort(UpstreamRefused("the PROXY header cannot be delivered"))
+            return
+        self._tunnel.answer(self._stream, connect.response_headers(baggage_of(self._workload)))
+        super().connected(sock)
+
+    def refuse(self, error: MeshError) -> None:
+        """It could not be reached, or a policy has changed meanwhile."""
+        self._tunnel.mux.respond(self._stream, _UNAUTHORIZED if isinstance(error, PolicyDenied) else _UNAVAILABLE, end=True)
+        self._tunnel.mark_dirty()
 
 
 class _Both:

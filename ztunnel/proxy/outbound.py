@@ -20,7 +20,7 @@ from ztunnel.mesh.workloads import Workload
 from ztunnel.proxy.connections import Connection, Facts
 from ztunnel.proxy.inbound import Inbound
 from ztunnel.proxy.labels import baggage_of
-from ztunnel.proxy.pods import Node, Pod, dial, redirected
+from ztunnel.proxy.pods import Node, Pod, PodDial, redirected
 from ztunnel.proxy.pool import Key, Pool
 
 _OUTBOUND: Final = Direction.OUTBOUND
@@ -90,7 +90,7 @@ class Outbound:
         # without one the neighbour's policies and application would take the connection for somebody else's.
         is_itself = facts.source[0] in source.addresses
         if route.kind is _HBONE and neighbour is not None and not neighbour.is_gone and is_itself:
-            connection.relay = self._inbound.from_neighbour(pod, neighbour, connection, sock, route)
+            self._inbound.from_neighbour(pod, neighbour, connection, sock, route)
         elif route.kind is _HBONE:
             self._tunnel(pod, source, connection, sock, route)
         else:
@@ -146,4 +146,4 @@ class Outbound:
         node = self._node
         splice = Splice(node.loop, node.scratch, sock, connection)
         connection.relay = splice
-        dial(node, pod, connection, route.address, None, splice.attach)
+        PodDial(node, connection, route.address, None).start(pod)

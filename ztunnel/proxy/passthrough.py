@@ -16,7 +16,7 @@ from ztunnel.mesh.inbound import service_for
 from ztunnel.mesh.ports import ILLEGAL_TARGETS
 from ztunnel.proxy.connections import Connection, Facts
 from ztunnel.proxy.inbound import judge
-from ztunnel.proxy.pods import Node, Pod, dial, redirected
+from ztunnel.proxy.pods import Node, Pod, PodDial, redirected
 
 
 class Passthrough:
@@ -34,29 +34,27 @@ class Passthrough:
         facts = Facts(Direction.INBOUND, pod.uid, peer, destination, destination_uid=pod.uid)
         facts.target, facts.endpoint = text(destination), destination
         connection = node.connections.register(facts)
-        try:
-            self._judge(pod, connection)
-        except MeshError as error:
+        refused = self._judge(pod, connection)
+        if refused is not None:
             reset(sock)
-            connection.end(error)
+            connection.end(refused)
             return
         splice = Splice(node.loop, node.scratch, sock, connection)
         connection.relay = splice
-        dial(node, pod, connection, destination, None if peer[0] == destination[0] else peer[0], splice.attach)
+        PodDial(node, connection, destination, None if peer[0] == destination[0] else peer[0]).start(pod)
 
-    def _judge(self, pod: Pod, connection: Connection) -> None:
+    def _judge(self, pod: Pod, connection: Connection) -> MeshError | None:
+        """Why it is not carried."""
         node = self._node
         facts = connection.facts
         if facts.destination[1] in ILLEGAL_TARGETS:
-            raise LocalError(f"port {facts.destination[1]} is the proxy itself")
+            return LocalError(f"port {facts.destination[1]} is the proxy itself")
         workload = node.index.workload(pod.uid)
         if workload is None:
-            raise LocalError("failed to fetch information about local workload")
+            return LocalError("failed to fetch information about local workload")
         source = node.index.workload_at(facts.source[0])
         facts.source_uid = source.uid if source is not None else ""
         service = service_for(node.index, workload, facts.destination[1])
         if service is not None:
             facts.service, facts.service_name, facts.service_namespace = service.hostname, service.name, service.namespace
-        denied = judge(node, workload, connection)
-        if denied is not None:
-            raise denied
+        return judge(node, workload, connection)

@@ -13,8 +13,8 @@ from ztunnel.dataplane.buffers import Scratch
 from ztunnel.dataplane.channel import Configure
 from ztunnel.dataplane.endings import TunnelTimes
 from ztunnel.dataplane.kernel_tls import KernelSwitch
-from ztunnel.dataplane.loop import Loop, Timer
-from ztunnel.dataplane.sockets import Acceptor, Dial, reset
+from ztunnel.dataplane.loop import Loop
+from ztunnel.dataplane.sockets import Acceptor, Dialling, reset
 from ztunnel.dataplane.tunnel import Tunnel
 from ztunnel.hbone.handshake import TlsContexts
 from ztunnel.mesh.errors import Flag, LocalError, UpstreamRefused, UpstreamTimeout
@@ -111,41 +111,57 @@ def redirected(node: Node, pod: Pod, sock: socket.socket, peer: Address) -> Addr
     return None
 
 
-def dial(
-    node: Node, pod: Pod, connection: Connection, destination: Address, source_ip: str | None, on_open: Callable[[socket.socket], None]
-) -> None:
-    """Connects from the pod's namespace for a connection, which ends if that fails.
+class PodDial(Dialling):
+    """Connects from a pod's namespace for a connection, which ends if that fails. Its relay gets the socket."""
 
-    Args:
-        source_ip: the address to come from, None for the pod's own.
-    """
+    def __init__(self, node: Node, connection: Connection, destination: Address, source_ip: str | None) -> None:
+        """`source_ip`: the address to come from, None for the pod's own."""
+        super().__init__(node.loop, node.settings.connect_seconds)
+        self._node = node
+        self._connection = connection
+        self._destination = destination
+        self._source_ip = source_ip
 
-    def taken(sock: socket.socket | None) -> None:
-        if connection.is_over or sock is None:
-            if sock is not None:
-                sock.close()
-            connection.abort(LocalError("no socket to be had in the pod's namespace"))
+    def start(self, pod: Pod) -> None:
+        """Begins with the pod's next socket, or waits for it within the same time."""
+        stock = pod.stock(self._destination[0])
+        self._connection.dial = self
+        sock = stock.take_now()
+        if sock is not None:
+            self.connect(sock, self._destination, self._source_ip)
             return
-        if waiting is not None:
-            waiting.cancel()
-        connection.dial = Dial(node.loop, sock, node.settings.connect_seconds, done)
-        connection.dial.start(destination, source_ip)
+        self._timer = self._loop.call_later(self._seconds, self._waited)
+        if not stock.take(self._taken):
+            self._connection.abort(self._node.hit("sockets_waiting"))
 
-    def done(sock: socket.socket, error: OSError | None) -> None:
+    def connected(self, sock: socket.socket) -> None:
+        """What follows."""
+        relay = self._connection.relay
+        assert relay is not None
+        relay.attach(sock)
+
+    def dialled(self, sock: socket.socket, error: OSError | None) -> None:
+        connection = self._connection
         connection.dial = None
-        if connection.is_over:
-            node.loop.forget(sock.fileno())
-            sock.close()
-        elif error is None:
-            on_open(sock)
-        elif isinstance(error, TimeoutError):
-            connection.abort(UpstreamTimeout(f"connect to {destination[0]}:{destination[1]} timed out"))
+        if error is None:
+            self.connected(sock)
+            return
+        where = f"connect to {self._destination[0]}:{self._destination[1]}"
+        if isinstance(error, TimeoutError):
+            connection.abort(UpstreamTimeout(f"{where} timed out"))
         else:
-            connection.abort(UpstreamRefused(f"connect to {destination[0]}:{destination[1]}: {error.strerror}"))
+            connection.abort(UpstreamRefused(f"{where}: {error.strerror}"))
 
-    stock = pod.stock(destination[0])
-    waiting: Timer | None = None
-    if not stock.has_some:
-        waiting = node.loop.call_later(node.settings.connect_seconds, lambda: connection.abort(UpstreamTimeout("no socket came in time")))
-    if not stock.take(taken):
-        connection.abort(node.hit("sockets_waiting"))
+    def _waited(self) -> None:
+        self._connection.abort(UpstreamTimeout("no socket came in time"))
+
+    def _taken(self, sock: socket.socket | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if sock is None:
+            self._connection.abort(LocalError("no socket to be had in the pod's namespace"))
+        elif self._done:
+            # It is over: nobody waits for it any more.
+            sock.close()
+        else:
+            self.connect(sock, self._destination, self._source_ip)

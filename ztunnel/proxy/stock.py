@@ -39,25 +39,32 @@ class SocketStock:
         self._fewest = 0
         """Least number in stock since `trim`."""
 
-    @property
-    def has_some(self) -> bool:
-        """Whether a taker is served at once."""
-        return bool(self._sockets)
-
     def take(self, taker: Taker) -> bool:
         """Gives `taker` a socket now or when one comes. False: too many wait already, or the pod is gone."""
+        sock = self.take_now()
+        if sock is not None:
+            taker(sock)
+            return True
         if self._closed or len(self._waiting) >= self._max_waiting:
             return False
-        if self._sockets:
-            taker(self._sockets.popleft())
-        else:
-            self._waiting.append(taker)
-            if self._asked:
-                self._batch = min(self._batch * 2, _MAX_BATCH)
-        self._fewest = min(self._fewest, len(self._sockets))
-        if len(self._sockets) < self._batch // 2:
-            self._ask()
+        self._waiting.append(taker)
+        if self._asked:
+            self._batch = min(self._batch * 2, _MAX_BATCH)
+        self._fewest = 0
+        self._ask()
         return True
+
+    def take_now(self) -> socket.socket | None:
+        """One of those that are there. None: `take` waits for the next."""
+        if not self._sockets:
+            return None
+        sock = self._sockets.popleft()
+        left = len(self._sockets)
+        if left < self._fewest:
+            self._fewest = left
+        if left < self._batch // 2:
+            self._ask()
+        return sock
 
     def trim(self) -> None:
         """Called at intervals: closes what a burst left behind and nobody has needed since the last call."""

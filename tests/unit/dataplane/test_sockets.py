@@ -353,6 +353,23 @@ def test_a_dial_that_is_refused(turning: Turning, door: Door) -> None:
     assert call.failure == errno.ECONNREFUSED
 
 
+def test_within_one_namespace_a_dial_is_over_at_once(turning: Turning, door: Door) -> None:
+    answered = Call(turning, door.address)
+    assert answered.results == [None]
+    answered.sock.close()
+    turning.until(lambda: door.came)
+    door.acceptor.close()
+    assert Call(turning, door.address).failure == errno.ECONNREFUSED
+
+
+def test_a_dial_that_is_not_answered_yet_goes_on(turning: Turning) -> None:
+    with silent_listener() as address:
+        call = Call(turning, address)
+        turning.loop.run_once(0)
+        assert call.results == []
+        call.dial.cancel()
+
+
 def test_a_dial_that_fails_at_once(turning: Turning) -> None:
     # TCP to a broadcast address is refused by the kernel before anything is sent.
     assert Call(turning, ("255.255.255.255", 80)).failure in (errno.ENETUNREACH, errno.EACCES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import socket
 from collections.abc import Callable, Iterator
 
@@ -13,10 +12,8 @@ from tests.kit.builders import deny, principals, service
 from tests.kit.proxies import SETTINGS, LoopbackNode, LoopbackPod
 from tests.kit.wire import received
 from ztunnel.dataplane.flow import Direction
-from ztunnel.dataplane.relay import StreamRelay
 from ztunnel.mesh.delta import Delta
 from ztunnel.mesh.errors import Flag
-from ztunnel.proxy.connections import Connection
 
 
 @pytest.fixture(name="make")
@@ -98,31 +95,6 @@ def test_what_the_application_has_sent_already_leaves_with_the_request(node: Loo
         node.run_until(lambda: received(far) == b"")
     far.send(b"late")
     node.run_until(lambda: received(near) == b"late")
-
-
-def test_a_connection_that_is_over_needs_no_garbage_collector(node: LoopbackNode, client: LoopbackPod) -> None:
-    server = node.pod("server")
-    listener = node.listen(server)
-
-    def kept() -> list[object]:
-        found = [each for each in gc.get_objects() if type(each) in (Connection, StreamRelay)]
-        return [each for each in found if all(each is not other for other in older)]
-
-    older: list[object] = []
-    gc.disable()
-    try:
-        # Other tests' failures keep some alive.
-        older.extend(kept())
-        near = node.connect(client, (server.ip, 8080))
-        far = exchange(node, near, listener)
-        assert len(kept()) == 4, "a connection and a relay on each side"
-        near.close()
-        far.close()
-        node.run_until(lambda: len(node.ended()) == 2)
-        node.run_for(0.01)
-        assert kept() == []
-    finally:
-        gc.enable()
 
 
 def test_to_a_service_through_one_of_its_pods(node: LoopbackNode, client: LoopbackPod) -> None:
