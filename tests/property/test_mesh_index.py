@@ -1,4 +1,4 @@
-"""An index after any deltas answers as one that was given the final state at once."""
+"""An index after any deltas answers as one that was given the final state at once, and so does what remembers its answers."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ztunnel.hbone.connect import Authority
 from ztunnel.mesh.delta import Delta
 from ztunnel.mesh.derive import MeshState, diff
+from ztunnel.mesh.errors import BadConnect
 from ztunnel.mesh.identity import SpiffeId
+from ztunnel.mesh.inbound import Admissions
 from ztunnel.mesh.index import Index
 from ztunnel.mesh.rules import Action, Policy, Rule, Scope
 from ztunnel.mesh.workloads import Endpoint, Protocol, Service, ServicePort, Workload
@@ -126,3 +129,29 @@ def test_the_order_of_objects_in_a_relist_does_not_show(deltas: list[Delta], dic
     parts += [Delta(policies=(each,)) for each in index.policies()]
     dice.shuffle(parts)
     assert answers(applied(parts)) == answers(index)
+
+
+def told(admissions: Admissions) -> list[object]:
+    """All that a peer can ask on one tunnel."""
+    found: list[object] = []
+    for host in (ADDRESSES[0], *HOSTNAMES):
+        for port in (80, 8080):
+            for service_host in ("", HOSTNAMES[1]):
+                try:
+                    answer = admissions.ask(Authority(host, port), service_host)
+                except BadConnect as error:
+                    found.append(str(error))
+                else:
+                    found.append((answer.workload, answer.authority, answer.endpoint, answer.service, answer.source_uid, answer.verdict))
+    return found
+
+
+@given(st.lists(DELTAS, max_size=6))
+def test_a_tunnel_is_told_what_a_new_one_would_be(deltas: list[Delta]) -> None:
+    index = Index()
+    tunnels = [(index, uid, ADDRESSES[0], source, SpiffeId("td", "ns", "sa")) for uid in UIDS[:2] for source in ADDRESSES[1:]]
+    asking = [(tunnel, Admissions(*tunnel)) for tunnel in tunnels]
+    for delta in deltas:
+        index.apply(delta)
+        for tunnel, admissions in asking:
+            assert told(admissions) == told(Admissions(*tunnel))

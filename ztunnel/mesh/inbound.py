@@ -1,4 +1,5 @@
-"""What an inbound connection is for: the target that a CONNECT request's authority names, and the service behind a port.
+"""What an inbound connection is for, and whether it may be: the target that a CONNECT request's authority names, the service behind a
+port, the verdict.
 
 The target's address is always the one that the tunnel came to: a peer cannot make a pod's proxy dial anywhere else. A foreign proxy
 that serves as a waypoint (`Workload.sandwich`) is asked for what it serves, and gets it all at its own address.
@@ -11,12 +12,16 @@ from typing import Final, NamedTuple, Protocol
 
 from ztunnel.mesh.addresses import canonical
 from ztunnel.mesh.errors import BadConnect
+from ztunnel.mesh.identity import SpiffeId
 from ztunnel.mesh.index import Index
+from ztunnel.mesh.policy import Connection, Verdict
 from ztunnel.mesh.ports import ILLEGAL_TARGETS
 from ztunnel.mesh.workloads import Sandwich, Service, Workload
 
 _BAD_REQUEST: Final = 400
 _UNAVAILABLE: Final = 503
+_MAX_ADMISSIONS: Final = 64
+"""Requests of one tunnel whose answers are remembered: there is one for each port, and a peer may ask for what it likes."""
 
 
 class HostPort(Protocol):
@@ -37,6 +42,70 @@ class InboundTarget(NamedTuple):
     service: Service | None
     original: tuple[str, int] | None = None
     """For a PROXY header: what the client wants, where that is another address than the pod's own or the proxy wants to know."""
+
+
+class Admission:
+    """What the mesh says to one request."""
+
+    __slots__ = ("authority", "endpoint", "original", "service", "source_uid", "verdict", "workload")
+
+    def __init__(self, workload: Workload, authority: str, target: InboundTarget, source_uid: str, verdict: Verdict) -> None:
+        self.workload = workload
+        self.authority = authority
+        """As text."""
+        self.endpoint = (target.address, target.port)
+        self.service = target.service
+        self.original = target.original
+        self.source_uid = source_uid
+        """The workload at the tunnel's other end, empty if none is known."""
+        self.verdict = verdict
+
+
+class Admissions:
+    """What the requests of one tunnel are told, remembered until the mesh changes.
+
+    Whatever else an answer depends on stays the same for as long as the tunnel lives: the addresses of its ends, and who its peer is.
+    """
+
+    def __init__(self, index: Index, uid: str, destination_ip: str, source_ip: str, identity: SpiffeId | None) -> None:
+        """Of a tunnel to the pod `uid`, to whose address `destination_ip` it came; `identity` is what its peer has proven to be."""
+        self._index = index
+        self._uid = uid
+        self._destination_ip = destination_ip
+        self._source_ip = source_ip
+        self._identity = identity
+        self._generation = index.generation
+        self._known: dict[tuple[str, int, str], Admission] = {}
+
+    def ask(self, authority: HostPort, service_host: str = "") -> Admission:
+        """The answer to one CONNECT, whose verdict may be no.
+
+        Raises:
+            BadConnect: see `resolve_inbound`; 503 when nothing is known of the pod.
+        """
+        if self._generation != self._index.generation:
+            self._generation = self._index.generation
+            self._known.clear()
+        asked = (authority.host, authority.port, service_host)
+        known = self._known.get(asked)
+        if known is None:
+            known = self._decide(authority, service_host)
+            if len(self._known) >= _MAX_ADMISSIONS:
+                self._known.clear()
+            self._known[asked] = known
+        return known
+
+    def _decide(self, authority: HostPort, service_host: str) -> Admission:
+        index = self._index
+        workload = index.workload(self._uid)
+        if workload is None:
+            raise BadConnect("local workload information is not available", _UNAVAILABLE)
+        target = resolve_inbound(index, workload, self._destination_ip, authority, service_host)
+        source = index.workload_at(self._source_ip)
+        # The address only says who it was if the certificate agrees: addresses are re-used, identities are proven.
+        source_uid = source.uid if source is not None and source.identity == self._identity else ""
+        verdict = index.decide(workload, Connection(self._source_ip, self._identity, target.address, target.port))
+        return Admission(workload, str(authority), target, source_uid, verdict)
 
 
 def resolve_inbound(index: Index, local: Workload, destination_ip: str, authority: HostPort, service_host: str = "") -> InboundTarget:

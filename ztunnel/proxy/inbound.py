@@ -25,8 +25,9 @@ from ztunnel.hbone.events import RequestReceived
 from ztunnel.hbone.handshake import Handshake
 from ztunnel.mesh.errors import BadConnect, LocalError, MeshError, PolicyDenied, UntrustedPeer, UpstreamRefused
 from ztunnel.mesh.identity import SpiffeId
-from ztunnel.mesh.inbound import InboundTarget, resolve_inbound
+from ztunnel.mesh.inbound import Admission, Admissions
 from ztunnel.mesh.policy import Connection as Asked
+from ztunnel.mesh.policy import Verdict
 from ztunnel.mesh.routing import Route
 from ztunnel.mesh.workloads import Workload
 from ztunnel.proxy.connections import Connection, Facts
@@ -35,6 +36,7 @@ from ztunnel.proxy.pods import Node, NoIdentity, Pod, PodDial
 
 _UNAUTHORIZED: Final = 401
 _UNAVAILABLE: Final = 503
+_INBOUND: Final = Direction.INBOUND
 
 
 class Inbound:
@@ -75,15 +77,16 @@ class Inbound:
         if not self._shaking[peer[0]]:
             del self._shaking[peer[0]]
 
-    def request(self, pod: Pod, tunnel: Tunnel, local: Address, request: RequestReceived) -> None:
+    def admissions(self, pod: Pod, tunnel: Tunnel, local: Address) -> Admissions:
+        """For a tunnel whose peer is known now."""
+        return Admissions(self._node.index, pod.uid, local[0], tunnel.peer_address[0], tunnel.peer)
+
+    def request(self, pod: Pod, tunnel: Tunnel, local: Address, admissions: Admissions, request: RequestReceived) -> None:
         """One CONNECT: accepted or refused here."""
         node = self._node
         try:
             asked = connect.parse_request(request.headers)
-            workload = node.index.workload(pod.uid)
-            if workload is None:
-                raise BadConnect("local workload information is not available", _UNAVAILABLE)
-            target = resolve_inbound(node.index, workload, local[0], asked.authority, asked.forwarded_host)
+            admission = admissions.ask(asked.authority, asked.forwarded_host)
             if node.connections.is_full_for(pod.uid):
                 raise BadConnect(str(node.hit("connections")), _UNAVAILABLE)
         except BadConnect as error:
@@ -91,33 +94,27 @@ class Inbound:
             tunnel.mark_dirty()
             self.refused(pod, tunnel.peer_address, local, error, tunnel.peer)
             return
-        connection = self._register(pod, tunnel, local, asked, target)
-        denied = judge(node, workload, connection)
+        connection = self._register(pod, tunnel, local, admission, asked.traceparent)
+        denied = _denied(connection, admission.verdict)
         if denied is not None:
             tunnel.mux.respond(request.stream, _UNAUTHORIZED, end=True)
             tunnel.mark_dirty()
             connection.end(denied)
             return
-        self._connect(pod, workload, tunnel, connection, request, target.original)
+        self._connect(pod, tunnel, connection, request, admission)
 
-    def _register(self, pod: Pod, tunnel: Tunnel, local: Address, asked: connect.ConnectRequest, target: InboundTarget) -> Connection:
-        node = self._node
-        source = node.index.workload_at(tunnel.peer_address[0])
-        service = target.service
-        # The address only says who it was if the certificate agrees: addresses are re-used, identities are proven.
-        source_uid = source.uid if source is not None and source.identity == tunnel.peer else ""
-        facts = Facts(Direction.INBOUND, pod.uid, tunnel.peer_address, local, source_uid=source_uid, destination_uid=pod.uid)
-        facts.target, facts.endpoint = str(asked.authority), (target.address, target.port)
+    def _register(self, pod: Pod, tunnel: Tunnel, local: Address, admission: Admission, trace: str) -> Connection:
+        service = admission.service
+        facts = Facts(_INBOUND, pod.uid, tunnel.peer_address, local, source_uid=admission.source_uid, destination_uid=pod.uid)
+        facts.target, facts.endpoint = admission.authority, admission.endpoint
         facts.protocol, facts.mutual_tls = "HBONE", True
         facts.source_identity, facts.destination_identity = tunnel.peer, pod.identity
         if service is not None:
             facts.service, facts.service_name, facts.service_namespace = service.hostname, service.name, service.namespace
-        facts.trace = asked.traceparent
-        return node.connections.register(facts)
+        facts.trace = trace
+        return self._node.connections.register(facts)
 
-    def _connect(
-        self, pod: Pod, workload: Workload, tunnel: Tunnel, connection: Connection, request: RequestReceived, original: Address | None
-    ) -> None:
+    def _connect(self, pod: Pod, tunnel: Tunnel, connection: Connection, request: RequestReceived, admission: Admission) -> None:
         node = self._node
         stream = request.stream
         relay = StreamRelay(tunnel, stream, connection, answered=True, optimistic=True)
@@ -125,7 +122,7 @@ class Inbound:
         tunnel.adopt(stream, relay)
         if request.ended:
             relay.remote_ended()
-        dial = _Accepting(node, connection, tunnel, stream, workload, original)
+        dial = _Accepting(node, connection, tunnel, stream, admission)
         relay.on_refused = dial.refuse
         dial.start(pod)
 
@@ -177,15 +174,18 @@ class _Gate:
         self._pod = pod
         self._local = local
         self._shaking = True
+        self._admissions: Admissions | None = None
         self._expiry: Timer | None = None
 
     def tunnel_ready(self, tunnel: Tunnel) -> None:
         self._shaken()
+        self._admissions = self._inbound.admissions(self._pod, tunnel, self._local)
         # Who holds a tunnel open must not be served for longer than its certificate says.
         self._expiry = tunnel.loop.call_later(tunnel.expires_at - tunnel.loop.now, tunnel.go_away)
 
     def tunnel_request(self, tunnel: Tunnel, request: RequestReceived) -> None:
-        self._inbound.request(self._pod, tunnel, self._local, request)
+        assert self._admissions is not None
+        self._inbound.request(self._pod, tunnel, self._local, self._admissions, request)
 
     def tunnel_idle(self, tunnel: Tunnel) -> None:
         pass
@@ -209,10 +209,8 @@ class _Gate:
 class _Accepting(PodDial):
     """Dials the application that a CONNECT names, and answers the CONNECT."""
 
-    def __init__(
-        self, node: Node, connection: Connection, tunnel: Tunnel, stream: int, workload: Workload, original: Address | None
-    ) -> None:
-        target = connection.facts.endpoint
+    def __init__(self, node: Node, connection: Connection, tunnel: Tunnel, stream: int, admission: Admission) -> None:
+        target, original = admission.endpoint, admission.original
         source_ip = tunnel.peer_address[0]
         self._introduction = b""
         """What the application gets first."""
@@ -223,7 +221,7 @@ class _Accepting(PodDial):
         super().__init__(node, connection, target, None if source_ip == target[0] else source_ip)
         self._tunnel = tunnel
         self._stream = stream
-        self._workload = workload
+        self._workload = admission.workload
 
     def connected(self, sock: socket.socket) -> None:
         if self._introduction and not _sent(sock, self._introduction):
@@ -267,5 +265,9 @@ def judge(node: Node, workload: Workload, connection: Connection, cause: str = "
     """Asks `mesh.policy` about an inbound connection to a workload, and notes in its facts which policy had the word. None: it may be."""
     facts = connection.facts
     verdict = node.index.decide(workload, Asked(facts.source[0], facts.source_identity, *facts.endpoint))
-    facts.policy = verdict.policy or ""
+    return _denied(connection, verdict, cause)
+
+
+def _denied(connection: Connection, verdict: Verdict, cause: str = "policy rejection") -> PolicyDenied | None:
+    connection.facts.policy = verdict.policy or ""
     return None if verdict.allowed else PolicyDenied(f"connection closed due to {cause}: {verdict.text}", verdict.policy)

@@ -233,6 +233,18 @@ def test_a_policy_says_no(gate: Gate) -> None:
     assert gate.server.asked == [], "nothing was dialled"
 
 
+def test_a_policy_is_heard_by_tunnels_that_were_served_before(gate: Gate) -> None:
+    gate.node.listen(gate.server)
+    stranger = gate.stranger()
+    assert stranger.ask(gate.target()) == 200
+    guard = deny("no-strangers", principals(gate.node.pki.identity("stranger")))
+    gate.node.apply(guard)
+    assert stranger.ask(gate.target()) == 401
+    assert gate.path.policy == "AuthorizationPolicy default/no-strangers"
+    gate.node.node.index.apply(Delta(removed_policies=(guard.key,)))
+    assert stranger.ask(gate.target()) == 200
+
+
 def test_an_application_that_does_not_listen_is_a_503(gate: Gate) -> None:
     assert gate.stranger().ask(gate.target()) == 503
     assert gate.last.error == f"connect to {gate.target()}: Connection refused"
