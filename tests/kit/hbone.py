@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Self
 
 from tests.kit.tls import Wire
-from ztunnel.hbone.connect import request_headers
 from ztunnel.hbone.events import DataReceived, Event, PeerGoingAway, RequestReceived, ResponseReceived
 from ztunnel.hbone.handshake import Credentials, Handshake, TlsContexts
 from ztunnel.hbone.limits import MuxLimits
@@ -28,7 +27,7 @@ def connect_headers(authority: str, method: bytes = b"CONNECT") -> Headers:
     """The headers of a request for `authority`; another method gets the pseudo-headers that HTTP/2 wants then."""
     if method != b"CONNECT":
         return ((b":method", method), (b":scheme", b"http"), (b":authority", authority.encode()), (b":path", b"/"))
-    return request_headers(authority=authority, baggage=b"", source=("10.0.0.1", 1), service_host="", traceparent="")
+    return ((b":method", method), (b":authority", authority.encode()), (b"forwarded", b'for="10.0.0.1:1"'))
 
 
 class _End:

@@ -124,8 +124,8 @@ class Wire:
         """A new stream; the application's end of it, and what will become of it."""
         near, far = tcp_pair()
         tunnel = self.client.tunnel
-        headers = connect.request_headers(authority="10.0.0.1:80", baggage=b"", source=("10.0.0.2", 4000), service_host="", traceparent="")
-        stream = tunnel.mux.open_stream(headers)
+        block = connect.RequestHead("10.0.0.1:80", b"", "").block(("10.0.0.2", 4000), "")
+        stream = tunnel.mux.open_block(block)
         ends = Ends()
         relay = StreamRelay(tunnel, stream, ends, answered=False, optimistic=optimistic)
         tunnel.adopt(stream, relay)

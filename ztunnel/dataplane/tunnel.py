@@ -34,7 +34,6 @@ from ztunnel.dataplane.streams import StreamEnd
 from ztunnel.hbone.events import (
     DataReceived,
     Event,
-    Headers,
     PeerGoingAway,
     PongReceived,
     RequestReceived,
@@ -45,6 +44,7 @@ from ztunnel.hbone.events import (
     WindowOpened,
 )
 from ztunnel.hbone.handshake import Handshake
+from ztunnel.hbone.headers import encode
 from ztunnel.hbone.limits import MuxLimits
 from ztunnel.hbone.mux import Mux
 from ztunnel.hbone.records import RecordError, Records, missing
@@ -59,6 +59,7 @@ _PARTING: Final = b"parting\0"
 """What the PING says that follows the first GOAWAY."""
 _PARTING_SECONDS: Final = 1.0
 """How long its answer may take."""
+_OK: Final = encode(((b":status", b"200"),))
 _ANSWER_SECONDS: Final = 0.005
 """How long an answer that nobody waits for may wait for company."""
 _FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
@@ -242,13 +243,13 @@ class Tunnel:
             self._dirty = True
             self.loop.flush_later(self)
 
-    def answer(self, stream: int, headers: Headers = ()) -> None:
+    def answer(self, stream: int, block: bytes = _OK) -> None:
         """Answers a request with 200. Whoever has sent data behind it does not wait for that: it may travel with what comes next.
 
-        Called while what came is dealt with (the data may be behind the request still), or later.
+        Called while what came is dealt with (the data may be behind the request still), or later. `block`: of `connect.response_block`.
         """
         before = self.mux.output_size
-        self.mux.respond(stream, 200, headers)
+        self.mux.respond_block(stream, block)
         self._may_wait += self.mux.output_size - before
         self._answers.append(stream)
         if not self._taking:

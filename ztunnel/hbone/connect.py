@@ -1,4 +1,4 @@
-"""What a CONNECT says, and how it is said: authority, baggage, forwarded, traceparent, and both sides' header lists.
+"""What a CONNECT says, and how it is said: authority, baggage, forwarded, traceparent, and both sides' heads.
 
 Only the authority decides anything, so it alone is refused when it is wrong (400). Baggage, forwarded and traceparent serve
 telemetry: what is not understood there counts as absent, because no connection may fail for its labels.
@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
 
 from ztunnel.hbone.events import Headers
+from ztunnel.hbone.headers import encode, name_literal, string_literal
 from ztunnel.mesh.addresses import canonical
 from ztunnel.mesh.errors import BadConnect
 
@@ -35,10 +36,19 @@ _HOSTNAME: Final = re.compile(
     r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*(?=[a-z0-9_-]*[a-z_-])[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 )
 """Labels of letters, digits, hyphens and underscores. The last is not a number, or a broken IPv4 address would be a host name."""
-_TRACEPARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
+_NO_TRACE: Final = "0" * 32
+_NO_PARENT: Final = "0" * 16
+"""A reader takes these for invalid."""
+_TRACE_BYTES: Final = 55
+_TRACE_SHAPE: Final = b"00-00000000000000000000000000000000-0000000000000000-00"
+_SHAPES: Final = bytes(ord("0") if chr(byte) in "0123456789abcdef" else byte if byte == ord("-") else ord("x") for byte in range(256))
+"""Makes a traceparent its shape: `0` for every digit."""
+_FORWARDED: Final = name_literal(b"forwarded")
+_TRACEPARENT: Final = name_literal(b"traceparent")
 _CARRIED: Final = re.compile(r"[\x20-\x2b\x2d-\x3c\x3e-\x7e]+")
 """What a baggage value may consist of: visible ASCII and space, without the comma and the equals sign that end it."""
 _VISIBLE: Final = re.compile(rb"[\t\x20-\x7e]*")
+_SEMICOLON: Final = 0x3B
 _FOR: Final = re.compile(r'for="?([^"]*)"?')
 _WORKLOAD_TYPES: Final = ("deployment", "cronjob", "pod", "job")
 
@@ -49,9 +59,14 @@ class Authority:
 
     host: str
     port: int
+    _text: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Asked for by each connection, while the object is remembered.
+        object.__setattr__(self, "_text", f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}")
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return self._text
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,17 +201,6 @@ def _parse_baggage(instances: tuple[bytes, ...]) -> Baggage:
     return Baggage(**found)
 
 
-def build_forwarded(source: tuple[str, int], service_host: str) -> bytes:
-    """`for="ip:port"`, with brackets around IPv6, and `;host=` when the destination is a known service.
-
-    Args:
-        source: canonical address and port of the application's connection.
-        service_host: the service's host name, empty for none.
-    """
-    value = f'for="{Authority(*source)}"'
-    return (f"{value};host={service_host}" if service_host else value).encode("ascii")
-
-
 def parse_forwarded(value: bytes) -> tuple[tuple[str, int] | None, str]:
     """The client (None unless it is an address and a port) and the host (empty for none) of a forwarded header."""
     return _forwarded_client(value), parse_forwarded_host(value)
@@ -204,6 +208,18 @@ def parse_forwarded(value: bytes) -> tuple[tuple[str, int] | None, str]:
 
 def parse_forwarded_host(value: bytes) -> str:
     """The host alone: asked for each connection, while nobody asks for the client."""
+    if value.startswith(b"for="):
+        if _SEMICOLON not in value:
+            return ""
+        # The client differs from one connection to the next, and what follows it does not.
+        if len(value) > _LONGEST_HEADER or not value.isascii():
+            return ""
+        value = value[value.index(b";") + 1 :]
+    return _host_among(value) if len(value) <= _REMEMBERED_BYTES else _host_among.__wrapped__(value)
+
+
+@lru_cache(maxsize=1024)
+def _host_among(value: bytes) -> str:
     for pair in _pairs(value):
         if pair.startswith("host=") and (host := _unquoted(pair[len("host=") :])):
             return host
@@ -223,7 +239,6 @@ def _pairs(value: bytes) -> list[str]:
     return [part.strip() for part in value.decode("ascii").split(";")]
 
 
-@lru_cache(maxsize=1024)
 def _unquoted(text: str) -> str:
     bare = text.removeprefix('"').removesuffix('"')
     return bare if len(bare) <= _LONGEST_HOST and _HOSTNAME.fullmatch(bare.lower()) is not None else ""
@@ -238,76 +253,101 @@ def _client(text: str) -> tuple[str, int] | None:
     return (authority.host, authority.port) if is_address else None
 
 
-def new_traceparent(random: bytes) -> str:
+def new_traceparent(digits: str) -> str:
     """A trace of its own, not sampled.
 
     Args:
-        random: 24 random bytes.
+        digits: 48 random hexadecimal digits.
     Raises:
-        ValueError: they are not 24.
+        ValueError: they are not 48.
     """
-    if len(random) != 24:
-        raise ValueError("a traceparent takes 24 random bytes")
+    if len(digits) != 48:
+        raise ValueError("a traceparent takes 48 random digits")
+    trace, parent = digits[:32], digits[32:]
     # All zeros mean "invalid" to a reader; that they come up is as unlikely as it is cheap to exclude.
-    trace, parent = (part if any(part) else b"\x01" * len(part) for part in (random[:16], random[16:]))
-    return f"00-{trace.hex()}-{parent.hex()}-00"
+    if trace == _NO_TRACE or parent == _NO_PARENT:
+        trace, parent = "01" * 16, "01" * 8
+    return f"00-{trace}-{parent}-00"
 
 
 def parse_traceparent(value: bytes) -> str:
     """The header's text if it is valid in version 00, else an empty string. Later versions are read as far as 00 goes."""
-    text = value[:55].decode("ascii", "replace")
-    match = _TRACEPARENT.fullmatch(text)
-    if match is None or match[1] == "ff" or not match[2].strip("0") or not match[3].strip("0"):
+    text = value[:_TRACE_BYTES]
+    if text.translate(_SHAPES) != _TRACE_SHAPE:
         return ""
-    longer = value[55:56]
-    return text if not longer or (longer == b"-" and match[1] != "00") else ""
+    trace = text.decode("ascii")
+    if trace[3:35] == _NO_TRACE or trace[36:52] == _NO_PARENT or text.startswith(b"ff"):
+        return ""
+    if len(value) > _TRACE_BYTES and (text.startswith(b"00") or value[_TRACE_BYTES] != ord("-")):
+        return ""
+    return trace
 
 
-def request_headers(*, authority: str, baggage: bytes, source: tuple[str, int], service_host: str, traceparent: str) -> Headers:
-    """The header list of a CONNECT, in Istio's order.
+class RequestHead:
+    """The CONNECTs of one route, in Istio's order. What they have in common is encoded once: each connection makes one."""
 
-    Args:
-        authority: the target as text: `10.0.0.1:80`, `[fd00::1]:80`, `host:80`.
-        baggage: of `build_baggage`.
-        source: address and port of the application's connection.
-        service_host: host name of the service that the application dialled, empty for none.
-    """
-    return (
-        (b":method", b"CONNECT"),
-        (b":authority", authority.encode("ascii")),
-        (b"baggage", baggage),
-        (b"forwarded", build_forwarded(source, service_host)),
-        (b"traceparent", traceparent.encode("ascii")),
-    )
+    __slots__ = ("_address", "_client", "_front", "_host")
+
+    def __init__(self, authority: str, baggage: bytes, service_host: str) -> None:
+        """
+        Args:
+            authority: the target as text: `10.0.0.1:80`, `[fd00::1]:80`, `host:80`.
+            baggage: of `build_baggage`.
+            service_host: host name of the service that the application dialled, empty for none.
+        """
+        front = encode(((b":method", b"CONNECT"), (b":authority", authority.encode("ascii")), (b"baggage", baggage)))
+        self._front = front + _FORWARDED
+        self._host = f'";host={service_host}' if service_host else '"'
+        self._address = ""
+        self._client = ""
+        """How a `forwarded` begins that is about `_address`."""
+
+    def block(self, source: tuple[str, int], traceparent: str) -> bytes:
+        """The header block of one of them.
+
+        Args:
+            source: canonical address and port of the application's connection. Told as `for="ip:port"`, with brackets around IPv6.
+        """
+        address, port = source
+        if address != self._address:
+            self._address = address
+            self._client = f'for="[{address}]:' if ":" in address else f'for="{address}:'
+        forwarded = f"{self._client}{port}{self._host}".encode("ascii")
+        return b"".join(
+            [self._front, string_literal(forwarded), _TRACEPARENT, string_literal(traceparent.encode("ascii"))],
+        )
 
 
-def response_headers(baggage: bytes) -> Headers:
-    """What a 200 carries besides its status: what the destination says of itself (of `build_baggage`)."""
-    return ((b"baggage", baggage),)
+def response_block(baggage: bytes) -> bytes:
+    """The header block of a 200 that carries what the destination says of itself (of `build_baggage`)."""
+    return encode(((b":status", b"200"), (b"baggage", baggage)))
 
 
 def parse_request(headers: Headers) -> ConnectRequest:
-    """The CONNECT that a well-formed request is.
+    """The CONNECT that a well-formed request is. Of a repeated field the first counts, but for baggage.
 
     Raises:
         BadConnect: 400: another method, or an authority without a host and a port.
     """
-    first: dict[bytes, bytes] = {}
+    method: bytes | None = None
+    authority: bytes | None = None
+    forwarded: bytes | None = None
+    traceparent: bytes | None = None
     baggage: list[bytes] = []
     for name, value in headers:
         if name == b"baggage":
             baggage.append(value)
-        else:
-            first.setdefault(name, value)
-    method = first.get(b":method", b"")
+        elif name == b"forwarded":
+            forwarded = value if forwarded is None else forwarded
+        elif name == b"traceparent":
+            traceparent = value if traceparent is None else traceparent
+        elif name == b":method":
+            method = value if method is None else method
+        elif name == b":authority":
+            authority = value if authority is None else authority
     if method != b"CONNECT":
-        raise BadConnect(f"method {method[:20]!r} instead of CONNECT")
-    return ConnectRequest(
-        parse_authority(first.get(b":authority", b"")),
-        parse_traceparent(first.get(b"traceparent", b"")),
-        tuple(baggage),
-        first.get(b"forwarded", b""),
-    )
+        raise BadConnect(f"method {(method or b'')[:20]!r} instead of CONNECT")
+    return ConnectRequest(parse_authority(authority or b""), parse_traceparent(traceparent or b""), tuple(baggage), forwarded or b"")
 
 
 def response_baggage(headers: Headers) -> Baggage:

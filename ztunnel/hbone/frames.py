@@ -138,7 +138,8 @@ def _check_size(kind: int, flags: int, length: int, block: int) -> None:
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     """One whole frame."""
-    return HEADER.pack(len(payload) << 8 | kind, flags, stream) + payload
+    # As `HEADER` would pack it, by which a function of the interpreter's would have to be called.
+    return (len(payload) << 48 | kind << 40 | flags << 32 | stream).to_bytes(HEADER_BYTES, "big") + payload
 
 
 def settings(values: dict[int, int]) -> bytes:

@@ -9,7 +9,6 @@ Source: RFC 7541; RFC 9113 §4.3, §6.10.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Final
 
 from hpack import Decoder, HPACKDecodingError, OversizedHeaderListError
@@ -26,14 +25,14 @@ _REMEMBERED_BYTES: Final = 512
 """Longest block worth remembering: a response's. Requests never repeat, each has its own trace id."""
 _VARYING: Final = 2
 """Fields at the end of a CONNECT that differ from one to the next: `forwarded` and `traceparent`."""
-_REPEATED: Final = frozenset({b":authority", b"baggage"})
-"""Fields whose encoding is remembered: the same few values in thousands of requests."""
 _TABLE_SIZE_ZERO: Final = b"\x20"
 """Dynamic table size update to 0: allowed before any block, required after a peer has shrunk its table. RFC 7541 §4.2."""
 _FIELD_OVERHEAD: Final = 32
 """What a field counts for beyond its bytes. RFC 9113 §6.5.2."""
 _STATIC: Final = HeaderTable.STATIC_TABLE
 _PREFIX: Final = {name: bytes(encode_integer(index, 4)) for name, (index, _) in HeaderTable.STATIC_TABLE_MAPPING.items()}
+_LENGTHS: Final = tuple(bytes((size,)) for size in range(0x7F))
+"""Lengths of strings without Huffman coding, as far as one byte says them."""
 _EXACT: Final = {(name, value): bytes((0x80 | index,)) for index, (name, value) in enumerate(_STATIC, 1)}
 
 CodecState = tuple[bool, bool, int, tuple[tuple[bytes, bytes], ...]]
@@ -98,7 +97,7 @@ class HeaderBlock:
 class HeaderCodec:
     """Both directions of one connection."""
 
-    __slots__ = ("_announced", "_decoder", "_list_bytes", "_prefix", "_remembered")
+    __slots__ = ("_announced", "_decoder", "_last", "_last_block", "_list_bytes", "_prefix", "_remembered")
 
     def __init__(self, list_bytes: int, state: CodecState = (False, False, HeaderTable.DEFAULT_SIZE, ())) -> None:
         self._announced, acknowledged, size, entries = state
@@ -111,6 +110,9 @@ class HeaderCodec:
             for name, value in entries:
                 self._decoder.header_table.add(name, value)
         self._remembered: dict[bytes, Headers] = {}
+        self._last_block: bytes = b""
+        self._last: Headers = ()
+        """The remembered block that came last: comparing is less work than looking up, and a tunnel's answers are all the same."""
         self._prefix: tuple[bytes, Headers, int] = (b"", (), 0)
         """The beginning of a block, its fields, and the room that they leave."""
 
@@ -124,13 +126,15 @@ class HeaderCodec:
         Raises:
             MuxError: COMPRESSION_ERROR for bytes that are not HPACK, ENHANCE_YOUR_CALM for a list over the bound.
         """
-        known = self._remembered.get(block)
-        if known is not None:
-            return known
+        if block == self._last_block:
+            return self._last
         try:
             if self._decoder is not None:
                 return tuple((name, value) for name, value in self._decoder.decode(block, raw=True))
-            headers = self._decode_behind_prefix(block)
+            prefix, fields, room = self._prefix
+            if prefix and block.startswith(prefix):
+                return _decode(block, (len(prefix), fields, room))[0]
+            headers = self._remembered.get(block) or self._decode_new(block)
         except OversizedHeaderListError as error:
             raise MuxError("header list over the bound", Code.ENHANCE_YOUR_CALM) from error
         except HPACKDecodingError as error:
@@ -140,13 +144,11 @@ class HeaderCodec:
             if len(self._remembered) >= _REMEMBERED_BLOCKS:
                 self._remembered.clear()
             self._remembered[block] = headers
+            self._last_block, self._last = block, headers
         return headers
 
-    def _decode_behind_prefix(self, block: bytes) -> Headers:
+    def _decode_new(self, block: bytes) -> Headers:
         """Requests of one tunnel differ in their last fields only (`forwarded`, `traceparent`): what is in front is decoded once."""
-        prefix, fields, room = self._prefix
-        if prefix and block.startswith(prefix):
-            return _decode(block, (len(prefix), fields, room))[0]
         headers, boundary = _decode(block, (0, (), self._list_bytes))
         if boundary:
             known = headers[:-_VARYING]
@@ -155,8 +157,11 @@ class HeaderCodec:
         return headers
 
     def encode(self, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-        """The block of `headers`, which must be lower-case and checked: literals without indexing, without Huffman coding."""
-        block = b"".join([_EXACT.get(field) or (_again if field[0] in _REPEATED else _field)(*field) for field in headers])
+        """The block of `headers`, as it goes out now."""
+        return self.outgoing(encode(headers))
+
+    def outgoing(self, block: bytes) -> bytes:
+        """A block of `encode` as it goes out now: in front of its first one, each connection says that its table is empty."""
         if self._announced:
             return block
         self._announced = True
@@ -171,18 +176,23 @@ class HeaderCodec:
         return self._announced, False, table.maxsize, entries
 
 
-@lru_cache(maxsize=1024)
-def _again(name: bytes, value: bytes) -> bytes:
-    return _field(name, value)
+def encode(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """The block of `headers`, which must be lower-case and checked: literals without indexing, without Huffman coding.
+
+    The same for every connection and at any time, so that it may be made once for many messages.
+    """
+    return b"".join([_EXACT.get(field) or name_literal(field[0]) + string_literal(field[1]) for field in headers])
 
 
-def _field(name: bytes, value: bytes) -> bytes:
-    return (_PREFIX.get(name) or b"\x00" + _length(name) + name) + _length(value) + value
+def name_literal(name: bytes) -> bytes:
+    """The beginning of a field without indexing; the `string_literal` of its value is the rest."""
+    return _PREFIX.get(name) or b"\x00" + string_literal(name)
 
 
-def _length(text: bytes) -> bytes:
+def string_literal(text: bytes) -> bytes:
+    """A string without Huffman coding."""
     size = len(text)
-    return bytes((size,)) if size < 127 else bytes(encode_integer(size, 7))
+    return (_LENGTHS[size] if size < 0x7F else bytes(encode_integer(size, 7))) + text
 
 
 def _decode(block: bytes, known: tuple[int, Headers, int]) -> tuple[Headers, int]:
@@ -193,7 +203,7 @@ def _decode(block: bytes, known: tuple[int, Headers, int]) -> tuple[Headers, int
     """
     pos, before, room = known
     headers = list(before)
-    starts: list[int] = []
+    last = last_but_one = 0
     size = len(block)
     while pos < size:
         first = block[pos]
@@ -219,8 +229,8 @@ def _decode(block: bytes, known: tuple[int, Headers, int]) -> tuple[Headers, int
         if room < 0:
             raise OversizedHeaderListError("list over the bound")
         headers.append(field)
-        starts.append(start)
-    return tuple(headers), (starts[-_VARYING] if len(starts) > _VARYING else 0)
+        last_but_one, last = last, start
+    return tuple(headers), (last_but_one if len(headers) > _VARYING else 0)
 
 
 def _static(index: int) -> tuple[bytes, bytes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ztunnel.hbone.frames import DEFAULT_MAX_FRAME, DEFAULT_WINDOW, LARGEST_MAX_FRAME, MAX_WINDOW
+from ztunnel.hbone.frames import DEFAULT_MAX_FRAME, DEFAULT_WINDOW, LARGEST_MAX_FRAME, MAX_WINDOW, PREFACE, Setting, settings, window_update
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +77,19 @@ class MuxLimits:
             self.others,
             self.late_frames,
         )
+
+    def greeting(self, client: bool) -> bytes:
+        """What this side says first: the client's preface, SETTINGS, and how much the peer may send in all."""
+        values: dict[int, int] = {Setting.HEADER_TABLE_SIZE: 0}
+        if client:
+            values[Setting.ENABLE_PUSH] = 0
+        else:
+            values[Setting.MAX_CONCURRENT_STREAMS] = self.streams
+        values[Setting.INITIAL_WINDOW_SIZE] = self.stream_window
+        values[Setting.MAX_FRAME_SIZE] = self.max_frame
+        values[Setting.MAX_HEADER_LIST_SIZE] = self.header_bytes(client)
+        if not client:
+            values[Setting.ENABLE_CONNECT_PROTOCOL if self.messages else Setting.EARLY_DATA] = 1
+        grown = self.connection_window - DEFAULT_WINDOW
+        update = window_update(0, grown) if grown else b""
+        return (PREFACE if client else b"") + settings(values) + update

@@ -22,6 +22,8 @@ _OF_TRAILERS: frozenset[bytes] = frozenset()
 _LF: Final = 0x0A
 _CR: Final = 0x0D
 _NUL: Final = 0
+_SPACE: Final = 0x20
+_TAB: Final = 0x09
 _CONNECTION_SPECIFIC: Final = frozenset({b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"})
 
 
@@ -65,6 +67,53 @@ def check_response(headers: Headers) -> int:
     return int(status)
 
 
+class MessageCheck:
+    """`check_request` and `check_response` for one connection: what a message has in common with the last is not looked at again.
+
+    Only for tunnels, whose peers say nearly the same in every request and the same in every answer. Other messages differ, and may be long.
+    """
+
+    __slots__ = ("_last", "_messages", "_status")
+
+    def __init__(self, messages: bool) -> None:
+        """`messages`: of `MuxLimits`."""
+        self._messages = messages
+        self._last: Headers = ()
+        self._status = 0
+        """The last list that broke no rule, and its status; 0 for a request."""
+
+    def request(self, headers: Headers) -> None:
+        """As `check_request`, which see."""
+        if not self._is_alike(headers):
+            check_request(headers, self._messages)
+            self._keep(headers, 0)
+
+    def response(self, headers: Headers) -> int:
+        """As `check_response`, which see."""
+        if self._status and headers is self._last:
+            return self._status
+        status = check_response(headers)
+        self._keep(headers, status)
+        return status
+
+    def _keep(self, headers: Headers, status: int) -> None:
+        if not self._messages:
+            self._last, self._status = headers, status
+
+    def _is_alike(self, headers: Headers) -> bool:
+        """It has the names of the last list, and the very values but for fields of which only the values are judged, each for itself."""
+        last = self._last
+        count = len(last)
+        if not count or len(headers) != count:
+            return False
+        for place in range(count):
+            name, value = headers[place]
+            known_name, known_value = last[place]
+            if name != known_name or (value is not known_value and not (known_name in _USUAL and _is_sound(value))):
+                return False
+        return True
+
+
 def check_trailers(headers: Headers) -> None:
     """Accepts a trailer section.
 
@@ -78,8 +127,7 @@ def _pseudo(headers: Headers, allowed: frozenset[bytes]) -> dict[bytes, bytes]:
     pseudo: dict[bytes, bytes] = {}
     regular = False
     for name, value in headers:
-        # As numbers: Python looks for a piece of bytes only after an exception that says that it is no number.
-        if _LF in value or _CR in value or _NUL in value or value != value.strip(b" \t"):
+        if not _is_sound(value):
             raise MalformedError(f"value of {name[:40]!r}")
         if name in allowed:
             if regular or name in pseudo:
@@ -94,3 +142,10 @@ def _pseudo(headers: Headers, allowed: frozenset[bytes]) -> dict[bytes, bytes]:
         if name in _CONNECTION_SPECIFIC or (name == b"te" and value != b"trailers"):
             raise MalformedError(f"connection-specific field {name.decode('ascii')}")
     return pseudo
+
+
+def _is_sound(value: bytes) -> bool:
+    # As numbers: Python looks for a piece of bytes only after an exception that says that it is no number.
+    if _LF in value or _CR in value or _NUL in value:
+        return False
+    return len(value) == 0 or not (value[0] == _SPACE or value[0] == _TAB or value[-1] == _SPACE or value[-1] == _TAB)

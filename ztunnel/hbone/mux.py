@@ -28,10 +28,10 @@ from ztunnel.hbone.events import (
     WindowOpened,
 )
 from ztunnel.hbone.exchange import Exchange
-from ztunnel.hbone.frames import MAX_WINDOW, PREFACE, STREAM_MASK, Code, Kind, MuxError, Setting
-from ztunnel.hbone.headers import HeaderBlock, HeaderCodec
+from ztunnel.hbone.frames import MAX_WINDOW, STREAM_MASK, Code, Kind, MuxError, Setting
+from ztunnel.hbone.headers import HeaderBlock, HeaderCodec, encode
 from ztunnel.hbone.limits import MuxLimits
-from ztunnel.hbone.messages import MalformedError, check_request, check_response, check_trailers
+from ztunnel.hbone.messages import MalformedError, MessageCheck, check_trailers
 from ztunnel.hbone.muxstate import MuxState, SenderState
 from ztunnel.hbone.receiver import Receiver
 from ztunnel.hbone.streams import RECEIVED, SENT, Input, State, Stream, StreamTable
@@ -50,7 +50,7 @@ class Mux:
 
     __slots__ = (
         "limits", "peer_max_frame", "peer_takes_connect_protocol", "peer_takes_early_data", "taken",
-        "_block", "_budget", "_client", "_codec", "_exchange", "_failed", "_peer_leaving", "_peer_streams", "_peer_window",
+        "_block", "_budget", "_check", "_client", "_codec", "_exchange", "_failed", "_peer_leaving", "_peer_streams", "_peer_window",
         "_receiver", "_refusing", "_starved", "_streams", "_table", "_window",
     )  # fmt: skip
 
@@ -67,6 +67,7 @@ class Mux:
         self._exchange = Exchange(client, limits)
         self._block = HeaderBlock((limits.block_frames, limits.header_bytes(client)))
         self._codec = HeaderCodec(limits.header_bytes(client))
+        self._check = MessageCheck(limits.messages)
         self._peer_window = frames.DEFAULT_WINDOW
         self._peer_streams = limits.assumed_streams
         self._refusing = False
@@ -77,7 +78,7 @@ class Mux:
         self._starved = False
         """`sendable` answered 0 because of it."""
         self._receiver = Receiver(self._exchange, self._block)
-        self._exchange.out += self._greeting()
+        self._exchange.out += limits.greeting(client)
         self._share()
 
     def _share(self) -> None:
@@ -85,22 +86,6 @@ class Mux:
         self._table = self._exchange.table
         self._streams = self._exchange.table.live
         self._budget = self._exchange.budget
-
-    def _greeting(self) -> bytes:
-        limits = self.limits
-        values: dict[int, int] = {Setting.HEADER_TABLE_SIZE: 0}
-        if self._client:
-            values[Setting.ENABLE_PUSH] = 0
-        else:
-            values[Setting.MAX_CONCURRENT_STREAMS] = limits.streams
-        values[Setting.INITIAL_WINDOW_SIZE] = limits.stream_window
-        values[Setting.MAX_FRAME_SIZE] = limits.max_frame
-        values[Setting.MAX_HEADER_LIST_SIZE] = limits.header_bytes(self._client)
-        if not self._client:
-            values[Setting.ENABLE_CONNECT_PROTOCOL if limits.messages else Setting.EARLY_DATA] = 1
-        grown = limits.connection_window - frames.DEFAULT_WINDOW
-        update = frames.window_update(0, grown) if grown else b""
-        return (PREFACE if self._client else b"") + frames.settings(values) + update
 
     # Receiving
 
@@ -198,7 +183,7 @@ class Mux:
             self._exchange.refuse(number, Code.REFUSED_STREAM)
             return
         try:
-            check_request(headers, self.limits.messages)
+            self._check.request(headers)
         except MalformedError:
             self._exchange.refuse(number, Code.PROTOCOL_ERROR)
             return
@@ -208,7 +193,7 @@ class Mux:
         self._exchange.events.append(RequestReceived(number, headers, ends))
 
     def _on_response(self, stream: Stream, ends: bool, headers: Headers) -> None:
-        status = check_response(headers)
+        status = self._check.response(headers)
         if status < 200:
             self._budget.spend(Cost.RESET)
             if ends:
@@ -349,12 +334,16 @@ class Mux:
         Raises:
             ValueError: `can_open` is false.
         """
+        return self.open_block(encode(headers), end=end)
+
+    def open_block(self, block: bytes, *, end: bool = False) -> int:
+        """`open_stream` with a request that `headers.encode` has encoded."""
         if not self.can_open:
             raise ValueError("no stream can be opened here")
         number = self._table.next
         self._table.next += 2
         stream = self._table.add(number, self._receiver.initial_window(), self._peer_window)
-        self._exchange.out += frames.header_block(number, self._codec.encode(headers), end_stream=end, largest=self.peer_max_frame)
+        self._exchange.out += frames.header_block(number, self._codec.outgoing(block), end_stream=end, largest=self.peer_max_frame)
         if end:
             self._table.move(stream, SENT[stream.state, Input.END][0])
         return number
@@ -381,12 +370,15 @@ class Mux:
         Args:
             end: the response is all; if the peer has not ended the request, RST_STREAM(NO_ERROR) follows and the stream is gone.
         """
+        self.respond_block(stream, encode([(b":status", b"%d" % status), *headers]), end=end)
+
+    def respond_block(self, stream: int, block: bytes, *, end: bool = False) -> None:
+        """`respond` with a final response that `headers.encode` has encoded."""
         live = self._streams.get(stream)
         if live is None or live.answered or self._client:
             return
         live.answered = True
-        block = self._codec.encode([(b":status", b"%d" % status), *headers])
-        self._exchange.out += frames.header_block(stream, block, end_stream=end, largest=self.peer_max_frame)
+        self._exchange.out += frames.header_block(stream, self._codec.outgoing(block), end_stream=end, largest=self.peer_max_frame)
         self._table.move(live, SENT[live.state, Input.END][0] if end else live.state)
         if end and live.state is not State.CLOSED:
             self.reset(stream, Code.NO_ERROR)

@@ -31,7 +31,7 @@ from ztunnel.mesh.policy import Verdict
 from ztunnel.mesh.routing import Route
 from ztunnel.mesh.workloads import Workload
 from ztunnel.proxy.connections import Connection, Facts
-from ztunnel.proxy.labels import baggage_of
+from ztunnel.proxy.labels import answer_of
 from ztunnel.proxy.pods import Node, NoIdentity, Pod, PodDial
 
 _UNAUTHORIZED: Final = 401
@@ -229,7 +229,7 @@ class _Accepting(PodDial):
             sock.close()
             self._connection.abort(UpstreamRefused("the PROXY header cannot be delivered"))
             return
-        self._tunnel.answer(self._stream, connect.response_headers(baggage_of(self._workload)))
+        self._tunnel.answer(self._stream, answer_of(self._workload))
         super().connected(sock)
 
     def refuse(self, error: MeshError) -> None:

@@ -11,18 +11,36 @@ _REMEMBERED: Final = 1024
 
 
 def baggage_of(workload: Workload) -> bytes:
-    """The header's value, the same object for the same workload: each connection says it twice."""
+    """The header's value."""
+    return _labels_of(workload).baggage
+
+
+def answer_of(workload: Workload) -> bytes:
+    """The header block with which the workload accepts a connection: the same for each."""
+    return _labels_of(workload).answer
+
+
+class _Labels:
+    __slots__ = ("answer", "baggage", "workload")
+
+    def __init__(self, workload: Workload) -> None:
+        self.workload = workload
+        self.baggage = connect.build_baggage(_baggage(workload))
+        self.answer = connect.response_block(self.baggage)
+
+
+def _labels_of(workload: Workload) -> _Labels:
+    """Made once for each workload as it is now."""
     known = _known.get(workload.uid)
-    if known is not None and known[0] is workload:
-        return known[1]
-    value = connect.build_baggage(_baggage(workload))
+    if known is not None and known.workload is workload:
+        return known
     if len(_known) >= _REMEMBERED:
         _known.clear()
-    _known[workload.uid] = (workload, value)
-    return value
+    made = _known[workload.uid] = _Labels(workload)
+    return made
 
 
-_known: dict[str, tuple[Workload, bytes]] = {}
+_known: Final[dict[str, _Labels]] = {}
 
 
 def _baggage(workload: Workload) -> connect.Baggage:

@@ -25,7 +25,7 @@ from ztunnel.proxy.pool import Key, Pool
 
 _OUTBOUND: Final = Direction.OUTBOUND
 _HBONE: Final = RouteKind.HBONE
-_TRACE_BYTES: Final = 24
+_TRACE_DIGITS: Final = 48
 _TRACES_AT_ONCE: Final = 64
 """Randomness is asked of the kernel for so many connections at once."""
 
@@ -37,6 +37,18 @@ class RouteRefused(UpstreamError):
         super().__init__(refusal.text)
 
 
+class _Way:
+    """What all connections that take one route have in common."""
+
+    __slots__ = ("head", "key", "route", "source")
+
+    def __init__(self, pod: Pod, source: Workload, route: Route) -> None:
+        self.route = route
+        self.source = source
+        self.key = Key(pod.uid, pod.identity, route.expected, route.address, route.workload_uid or "")
+        self.head = connect.RequestHead(route.authority, baggage_of(source), route.service or "")
+
+
 class Outbound:
     """What happens to connections that the pods of this node open."""
 
@@ -44,9 +56,11 @@ class Outbound:
         self._node = node
         self._pool = pool
         self._inbound = inbound
-        self._random = b""
+        self._random = ""
+        self._used = 0
+        """Digits of it that are in traces already."""
         self._router = Router(node.index)
-        self._keys: dict[int, tuple[Route, Key]] = {}
+        self._ways: dict[int, _Way] = {}
         """By their route's place in memory, which a route that is kept here does not leave to another."""
 
     def accept(self, pod: Pod, sock: socket.socket, peer: Address) -> None:
@@ -99,18 +113,12 @@ class Outbound:
     def _tunnel(self, pod: Pod, source: Workload, connection: Connection, sock: socket.socket, route: Route) -> None:
         node = self._node
         facts = connection.facts
-        tunnel = self._pool.tunnel(pod, self._key(pod, route))
+        way = self._way(pod, source, route)
+        tunnel = self._pool.tunnel(pod, way.key)
         facts.protocol, facts.mutual_tls = "HBONE", True
         facts.source_identity, facts.destination_identity = pod.identity, route.expected[0]
         facts.trace = self._new_trace()
-        headers = connect.request_headers(
-            authority=route.authority,
-            baggage=baggage_of(source),
-            source=facts.source,
-            service_host=route.service or "",
-            traceparent=facts.trace,
-        )
-        stream = tunnel.mux.open_stream(headers)
+        stream = tunnel.mux.open_block(way.head.block(facts.source, facts.trace))
         relay = StreamRelay(tunnel, stream, connection, answered=False, optimistic=node.settings.optimistic_data)
         connection.relay = relay
         tunnel.adopt(stream, relay)
@@ -125,22 +133,25 @@ class Outbound:
             # What the application has to say first comes in an instant, if it is not there already: it leaves together with the request.
             node.loop.hold()
 
-    def _key(self, pod: Pod, route: Route) -> Key:
-        """The same object for the same route, since a key is looked up several times and hashing it is work."""
-        known = self._keys.get(id(route))
-        if known is not None and known[0] is route and known[1].pod_uid == pod.uid:
-            return known[1]
-        key = Key(pod.uid, pod.identity, route.expected, route.address, route.workload_uid or "")
-        if len(self._keys) >= MAX_ROUTES:
-            self._keys.clear()
-        self._keys[id(route)] = (route, key)
-        return key
+    def _way(self, pod: Pod, source: Workload, route: Route) -> _Way:
+        """The same object for the same route: its key is looked up several times, hashing it is work, and so is writing a head."""
+        known = self._ways.get(id(route))
+        if known is not None and known.route is route and known.source is source and known.key.pod_uid == pod.uid:
+            return known
+        way = _Way(pod, source, route)
+        if len(self._ways) >= MAX_ROUTES:
+            self._ways.clear()
+        self._ways[id(route)] = way
+        return way
 
     def _new_trace(self) -> str:
-        if not self._random:
-            self._random = secrets.token_bytes(_TRACE_BYTES * _TRACES_AT_ONCE)
-        random, self._random = self._random[:_TRACE_BYTES], self._random[_TRACE_BYTES:]
-        return connect.new_traceparent(random)
+        start = self._used
+        end = start + _TRACE_DIGITS
+        if end > len(self._random):
+            self._random = secrets.token_hex(_TRACE_DIGITS // 2 * _TRACES_AT_ONCE)
+            start, end = 0, _TRACE_DIGITS
+        self._used = end
+        return connect.new_traceparent(self._random[start:end])
 
     def _plain(self, pod: Pod, connection: Connection, sock: socket.socket, route: Route) -> None:
         node = self._node

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hpack import Decoder
 
 from ztunnel.hbone import connect
 from ztunnel.hbone.connect import Authority, Baggage
+from ztunnel.hbone.events import Headers
 from ztunnel.mesh.errors import BadConnect
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
@@ -14,6 +16,11 @@ FULL_TEXT = (
     b"k8s.cluster.name=Kubernetes,k8s.namespace.name=shop,k8s.deployment.name=cart,service.name=cart,service.version=v2,"
     b"cloud.region=r1,cloud.availability_zone=z1"
 )
+
+
+def _read(block: bytes) -> Headers:
+    """A header block as a library reads it."""
+    return tuple((bytes(name), bytes(value)) for name, value in Decoder().decode(block, raw=True))
 
 
 @pytest.mark.parametrize(
@@ -141,11 +148,6 @@ def test_baggage_as_it_comes(values: list[bytes], expected: Baggage) -> None:
     assert connect.parse_baggage(values) == expected
 
 
-def test_forwarded() -> None:
-    assert connect.build_forwarded(("10.0.0.1", 80), "") == b'for="10.0.0.1:80"'
-    assert connect.build_forwarded(("::1", 80), "a.b") == b'for="[::1]:80";host=a.b'
-
-
 @pytest.mark.parametrize(
     ("value", "client", "host"),
     [
@@ -160,6 +162,13 @@ def test_forwarded() -> None:
         (b"Host=a.b", None, ""),
         (b"by=x;proto=http", None, ""),
         (b"for=unknown;host=a.b", None, "a.b"),
+        (b"for=unknown", None, ""),
+        (b"for=host=a.b", None, ""),
+        (b'for="10.0.0.1:80";host=a b;host=c', ("10.0.0.1", 80), "c"),
+        (b" for=unknown;host=a.b", None, "a.b"),
+        (b"for=\xc3;host=a.b", None, ""),
+        (b"for=" + b"a" * 500 + b";host=a.b", None, "a.b"),
+        (b"for=a;by=" + b"a" * 600 + b";host=a.b", None, "a.b"),
         (b'for="10.0.0.1"', None, ""),
         (b'for="a.b:80"', None, ""),
         (b'for="_hidden";for="10.0.0.1:80"', ("10.0.0.1", 80), ""),
@@ -176,10 +185,11 @@ def test_forwarded_as_it_comes(value: bytes, client: tuple[str, int] | None, hos
 
 
 def test_a_new_trace() -> None:
-    assert connect.new_traceparent(bytes(range(24))) == "00-000102030405060708090a0b0c0d0e0f-1011121314151617-00"
-    assert connect.parse_traceparent(connect.new_traceparent(bytes(24)).encode())
-    with pytest.raises(ValueError, match="24"):
-        connect.new_traceparent(bytes(23))
+    assert connect.new_traceparent(bytes(range(24)).hex()) == "00-000102030405060708090a0b0c0d0e0f-1011121314151617-00"
+    for digits in ("0" * 48, "0" * 32 + "1" * 16, "1" * 32 + "0" * 16):
+        assert connect.parse_traceparent(connect.new_traceparent(digits).encode())
+    with pytest.raises(ValueError, match="48"):
+        connect.new_traceparent("0" * 47)
 
 
 @pytest.mark.parametrize(
@@ -206,9 +216,7 @@ def test_traces_as_they_come(value: str, text: str) -> None:
 
 
 def test_request_in_order_and_back() -> None:
-    headers = connect.request_headers(
-        authority="[fd00::1]:80", baggage=FULL_TEXT, source=("10.0.0.9", 40_000), service_host="cart.shop.svc", traceparent=TRACE
-    )
+    headers = _read(connect.RequestHead("[fd00::1]:80", FULL_TEXT, "cart.shop.svc").block(("10.0.0.9", 40_000), TRACE))
     assert headers == (
         (b":method", b"CONNECT"),
         (b":authority", b"[fd00::1]:80"),
@@ -221,15 +229,42 @@ def test_request_in_order_and_back() -> None:
     assert (request.forwarded_for, request.forwarded_host, request.traceparent) == (("10.0.0.9", 40_000), "cart.shop.svc", TRACE)
 
 
+def test_requests_of_one_route_differ_in_their_client_and_trace() -> None:
+    head = connect.RequestHead("a:1", b"", "")
+    other = TRACE.replace("0af", "1af")
+    for source, client in ((("10.0.0.9", 1), "10.0.0.9:1"), (("fd00::9", 65_535), "[fd00::9]:65535"), (("10.0.0.9", 22), "10.0.0.9:22")):
+        for trace in (TRACE, other):
+            said = ((b"forwarded", f'for="{client}"'.encode()), (b"traceparent", trace.encode()))
+            assert _read(head.block(source, trace)) == ((b":method", b"CONNECT"), (b":authority", b"a:1"), (b"baggage", b""), *said)
+
+
+def test_a_request_with_long_names() -> None:
+    host, baggage = "a" * 63 + "." + "b" * 63, b"service.name=" + b"x" * 253
+    assert dict(_read(connect.RequestHead(f"{host}:1", baggage, host).block(("fd00::9", 4000), TRACE))) == {
+        b":method": b"CONNECT",
+        b":authority": f"{host}:1".encode(),
+        b"baggage": baggage,
+        b"forwarded": f'for="[fd00::9]:4000";host={host}'.encode(),
+        b"traceparent": TRACE.encode(),
+    }
+
+
 def test_a_bare_request_is_enough() -> None:
     request = connect.parse_request(((b":method", b"CONNECT"), (b":authority", b"a:1")))
     assert (request.baggage, request.forwarded_for, request.forwarded_host, request.traceparent) == (Baggage(), None, "", "")
 
 
 def test_first_instances_count_except_for_baggage() -> None:
-    fields = ((b"forwarded", b"host=a"), (b"forwarded", b"host=b"), (b"baggage", b"service.name=a"), (b"baggage", b"cloud.region=b"))
+    fields = (
+        (b"forwarded", b"host=a"),
+        (b"forwarded", b"host=b"),
+        (b"traceparent", b""),
+        (b"traceparent", TRACE.encode()),
+        (b"baggage", b"service.name=a"),
+        (b"baggage", b"cloud.region=b"),
+    )
     request = connect.parse_request(((b":method", b"CONNECT"), (b":authority", b"a:1"), *fields))
-    assert (request.forwarded_host, request.baggage) == ("a", Baggage(service_name="a", region="b"))
+    assert (request.forwarded_host, request.traceparent, request.baggage) == ("a", "", Baggage(service_name="a", region="b"))
 
 
 @pytest.mark.parametrize("headers", [(), ((b":method", b"GET"), (b":authority", b"a:1")), ((b":method", b"CONNECT"),)])
@@ -240,5 +275,5 @@ def test_not_a_connect(headers: tuple[tuple[bytes, bytes], ...]) -> None:
 
 
 def test_response() -> None:
-    assert connect.response_headers(FULL_TEXT) == ((b"baggage", FULL_TEXT),)
+    assert _read(connect.response_block(FULL_TEXT)) == ((b":status", b"200"), (b"baggage", FULL_TEXT))
     assert connect.response_baggage(((b":status", b"200"), (b"baggage", FULL_TEXT))) == FULL

@@ -7,7 +7,7 @@ from hpack import Decoder, Encoder
 
 from ztunnel.hbone import frames
 from ztunnel.hbone.frames import Code, MuxError
-from ztunnel.hbone.headers import HeaderBlock, HeaderCodec
+from ztunnel.hbone.headers import HeaderBlock, HeaderCodec, encode
 
 FIELDS = (
     (b":method", b"CONNECT"),
@@ -93,6 +93,40 @@ def test_memory_of_blocks_is_bounded() -> None:
         block = HeaderCodec(0, (True, True, 0, ())).encode([(b"a", b"%d" % number)])
         assert codec.decode(block) is codec.decode(block)
     assert len(codec._remembered) <= 64
+
+
+def test_the_last_block_again() -> None:
+    codec = HeaderCodec(65_536)
+    codec.acknowledged()
+    assert codec.decode(b"") == ()
+    for block in (b"\x88", b"\x89", b"\x88", b"\x88", b"", b"\x89"):
+        assert codec.decode(block) == HeaderCodec(65_536).decode(block)
+    with pytest.raises(MuxError):
+        codec.decode(b"\x88\xff")
+    assert codec.decode(b"\x88") is codec.decode(b"\x88")
+
+
+def test_a_block_behind_one_that_begins_the_same() -> None:
+    codec = HeaderCodec(200)
+    codec.acknowledged()
+    first = [(b"a", b"1"), (b"b", b"2"), (b"c", b"3"), (b"d", b"4")]
+    for fields in (first, first[:2], [*first[:2], (b"e", b"5")], first[:3], [(b"x", b"6"), *first[1:]], [*first, (b"e", b"5")], first):
+        assert codec.decode(encode(fields)) == tuple(fields)
+    for known in (0, 1):
+        with pytest.raises(MuxError) as caught:
+            codec.decode(encode([*first[known:], (b"c", b"3"), (b"d", b"4"), (b"e", b"5")]))
+        assert caught.value.code == Code.ENHANCE_YOUR_CALM
+
+
+def test_the_first_block_takes_our_table_away() -> None:
+    codec = HeaderCodec(65_536)
+    assert [codec.outgoing(b"\x88") for _ in range(3)] == [b"\x20\x88", b"\x88", b"\x88"]
+
+
+@pytest.mark.parametrize("size", [0, 1, 126, 127, 128, 300, 70_000])
+def test_strings_of_every_length(size: int) -> None:
+    fields = ((b"n" + b"x" * size, b"y" * size), (b":authority", b"z" * size))
+    assert tuple(Decoder(1 << 20).decode(encode(fields), raw=True)) == fields
 
 
 def test_export_and_restore_with_a_table_in_use() -> None:

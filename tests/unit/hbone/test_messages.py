@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ztunnel.hbone.events import Headers
-from ztunnel.hbone.messages import MalformedError, check_request, check_response, check_trailers
+from ztunnel.hbone.messages import MalformedError, MessageCheck, check_request, check_response, check_trailers
 
 CONNECT: Headers = ((b":method", b"CONNECT"), (b":authority", b"a:1"))
 GET: Headers = ((b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/"))
@@ -53,6 +53,65 @@ def test_well_formed_requests(headers: Headers) -> None:
 def test_malformed_requests(headers: Headers) -> None:
     with pytest.raises(MalformedError):
         check_request(headers)
+
+
+LABELLED: Headers = (*CONNECT, (b"forwarded", b"for=a"), (b"te", b"trailers"))
+
+
+@pytest.mark.parametrize("value", [b"for=b", b"", b"a \t b", b"\xe9"])
+def test_a_request_like_the_last(value: bytes) -> None:
+    check = MessageCheck(messages=False)
+    check.request(LABELLED)
+    check.request((*CONNECT, (b"forwarded", value), LABELLED[3]))
+    check.request(LABELLED)
+
+
+@pytest.mark.parametrize("value", [b"a\n", b"a\rb", b"\0", b" a", b"a ", b"\ta", b"a\t"])
+@pytest.mark.parametrize("place", [1, 2])
+def test_a_value_that_breaks_a_rule_behind_one_that_does_not(value: bytes, place: int) -> None:
+    check = MessageCheck(messages=False)
+    for _ in range(2):
+        check.request(LABELLED)
+        with pytest.raises(MalformedError):
+            check.request((*LABELLED[:place], (LABELLED[place][0], value), *LABELLED[place + 1 :]))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        (),
+        CONNECT[1:],
+        (CONNECT[0], LABELLED[2], CONNECT[1], LABELLED[3]),
+        (*LABELLED[:3], (b"te", b"gzip")),
+        (*CONNECT, (b"connection", b"for=a"), LABELLED[3]),
+        (*CONNECT, CONNECT[1], LABELLED[3]),
+        ((b":method", b""), *LABELLED[1:]),
+        ((b":method", b"GET"), *LABELLED[1:]),
+    ],
+)
+def test_a_malformed_request_first_and_behind_others(headers: Headers) -> None:
+    check = MessageCheck(messages=False)
+    for _ in range(2):
+        with pytest.raises(MalformedError):
+            check.request(headers)
+        check.request(LABELLED)
+
+
+@pytest.mark.parametrize("headers", [(), ((b":status", b"2x0"),), ((b":status", b"200"), (b":status", b"200"))])
+def test_a_malformed_response_first_and_behind_others(headers: Headers) -> None:
+    check, good = MessageCheck(messages=False), ((b":status", b"200"),)
+    for _ in range(2):
+        with pytest.raises(MalformedError):
+            check.response(headers)
+        assert [check.response(each) for each in (good, good, ((b":status", b"503"),), good)] == [200, 200, 503, 200]
+
+
+def test_messages_of_others_than_tunnels_are_not_kept() -> None:
+    check = MessageCheck(messages=True)
+    check.request(LABELLED)
+    assert check._last == ()
+    check.response(((b":status", b"200"),))
+    assert check._last == ()
 
 
 def test_responses() -> None:

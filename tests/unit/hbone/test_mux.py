@@ -128,6 +128,64 @@ def test_request_that_ends_at_once() -> None:
     assert script.mux.open_count == 0
 
 
+LABELS = ((b"baggage", b"a=b"), (b"forwarded", b"for=a"), (b"traceparent", b"00"))
+HEADED = CONNECT_BLOCK + literal(LABELS)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        CONNECT_BLOCK + literal([*LABELS[:1], (b"forwarded", b"for=b\n"), LABELS[2]]),
+        CONNECT_BLOCK + literal([*LABELS[:2], (b"traceparent", b" 00")]),
+        CONNECT_BLOCK + literal([*LABELS[:2], (b"connection", b"00")]),
+        CONNECT_BLOCK + literal([*LABELS[:2], (b":authority", b"00")]),
+        CONNECT_BLOCK + literal([(b"baggage", b"a\0"), *LABELS[1:]]),
+        literal([*LABELS, LABELS[0], LABELS[0]]),
+        b"",
+    ],
+)
+def test_a_malformed_request_behind_good_ones_that_are_like_it(block: bytes) -> None:
+    script = server()
+    script.receives(headers(1, HEADED), events=[RequestReceived(1, (*CONNECT, *LABELS), False)])
+    script.receives(headers(3, HEADED), events=[RequestReceived(3, (*CONNECT, *LABELS), False)])
+    script.receives(headers(5, block), sends=["RST_STREAM 5 PROTOCOL_ERROR"])
+    script.receives(headers(7, HEADED), events=[RequestReceived(7, (*CONNECT, *LABELS), False)])
+
+
+def test_a_first_request_without_anything() -> None:
+    server().receives(headers(1, b""), sends=["RST_STREAM 1 PROTOCOL_ERROR"])
+
+
+def test_responses_that_are_the_same_and_others() -> None:
+    script = client()
+    for number, block, status in (
+        (1, OK_BLOCK, 200),
+        (3, OK_BLOCK, 200),
+        (5, b"\x8d", 404),
+        (7, b"\x8d", 404),
+        (9, OK_BLOCK, 200),
+    ):
+        script.mux.open_stream(CONNECT)
+        script.mux.take()
+        fields = ((b":status", b"%d" % status),)
+        script.receives(headers(number, block), events=[ResponseReceived(number, status, fields, False)])
+
+
+@pytest.mark.parametrize("block", [b"", literal([(b":status", b"2x0")]), b"\x88\x88"])
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_malformed_response_first_and_behind_a_good_one(block: bytes, before: int) -> None:
+    script = client()
+    for number in (1, 3)[:before]:
+        script.mux.open_stream(CONNECT)
+        script.mux.take()
+        script.receives(headers(number, OK_BLOCK), events=[ResponseReceived(number, 200, ((b":status", b"200"),), False)])
+    for number in (1, 3, 5)[before : before + 2]:
+        script.mux.open_stream(CONNECT)
+        script.mux.take()
+        gone = StreamReset(number, int(Code.PROTOCOL_ERROR), False)
+        script.receives(headers(number, block), events=[gone], sends=[f"RST_STREAM {number} PROTOCOL_ERROR"])
+
+
 def test_response_that_ends_at_once() -> None:
     script = client()
     script.mux.open_stream(CONNECT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -12,8 +13,12 @@ from tests.kit.builders import deny, principals, service
 from tests.kit.proxies import SETTINGS, LoopbackNode, LoopbackPod
 from tests.kit.wire import received
 from ztunnel.dataplane.flow import Direction
+from ztunnel.hbone import connect
+from ztunnel.hbone.connect import ConnectRequest, parse_request
+from ztunnel.hbone.events import Headers
 from ztunnel.mesh.delta import Delta
 from ztunnel.mesh.errors import Flag
+from ztunnel.mesh.routing import Route
 
 
 @pytest.fixture(name="make")
@@ -75,6 +80,41 @@ def test_to_a_pod_of_the_mesh_through_a_tunnel(node: LoopbackNode, client: Loopb
     assert inbound.source_identity == outbound.source_identity == str(client.workload.identity)
     assert (outbound.source_uid, outbound.destination_uid, inbound.destination_uid) == (client.uid, server.uid, server.uid)
     assert from_app.trace == to_app.trace != ""
+
+
+def test_a_pod_says_what_it_is_now(node: LoopbackNode, client: LoopbackPod, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = node.pod("server")
+    listener = node.listen(server)
+    asked: list[ConnectRequest] = []
+
+    def noted(headers: Headers) -> ConnectRequest:
+        asked.append(parse_request(headers))
+        return asked[-1]
+
+    monkeypatch.setattr(connect, "parse_request", noted)
+    sources = []
+    for revision in ("v1", "v1", "v2"):
+        node.apply(replace(client.workload, canonical_revision=revision))
+        for _ in range(2):
+            near = node.connect(client, (server.ip, 8080))
+            exchange(node, near, listener)
+            sources.append((client.ip, near.getsockname()[1]))
+    assert [each.baggage.revision for each in asked] == ["v1"] * 4 + ["v2"] * 2
+    assert [each.forwarded_for for each in asked] == sources
+    assert len({each.traceparent for each in asked}) == 6
+
+
+def test_what_is_said_of_one_route_is_not_said_of_another(node: LoopbackNode, client: LoopbackPod) -> None:
+    """The same route object, as no router gives it to two: whose it is counts, and what its source is."""
+    server = node.pod("server")
+    route = node.outbound._router.resolve(client.workload, (server.ip, 8080), lambda _: 0, lambda _: 0)
+    assert isinstance(route, Route)
+    way = node.outbound._way(client.pod, client.workload, route)
+    assert node.outbound._way(client.pod, client.workload, route) is way
+    again = replace(client.workload, canonical_revision="v2")
+    other = node.outbound._way(client.pod, again, route)
+    assert b"service.version=v2" in other.head.block((client.ip, 1), "")
+    assert node.outbound._way(server.pod, again, route).key.source == server.workload.identity
 
 
 @pytest.mark.parametrize("half_closes", [False, True])
