@@ -9,10 +9,10 @@ Source: Istio ztunnel `proxy/metrics.rs`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from ztunnel.dataplane.flow import Direction, FlowNews, FlowPath, FlowRecord
+from ztunnel.dataplane.flow import Direction, FlowNews, FlowPath
 from ztunnel.mesh.errors import Flag
 from ztunnel.mesh.workloads import Workload
 from ztunnel.runtime.access import Alike, Ended, log_connections
@@ -54,19 +54,18 @@ class FlowReporter:
         for reporter in ("source", "destination"):
             self._metrics.tcp_sockets_open.add(-self._open.pop((worker, reporter), 0), reporter)
 
-    def take(self, worker: int, news: Iterable[FlowNews], lost: int) -> None:
-        """News from a worker; `lost` records were dropped because we did not keep up."""
+    def take(self, worker: int, prefix: str, news: Iterable[FlowNews], lost: int) -> None:
+        """News from a worker, whose connections' names begin with `prefix`; `lost` records were dropped because we did not keep up."""
         if lost:
             self._metrics.limit_hits.add(lost, "flow_records")
         ended: list[Ended] = []
-        for path, records in news:
-            known = self._know(path)
-            self._see(path.pod_uid)
-            self._measure(worker, known.labels, records)
-            closed = [record for record in records if record.closed]
-            if closed:
-                ended.append((known.alike, closed))
-        log_connections(ended)
+        for each in news:
+            known = self._know(each.path)
+            self._see(each.path.pod_uid)
+            self._measure(worker, known.labels, each)
+            if each.ends or each.failures:
+                ended.append((known.alike, each))
+        log_connections(ended, prefix)
 
     def forget(self, pods: Iterable[str]) -> None:
         """Pods that are no more."""
@@ -92,39 +91,22 @@ class FlowReporter:
         if len(self.last_seen) > MAX_SEEN:
             del self.last_seen[next(iter(self.last_seen))]
 
-    def _measure(self, worker: int, labels: Traffic, records: Sequence[FlowRecord]) -> None:
+    def _measure(self, worker: int, labels: Traffic, news: FlowNews) -> None:
         """One addition to each series, however many records there are: a series is found by 23 labels."""
-        opened = closed = moved = ups = up = downs = down = 0
-        failed: list[Flag] = []
-        for record in records:
-            if record.opened is not record.closed:
-                moved += 1
-            if record.opened:
-                opened += 1
-            if record.up_bytes:
-                ups += 1
-                up += record.up_bytes
-            if record.down_bytes:
-                downs += 1
-                down += record.down_bytes
-            if record.closed:
-                if record.flag is Flag.NONE:
-                    closed += 1
-                else:
-                    failed.append(record.flag)
         metrics = self._metrics
-        metrics.tcp_opened.add_all(opened, opened, labels)
-        metrics.tcp_received_bytes.add_all(up, ups, labels)
-        metrics.tcp_sent_bytes.add_all(down, downs, labels)
+        closed = len(news.ends)
+        metrics.tcp_opened.add_all(news.opened, news.opened, labels)
+        metrics.tcp_received_bytes.add_all(news.up_bytes, news.with_up, labels)
+        metrics.tcp_sent_bytes.add_all(news.down_bytes, news.with_down, labels)
         metrics.tcp_closed.add_all(closed, closed, labels)
-        for flag in failed:
-            final = labels._replace(response_flags=flag.value)
+        for failure in news.failures:
+            final = labels._replace(response_flags=failure.flag.value)
             metrics.tcp_closed.add(1, *final)
             metrics.tcp_failed.add(1, *final)
-        if moved:
-            change = opened - closed - len(failed)
+        if news.changed:
+            change = news.opened - closed - len(news.failures)
             self._open[worker, labels.reporter] += change
-            metrics.tcp_sockets_open.add_all(change, moved, (labels.reporter,))
+            metrics.tcp_sockets_open.add_all(change, news.changed, (labels.reporter,))
 
 
 def _labels(path: FlowPath, source: Workload | None, destination: Workload | None) -> Traffic:

@@ -90,9 +90,11 @@ class _Question:
 class Link:
     """One worker's place in the data plane. Implements `runtime.workers.Feed`."""
 
-    def __init__(self, plane: DataPlane, number: int, spawn: Spawn) -> None:
+    def __init__(self, plane: DataPlane, number: int, prefix: str, spawn: Spawn) -> None:
         self._plane = plane
         self.number = number
+        self.prefix = prefix
+        """Stands before the names of its connections and tunnels, where there are several workers."""
         self.active: dict[str, int] = {}
         """Live connections by pod, in this worker."""
         self.worker = Supervised(self, spawn)
@@ -115,8 +117,8 @@ class Link:
 class Listener:
     """Who is told what the workers tell. Set by the composition root."""
 
-    flows: Callable[[int, Iterable[FlowNews], int], None] = lambda _worker, _news, _lost: None
-    """A worker's number, its news, and how many it lost."""
+    flows: Callable[[int, str, Iterable[FlowNews], int], None] = lambda _worker, _prefix, _news, _lost: None
+    """A worker's number, what stands before its connections' names, its news, and how many records it lost."""
     limits: Callable[[dict[str, int], int], None] = lambda _limits, _bugs: None
     death: Callable[[int, str], None] = lambda _worker, _reason: None
 
@@ -136,7 +138,7 @@ class DataPlane:
         self.listener = Listener()
         self.identity_of: Callable[[str], SpiffeId | None] = lambda _uid: None
         self.make_sockets: Callable[[str, int, int], list[socket.socket]] = _no_sockets
-        self.links = [Link(self, number, spawn) for number in range(workers)]
+        self.links = [Link(self, number, f"w{number}-" if workers > 1 else "", spawn) for number in range(workers)]
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keeps the workers alive. Started once each first one has been sent its opening."""
@@ -253,8 +255,7 @@ class DataPlane:
         """See `Link.opening`."""
         index = self._index
         share = max(1, self._configure.max_connections // len(self.links))
-        prefix = f"w{link.number}-" if len(self.links) > 1 else ""
-        yield Outgoing(_configure_one(self._configure, prefix, share))
+        yield Outgoing(_configure_one(self._configure, link.prefix, share))
         yield Outgoing(Update(Delta(tuple(index.workloads()), tuple(index.services()), tuple(index.policies()))))
         for credentials in self._credentials.values():
             yield Outgoing(_certificate(credentials))
@@ -265,7 +266,7 @@ class DataPlane:
         """See `Link.received`."""
         match message:
             case Flows():
-                self.listener.flows(link.number, message.news, message.lost)
+                self.listener.flows(link.number, link.prefix, message.news, message.lost)
             case NeedSockets():
                 self._give_sockets(link, message)
             case Activity():

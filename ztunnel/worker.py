@@ -37,7 +37,7 @@ from ztunnel.dataplane.channel import (
     Withdraw,
     encode,
 )
-from ztunnel.dataplane.flow import Direction, FlowPath, FlowRecord, TunnelState
+from ztunnel.dataplane.flow import Direction, TunnelState
 from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop
 from ztunnel.dataplane.sockets import Acceptor, Farewell, adopt
 from ztunnel.dataplane.tunnel import Tunnel
@@ -46,6 +46,7 @@ from ztunnel.mesh.errors import LocalError
 from ztunnel.mesh.index import Index
 from ztunnel.proxy.connections import ConnectionTable
 from ztunnel.proxy.inbound import Inbound, judge
+from ztunnel.proxy.ledger import Ledger
 from ztunnel.proxy.outbound import Outbound
 from ztunnel.proxy.passthrough import Passthrough
 from ztunnel.proxy.pods import Node, Pod
@@ -57,7 +58,6 @@ log = logging.getLogger(__name__)
 
 _READ_BYTES = 1 << 18
 _ANCILLARY = socket.CMSG_SPACE(256 * 4)
-_FLOWS_PER_MESSAGE = 256
 _TELL_SECONDS = 0.05
 """News wait this long to travel together."""
 _MAX_UNSENT = 1 << 24
@@ -74,8 +74,7 @@ class Worker:
         self._decoder = Decoder(to_worker=True)
         self._unsent: deque[memoryview] = deque()
         self._unsent_bytes = 0
-        self._flows: dict[FlowPath, list[FlowRecord]] = {}
-        self._flows_count = 0
+        self._ledger = Ledger(self._tell_soon, self._tell_flows)
         self._lost = 0
         self._telling = False
         self._told_active: dict[str, int] = {}
@@ -178,20 +177,6 @@ class Worker:
 
     # News
 
-    def _report(self, path: FlowPath, record: FlowRecord) -> None:
-        if self._unsent_bytes > _MAX_UNSENT:
-            self._lost += 1
-            return
-        alike = self._flows.get(path)
-        if alike is None:
-            self._flows[path] = [record]
-        else:
-            alike.append(record)
-        self._flows_count += 1
-        if self._flows_count >= _FLOWS_PER_MESSAGE:
-            self._send(*self._flows_to_tell())
-        self._tell_soon()
-
     def _tell_soon(self) -> None:
         if not self._telling:
             self._telling = True
@@ -203,10 +188,17 @@ class Worker:
         if news:
             self._send(*news)
 
+    def _tell_flows(self) -> None:
+        if news := [*self._flows_to_tell()]:
+            self._send(*news)
+
     def _flows_to_tell(self) -> Iterator[Flows]:
-        if self._flows or self._lost:
-            yield Flows(tuple((path, tuple(records)) for path, records in self._flows.items()), self._lost)
-            self._flows, self._flows_count, self._lost = {}, 0, 0
+        news = self._ledger.take()
+        if self._unsent_bytes > _MAX_UNSENT:
+            self._lost += sum(each.records for each in news)
+        elif news or self._lost:
+            yield Flows(news, self._lost)
+            self._lost = 0
 
     def _activity_to_tell(self) -> Iterator[Activity]:
         node = self._node
@@ -237,7 +229,7 @@ class Worker:
         outbound = [(Direction.OUTBOUND, uid, tunnel) for uid, tunnel in (pool.tunnels() if pool else [])]
         inbound = [(Direction.INBOUND, pod.uid, tunnel) for pod in node.pods.values() for tunnel in pod.inbound]
         tunnels = tuple(_tunnel_state(direction, uid, tunnel, now, node.settings) for direction, uid, tunnel in outbound + inbound)
-        self._send(Answer(query.id, tuple(connection.state(now) for connection in node.connections.live()), tunnels))
+        self._send(Answer(query.id, tuple(connection.state(now, node.settings.prefix) for connection in node.connections.live()), tunnels))
 
     # The mesh
 
@@ -247,7 +239,7 @@ class Worker:
         return self._node
 
     def _configure(self, settings: Configure) -> None:
-        table = ConnectionTable(self._loop, self._report, self._tell_soon, settings.max_connections, settings.prefix)
+        table = ConnectionTable(self._loop, self._ledger, settings.max_connections)
         self._node = Node(self._loop, Scratch(), Index(), settings, table, random.Random().randrange)
         self._pool = Pool(self._node)
         self._loop.call_later(settings.report_seconds, self._progress)

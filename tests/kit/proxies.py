@@ -17,7 +17,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tests.kit.builders import index as index_of
 from tests.kit.pki import FakePki
@@ -25,18 +25,19 @@ from tests.kit.wire import tcp_pair
 from ztunnel.dataplane.addresses import SO_ORIGINAL_DST, Address
 from ztunnel.dataplane.buffers import Scratch
 from ztunnel.dataplane.channel import Configure
-from ztunnel.dataplane.flow import Direction, FlowPath, FlowRecord
+from ztunnel.dataplane.flow import Direction, FlowFailure, FlowNews, FlowPath
 from ztunnel.dataplane.loop import Loop
 from ztunnel.dataplane.sockets import Acceptor, adopt, reset_on_close
 from ztunnel.hbone.handshake import Credentials, TlsContexts
 from ztunnel.mesh.delta import Delta
-from ztunnel.mesh.errors import LocalError
+from ztunnel.mesh.errors import Flag, LocalError
 from ztunnel.mesh.identity import SpiffeId
 from ztunnel.mesh.ports import INBOUND_HBONE
 from ztunnel.mesh.rules import Policy
 from ztunnel.mesh.workloads import Protocol, Service, Workload
 from ztunnel.proxy.connections import ConnectionTable
 from ztunnel.proxy.inbound import Inbound
+from ztunnel.proxy.ledger import Ledger
 from ztunnel.proxy.outbound import Outbound
 from ztunnel.proxy.passthrough import Passthrough
 from ztunnel.proxy.pods import Node, Pod
@@ -99,17 +100,49 @@ class LoopbackPod:
         return self.workload.uid
 
 
+@dataclass(frozen=True)
+class Told:
+    """One record of a connection, as the ledger has it."""
+
+    path: FlowPath
+    opened: bool
+    closed: bool
+    up_bytes: int
+    down_bytes: int
+    number: int = 0
+    source: Address = ("", 0)
+    trace: str = ""
+    total_up_bytes: int = 0
+    total_down_bytes: int = 0
+    flag: Flag = Flag.NONE
+    error: str = ""
+
+
+def told(news: FlowNews) -> Told:
+    """The only record of some news."""
+    assert news.records == 1
+    ends = [*news.ends, *news.failures]
+    assert news.changed == (news.opened != len(ends))
+    assert (news.with_up, news.with_down) == (bool(news.up_bytes), bool(news.down_bytes))
+    record = Told(news.path, bool(news.opened), bool(ends), news.up_bytes, news.down_bytes)
+    for end in ends:
+        record = replace(record, number=end.number, source=(end.ip, end.port), trace=end.trace)
+        record = replace(record, total_up_bytes=end.up_bytes, total_down_bytes=end.down_bytes)
+        if isinstance(end, FlowFailure):
+            record = replace(record, flag=end.flag, error=end.error)
+    return record
+
+
 class LoopbackNode:
     """Everything that a worker shares among its pods, and the pods. Close it in the end."""
 
     def __init__(self, settings: Configure = SETTINGS) -> None:
         self.loop = Loop()
         self.pki = FakePki()
-        self.records: list[FlowRecord] = []
-        self.paths: dict[str, FlowPath] = {}
-        """By the connection's name."""
+        self.records: list[Told] = []
         self.news = 0
-        self.table = ConnectionTable(self.loop, self._report, self._new, settings.max_connections)
+        self.ledger = Ledger(self._take_news, lambda: None)
+        self.table = ConnectionTable(self.loop, self.ledger, settings.max_connections)
         self.node = Node(self.loop, Scratch(), index_of(), settings, self.table, random.Random(1).randrange)
         self.pool = Pool(self.node)
         self.inbound, self.passthrough = Inbound(self.node), Passthrough(self.node)
@@ -123,12 +156,9 @@ class LoopbackNode:
     def _now(self) -> float:
         return self.loop.now
 
-    def _new(self) -> None:
+    def _take_news(self) -> None:
         self.news += 1
-
-    def _report(self, path: FlowPath, record: FlowRecord) -> None:
-        self.records.append(record)
-        self.paths[record.id] = path
+        self.records += map(told, self.ledger.take())
 
     # The mesh
 
@@ -236,13 +266,13 @@ class LoopbackNode:
         self._apps.append(found[0])
         return found[0]
 
-    def ended(self) -> list[FlowRecord]:
+    def ended(self) -> list[Told]:
         """The records of connections that are over."""
         return [record for record in self.records if record.closed]
 
-    def way(self, direction: Direction) -> tuple[FlowPath, FlowRecord]:
+    def way(self, direction: Direction) -> tuple[FlowPath, Told]:
         """The last connection in this direction that is over, and its path."""
-        return next((path, record) for record in reversed(self.ended()) if (path := self.paths[record.id]).direction is direction)
+        return next((record.path, record) for record in reversed(self.ended()) if record.path.direction is direction)
 
     def run_until(self, condition: Callable[[], object], seconds: float = 5.0) -> None:
         """Turns the loop until the condition holds; fails after `seconds`."""

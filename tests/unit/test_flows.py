@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from tests.kit.builders import workload
-from ztunnel.dataplane.flow import Direction, FlowPath, FlowRecord
+from ztunnel.dataplane.flow import Direction, FlowEnd, FlowFailure, FlowNews, FlowPath
 from ztunnel.flows import MAX_KNOWN, MAX_SEEN, FlowReporter
 from ztunnel.mesh.errors import Flag
 from ztunnel.mesh.workloads import Workload
@@ -32,9 +32,14 @@ PATH = FlowPath(
     service_name="web",
     service_namespace="back",
 )
-SECURE = FlowRecord("c1", ("10.0.0.1", 4000), opened=True, closed=True, up_bytes=10, down_bytes=100)
+END = FlowEnd(1, "10.0.0.1", 4000, up_bytes=10, down_bytes=100)
+FAILURE = FlowFailure(2, "10.0.0.1", 4001, flag=Flag.DENY, error="no")
+OPENED = FlowNews(PATH, 1, opened=1, changed=1, with_up=1, up_bytes=10, with_down=1, down_bytes=100)
+SECURE = FlowNews(PATH, 1, opened=1, with_up=1, up_bytes=10, with_down=1, down_bytes=100, ends=(END,))
+CLOSED = FlowNews(PATH, 1, changed=1, with_up=1, up_bytes=10, with_down=1, down_bytes=100, ends=(END,))
+FAILED = FlowNews(PATH, 1, changed=1, with_up=1, up_bytes=10, with_down=1, down_bytes=100, failures=(FAILURE,))
 PLAIN_PATH = FlowPath(Direction.INBOUND, SERVER.uid, ("10.0.0.2", 8080), "10.0.0.2:8080", mutual_tls=False)
-PLAIN = FlowRecord("c2", ("192.0.2.1", 1), opened=True)
+PLAIN = FlowNews(PLAIN_PATH, 1, opened=1, changed=1)
 but = msgspec.structs.replace
 
 
@@ -47,8 +52,8 @@ class Desk:
         self.known: dict[str, Workload] = {each.uid: each for each in (CLIENT, SERVER)}
         self.reporter = FlowReporter(self.metrics, self.known.get, lambda: self.now)
 
-    def take(self, *records: FlowRecord, path: FlowPath = PATH, worker: int = 0) -> None:
-        self.reporter.take(worker, [(path, records)], 0)
+    def take(self, *news: FlowNews, worker: int = 0) -> None:
+        self.reporter.take(worker, "", news, 0)
 
 
 @pytest.fixture(name="desk")
@@ -96,21 +101,21 @@ def test_labels_of_a_connection_that_tls_proved(desk: Desk) -> None:
 
 
 def test_of_strangers_nothing_is_known(desk: Desk) -> None:
-    desk.take(PLAIN, path=PLAIN_PATH)
+    desk.take(PLAIN)
     ((labels, _),) = values(desk.metrics.tcp_opened).items()
     assert labels == Traffic(reporter="destination")
 
 
 def test_whom_the_mesh_names_is_a_principal_as_destination_and_not_as_source(desk: Desk) -> None:
     # Source: Istio ztunnel `proxy/metrics.rs`, with_source and with_destination.
-    desk.take(PLAIN, path=but(PLAIN_PATH, source_uid=CLIENT.uid, destination_uid=SERVER.uid))
+    desk.take(but(PLAIN, path=but(PLAIN_PATH, source_uid=CLIENT.uid, destination_uid=SERVER.uid)))
     ((labels, _),) = values(desk.metrics.tcp_opened).items()
     assert (labels.source_principal, labels.destination_principal) == (UNKNOWN, str(SERVER.identity))
     assert labels.connection_security_policy == UNKNOWN
 
 
 def test_a_failure_shows_in_the_flag_of_what_ends_with_it(desk: Desk) -> None:
-    desk.take(but(SECURE, closed=False), but(SECURE, opened=False, flag=Flag.DENY, error="no"))
+    desk.take(OPENED, FAILED)
     assert [labels.response_flags for labels in values(desk.metrics.tcp_opened)] == ["-"]
     assert [labels.response_flags for labels in values(desk.metrics.tcp_failed)] == ["DENY"]
     assert [labels.response_flags for labels in values(desk.metrics.tcp_closed)] == ["DENY"]
@@ -124,12 +129,11 @@ def open_now(desk: Desk) -> dict[str, float]:
 
 
 def test_open_connections_are_counted_until_they_close_or_their_worker_dies(desk: Desk) -> None:
-    opened, closed = but(SECURE, closed=False), but(SECURE, opened=False)
     for worker in (0, 1):
-        desk.take(opened, opened, worker=worker)
-        desk.take(PLAIN, path=PLAIN_PATH, worker=worker)
+        desk.take(OPENED, OPENED, worker=worker)
+        desk.take(PLAIN, worker=worker)
     assert open_now(desk) == {"source": 4, "destination": 2}
-    desk.take(closed, worker=0)
+    desk.take(CLOSED, worker=0)
     desk.take(SECURE, worker=0)
     assert open_now(desk) == {"source": 3, "destination": 2}
     desk.reporter.worker_died(0, "killed")
@@ -141,19 +145,19 @@ def test_open_connections_are_counted_until_they_close_or_their_worker_dies(desk
 
 
 def test_records_that_were_lost_are_a_limit_that_was_hit(desk: Desk) -> None:
-    desk.reporter.take(0, [], 7)
-    desk.reporter.take(0, [], 0)
+    desk.reporter.take(0, "", [], 7)
+    desk.reporter.take(0, "", [], 0)
     assert desk.metrics.limit_hits._values == {("flow_records",): 7}
 
 
 def test_a_pods_last_traffic_is_remembered_until_it_is_gone_and_within_bounds(desk: Desk) -> None:
     desk.now = 5.0
-    desk.reporter.take(0, [(PATH, (SECURE,)), (PLAIN_PATH, (PLAIN,))], 0)
+    desk.take(SECURE, PLAIN)
     assert desk.reporter.last_seen == {CLIENT.uid: 5.0, SERVER.uid: 5.0}
     desk.reporter.forget([CLIENT.uid, "never seen"])
     assert list(desk.reporter.last_seen) == [SERVER.uid]
     for number in range(MAX_SEEN + 10):
-        desk.take(PLAIN, path=but(PLAIN_PATH, pod_uid=f"u{number}"))
+        desk.take(but(PLAIN, path=but(PLAIN_PATH, pod_uid=f"u{number}")))
     assert len(desk.reporter.last_seen) == MAX_SEEN
     assert SERVER.uid not in desk.reporter.last_seen
 
@@ -163,32 +167,30 @@ def test_a_pods_last_traffic_is_remembered_until_it_is_gone_and_within_bounds(de
 
 def test_only_the_end_is_a_line(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        desk.take(but(SECURE, closed=False))
+        desk.take(OPENED)
         assert caplog.records == []
-        desk.take(but(SECURE, opened=False))
+        desk.take(CLOSED)
     assert len(caplog.records) == 1
 
 
 def test_a_batch_counts_as_its_records_one_by_one(desk: Desk) -> None:
-    records = [
-        but(SECURE, closed=False),
-        but(SECURE, opened=False, closed=False, down_bytes=0),
-        but(SECURE, opened=False, flag=Flag.CONNECT, error="x"),
-        but(SECURE, up_bytes=0),
-        but(SECURE, flag=Flag.DENY),
-    ]
+    quiet = FlowNews(PATH, 1, with_up=1, up_bytes=10)
+    one_by_one = [OPENED, quiet, FAILED, but(SECURE, with_up=0, up_bytes=0), but(SECURE, ends=(), failures=(FAILURE,))]
+    together = FlowNews(
+        PATH, 5, opened=3, changed=2, with_up=4, up_bytes=40, with_down=4, down_bytes=400, ends=(END,), failures=(FAILURE, FAILURE)
+    )
     # No room for anything: what is over a bound is counted record by record too.
     crowded = Desk(max_series=0), Desk(max_series=0)
-    for one_by_one, together in ((desk, Desk()), crowded):
-        for record in records:
-            one_by_one.take(record)
-        together.take(*records)
+    for single, whole in ((desk, Desk()), crowded):
+        for news in one_by_one:
+            single.take(news)
+        whole.take(together)
         own = [
             [line for line in each.metrics.exposition("")[1].splitlines() if not line.startswith((b"process_", b"#"))]
-            for each in (one_by_one, together)
+            for each in (single, whole)
         ]
         assert own[0] == own[1]
-        assert one_by_one.reporter.last_seen == together.reporter.last_seen
+        assert single.reporter.last_seen == whole.reporter.last_seen
     assert b"overflow" in crowded[1].metrics.exposition("")[1]
 
 
@@ -201,5 +203,5 @@ def test_a_workload_that_changes_changes_the_labels(desk: Desk) -> None:
 
 def test_paths_are_remembered_within_bounds(desk: Desk) -> None:
     for number in range(MAX_KNOWN + 10):
-        desk.take(SECURE, path=but(PATH, target=f"10.0.0.2:{number}"))
+        desk.take(but(SECURE, path=but(PATH, target=f"10.0.0.2:{number}")))
     assert len(desk.reporter._known) == MAX_KNOWN

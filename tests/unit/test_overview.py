@@ -11,7 +11,7 @@ from tests.kit.agents import Desk
 from tests.kit.builders import authorization, namespace, pod, service_manifest
 from tests.kit.polling import eventually_async
 from ztunnel.dataplane.channel import Activity, Answer, Flows, Query
-from ztunnel.dataplane.flow import ConnectionState, Direction, FlowPath, FlowRecord, TunnelState
+from ztunnel.dataplane.flow import ConnectionState, Direction, FlowNews, FlowPath, TunnelState
 from ztunnel.sources.objects import Refusal
 
 SHOP = namespace("shop")
@@ -40,7 +40,7 @@ CONNECTION = ConnectionState(
 )
 TUNNEL = TunnelState("t1", Direction.OUTBOUND, "uid-gone", "10.0.0.2:15008", CART_ID, 2, 10, 20, 4.0004, "own", "open")
 PATH = FlowPath(Direction.INBOUND, "uid-cart", ("10.0.0.1", 80), "", mutual_tls=False)
-NEWS = ((PATH, (FlowRecord("c1", ("10.0.0.9", 1)),)),)
+NEWS = (FlowNews(PATH, 1, opened=1),)
 
 
 @pytest.fixture(name="desk")

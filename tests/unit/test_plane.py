@@ -37,7 +37,7 @@ from ztunnel.dataplane.channel import (
     Update,
     Withdraw,
 )
-from ztunnel.dataplane.flow import ConnectionState, Direction, FlowPath, FlowRecord
+from ztunnel.dataplane.flow import ConnectionState, Direction, FlowEnd, FlowNews, FlowPath
 from ztunnel.mesh.delta import Delta
 from ztunnel.mesh.errors import LocalError
 from ztunnel.mesh.rules import Action
@@ -48,7 +48,7 @@ PKI = FakePki()
 IDENTITY = PKI.identity("server")
 CREDENTIALS = PKI.credentials(IDENTITY)
 PATH = FlowPath(Direction.INBOUND, "u", ("10.0.0.2", 2), "", mutual_tls=False)
-NEWS = ((PATH, (FlowRecord("c1", ("10.0.0.1", 1)),)),)
+NEWS = (FlowNews(PATH, 1, ends=(FlowEnd(1, "10.0.0.1", 1),)),)
 STATE = ConnectionState("c1", Direction.INBOUND, "TCP", "u", "", "", "", "", "", "", 0, 0, 0.0, "", "open")
 
 
@@ -62,7 +62,7 @@ class Plane:
         self.plane.identity_of = {"u": IDENTITY, "v": IDENTITY}.get
         self.told: list[object] = []
         self.plane.listener = Listener(
-            lambda worker, records, lost: self.told.append(("flows", worker, tuple(records), lost)),
+            lambda worker, prefix, news, lost: self.told.append(("flows", worker, prefix, tuple(news), lost)),
             lambda limits, bugs: self.told.append(("limits", limits, bugs)),
             lambda worker, reason: self.told.append(("death", worker, reason)),
         )
@@ -373,7 +373,7 @@ async def test_news_reach_the_listener(mesh: Plane) -> None:
         await mesh.says(Flows(NEWS, 2))
         await mesh.says(Activity({}, {"connections": 3}, 1))
         await mesh.says(Activity({}))
-        assert mesh.told == [("flows", 0, NEWS, 2), ("limits", {"connections": 3}, 1)]
+        assert mesh.told == [("flows", 0, "", NEWS, 2), ("limits", {"connections": 3}, 1)]
 
 
 async def test_what_no_worker_should_say_is_logged(mesh: Plane, caplog: pytest.LogCaptureFixture) -> None:

@@ -20,6 +20,7 @@ from tests.kit.pki import FakePki
 from tests.kit.polling import eventually
 from tests.kit.proxies import SETTINGS, Redirected
 from tests.kit.wire import Wire, received, tcp_pair
+from ztunnel import worker
 from ztunnel.dataplane.channel import (
     Activity,
     AddPod,
@@ -46,6 +47,7 @@ from ztunnel.dataplane.sockets import Farewell
 from ztunnel.mesh.delta import Delta
 from ztunnel.mesh.errors import Flag
 from ztunnel.mesh.rules import Match
+from ztunnel.proxy.facts import Facts
 from ztunnel.proxy.passthrough import Passthrough
 from ztunnel.worker import Worker, _tunnel_state
 
@@ -215,6 +217,20 @@ def test_news_that_nobody_reads_wait_and_are_whole_afterwards(serving: Superviso
     assert serving.worker._unsent_bytes == 0
 
 
+def test_records_that_a_supervisor_does_not_read_are_lost_and_counted(serving: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    serving.ask()
+    table = serving.worker._require_node().connections
+    with monkeypatch.context() as patched:
+        patched.setattr(worker, "_MAX_UNSENT", -1)
+        for port in range(2):
+            table.register(Facts(Direction.INBOUND, "u", ("10.0.0.1", port), ("10.0.0.2", 2))).end(None)
+        serving.worker._tell_flows()
+    table.register(Facts(Direction.INBOUND, "u", ("10.0.0.1", 2), ("10.0.0.2", 2))).end(None)
+    flows = serving.hear(Flows)
+    assert isinstance(flows, Flows)
+    assert (flows.lost, [end.port for news in flows.news for end in news.ends]) == (2, [2])
+
+
 # Pods
 
 
@@ -351,7 +367,7 @@ def test_connections_are_told_listed_and_judged_again(serving: Supervisor) -> No
     serving.turn(lambda: received(far) == b"hello")
     flows = serving.hear(Flows)
     assert isinstance(flows, Flows)
-    assert (flows.news[0][1][0].opened, flows.news[0][1][0].closed) == (True, False)
+    assert (flows.news[0].opened, flows.news[0].ends, flows.news[0].failures) == (1, (), ())
     assert [each.id for each in serving.ask().connections] == ["c1"]
     # A policy that lets it live, and one that does not.
     serving.tell(Update(Delta(policies=(deny("others", principals(PKI.identity("other"))),))))
@@ -360,9 +376,9 @@ def test_connections_are_told_listed_and_judged_again(serving: Supervisor) -> No
     serving.turn(lambda: received(far) == b"still")
     serving.heard.clear()
     serving.tell(Update(Delta(policies=(deny("plaintext", Match(not_principals=ANYBODY)),))))
-    serving.turn(lambda: any(isinstance(each, Flows) and each.news[-1][1][-1].closed for each in serving.heard))
+    serving.turn(lambda: any(isinstance(each, Flows) and each.news[-1].failures for each in serving.heard))
     news = [each for message in serving.heard if isinstance(message, Flows) for each in message.news]
-    flags = {path.policy: record.flag for path, records in news for record in records if record.closed}
+    flags = {each.path.policy: failure.flag for each in news for failure in each.failures}
     assert flags == {"AuthorizationPolicy default/plaintext": Flag.DENY}
     assert is_reset(serving, near)
     assert is_reset(serving, far)

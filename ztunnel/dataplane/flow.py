@@ -45,31 +45,49 @@ class FlowPath(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """`namespace/name` of the waypoint that it was sent to."""
 
 
-class FlowRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """News of one connection: at its end, and at intervals while it lives. What its path says is not said here.
+class FlowEnd(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A connection that is over, as its line in the log tells it. What its path says is not said here.
 
     A struct, unlike other values here: one is made for every connection, and a frozen dataclass of its size takes ten times as long.
-
-    `up_bytes` and `down_bytes` are what moved since the last record of the same connection; the `total_` ones are the whole.
-    `opened` is true in the first record of a connection, `closed` in its last; a short one has a single record with both.
+    The bytes are those of its whole life.
     """
 
-    id: str
-    source: tuple[str, int]
-    flag: Flag = Flag.NONE
-    error: str = ""
+    number: int
+    """Its worker's count."""
+    ip: str
+    port: int
+    """The client's, as `ip`."""
     trace: str = ""
-    opened: bool = False
-    closed: bool = False
     up_bytes: int = 0
     down_bytes: int = 0
-    total_up_bytes: int = 0
-    total_down_bytes: int = 0
     duration_seconds: float = 0.0
 
 
-FlowNews = tuple[FlowPath, tuple[FlowRecord, ...]]
-"""Records of connections of one path."""
+class FlowFailure(FlowEnd, frozen=True, array_like=True, gc=False):
+    """One that did not end well."""
+
+    flag: Flag = Flag.CONNECT
+    error: str = ""
+
+
+class FlowNews(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What has happened to the connections of one path since it was last told: sums for the metrics, ends for the log.
+
+    A record is one connection's news, of its beginning, of bytes that moved, of its end, or all at once; the sums are over records.
+    """
+
+    path: FlowPath
+    records: int = 0
+    opened: int = 0
+    changed: int = 0
+    """Records by which the number of open connections changed: of a beginning or of an end, not of both."""
+    with_up: int = 0
+    """Records that tell of bytes from the client to the server."""
+    up_bytes: int = 0
+    with_down: int = 0
+    down_bytes: int = 0
+    ends: tuple[FlowEnd, ...] = ()
+    failures: tuple[FlowFailure, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

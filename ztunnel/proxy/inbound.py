@@ -30,7 +30,8 @@ from ztunnel.mesh.policy import Connection as Asked
 from ztunnel.mesh.policy import Verdict
 from ztunnel.mesh.routing import Route
 from ztunnel.mesh.workloads import Workload
-from ztunnel.proxy.connections import Connection, Facts
+from ztunnel.proxy.connections import Connection
+from ztunnel.proxy.facts import Facts
 from ztunnel.proxy.labels import answer_of
 from ztunnel.proxy.pods import Node, NoIdentity, Pod, PodDial
 

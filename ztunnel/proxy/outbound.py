@@ -17,7 +17,8 @@ from ztunnel.mesh.errors import LocalError, MeshError, UpstreamError, UpstreamTi
 from ztunnel.mesh.ports import ILLEGAL_TARGETS
 from ztunnel.mesh.routing import MAX_ROUTES, Refusal, Route, RouteKind, Router
 from ztunnel.mesh.workloads import Workload
-from ztunnel.proxy.connections import Connection, Facts
+from ztunnel.proxy.connections import Connection
+from ztunnel.proxy.facts import Facts
 from ztunnel.proxy.inbound import Inbound
 from ztunnel.proxy.labels import baggage_of
 from ztunnel.proxy.pods import Node, Pod, PodDial, redirected
@@ -87,7 +88,7 @@ class Outbound:
         source = node.index.workload(pod.uid)
         if source is None:
             raise LocalError("failed to fetch information about local workload")
-        route = self._router.resolve(source, destination, node.connections.towards.__getitem__, node.random)
+        route = self._router.resolve(source, destination, node.connections.load, node.random)
         if isinstance(route, Refusal):
             connection.facts.service = route.service or ""
             raise RouteRefused(route)

@@ -14,7 +14,8 @@ from ztunnel.dataplane.splice import Splice
 from ztunnel.mesh.errors import LocalError, MeshError
 from ztunnel.mesh.inbound import service_for
 from ztunnel.mesh.ports import ILLEGAL_TARGETS
-from ztunnel.proxy.connections import Connection, Facts
+from ztunnel.proxy.connections import Connection
+from ztunnel.proxy.facts import Facts
 from ztunnel.proxy.inbound import judge
 from ztunnel.proxy.pods import Node, Pod, PodDial, redirected
 

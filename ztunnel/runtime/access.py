@@ -15,8 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ztunnel.dataplane.addresses import text
-from ztunnel.dataplane.flow import Direction, FlowPath, FlowRecord
-from ztunnel.mesh.errors import Flag
+from ztunnel.dataplane.flow import Direction, FlowEnd, FlowNews, FlowPath
 from ztunnel.mesh.workloads import Workload
 from ztunnel.runtime.logs import BATCH, cut, quoted
 
@@ -33,6 +32,7 @@ _TRACE = slice(3, 35)
 """The trace's id in a `traceparent`."""
 _PLAIN = re.compile(r"[!#-<>-\[\]-~]{1,512}").fullmatch
 """What no form quotes, escapes or cuts."""
+_ALL_PLAIN = re.compile(r"[!#-<>-\[\]-~]*").fullmatch
 
 log = logging.getLogger("ztunnel.access")
 
@@ -90,21 +90,28 @@ class Alike:
         return found
 
 
-Ended = tuple[Alike, Sequence[FlowRecord]]
-"""Last records of connections, and what their lines say alike."""
+Ended = tuple[Alike, FlowNews]
+"""The news of a path on which connections have ended, and what their lines say alike."""
 
 
-def log_connections(ended: Sequence[Ended]) -> None:
-    """The lines of connections at their ends, INFO, or ERROR for one that has an `error`; written together, with one time."""
+def log_connections(ended: Sequence[Ended], prefix: str = "") -> None:
+    """The lines of connections at their ends, INFO, or ERROR for one that has an `error`; written together, with one time.
+
+    Args:
+        prefix: stands before the connections' names.
+    """
     level = logging.INFO
     if not log.isEnabledFor(level):
         level = logging.ERROR
         if not log.isEnabledFor(level):
             return
-        failed = ((alike, [record for record in records if record.error]) for alike, records in ended)
-        ended = [(alike, records) for alike, records in failed if records]
+        ended = [(alike, _only_failed(news)) for alike, news in ended if any(each.error for each in news.failures)]
     if ended:
-        log.log(level, _COMPLETE, extra={BATCH: _Lines(ended)})
+        log.log(level, _COMPLETE, extra={BATCH: _Lines(ended, prefix)})
+
+
+def _only_failed(news: FlowNews) -> FlowNews:
+    return FlowNews(news.path, failures=tuple(each for each in news.failures if each.error))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +119,7 @@ class _Lines:
     """Implements `logs.Batch`."""
 
     ended: Sequence[Ended]
+    prefix: str
 
     def text(self, time: str, scope: str) -> str:
         good, bad = (f"{time}\t{level}\t{scope}\t{_COMPLETE}\tsrc.addr=" for level in ("info", "error"))
@@ -124,29 +132,51 @@ class _Lines:
         return self._lines(_JSON, good, bad)
 
     def _lines(self, form: _Form, good: str, bad: str) -> str:
-        string, mark = form.string, form.mark
         lines: list[str] = []
-        for alike, records in self.ended:
-            before, after = alike.render(form)
-            before += form.sent
-            after = f"ms{mark}{after}"
-            duration = f"{form.duration}{mark}"
-            for record in records:
-                source, trace, name, error = text(record.source), record.trace[_TRACE], record.id, record.error
-                if _PLAIN(f"{source}{trace}{name}") is not None:
-                    source = f"{mark}{source}{mark}"
-                    trace = trace and f"{form.trace}{mark}{trace}{mark}"
-                    name = name and f"{form.connection}{mark}{name}{mark}"
-                else:
-                    source = string(source)
-                    trace = trace and f"{form.trace}{string(trace)}"
-                    name = name and f"{form.connection}{string(name)}"
-                sent, received = record.total_up_bytes, record.total_down_bytes
-                if alike.is_inbound:
-                    sent, received = received, sent
-                flag = "" if record.flag is Flag.NONE else f"{form.flag}{mark}{record.flag.value}{mark}"
-                lines.append(
-                    f"{bad if error else good}{source}{before}{sent}{form.received}{received}{duration}{record.duration_seconds * 1000:.0f}"
-                    f"{after}{flag}{trace}{name}{error and form.error + string(error)}{form.end}"
-                )
+        for alike, news in self.ended:
+            template = _Template(form, alike, self.prefix)
+            lines += template.lines(good, news.ends)
+            lines += [template.line(bad if each.error else good, each, each.flag.value, each.error) for each in news.failures]
         return "\n".join(lines)
+
+
+class _Template:
+    """What is between the values of one path's lines."""
+
+    def __init__(self, form: _Form, alike: Alike, prefix: str) -> None:
+        before, after = alike.render(form)
+        self._form = form
+        self._is_inbound = alike.is_inbound
+        self._sent = f"{before}{form.sent}"
+        self._duration = f"{form.duration}{form.mark}"
+        self._after = f"ms{form.mark}{after}"
+        self._name = f"{form.connection}{form.mark}{prefix}c"
+
+    def lines(self, head: str, ends: Sequence[FlowEnd]) -> list[str]:
+        """The lines of connections that ended well."""
+        ips = {each.ip for each in ends}
+        traces = [each.trace[_TRACE] for each in ends]
+        if not all(map(_PLAIN, ips)) or not _ALL_PLAIN("".join(traces)):
+            return [self.line(head, each) for each in ends]
+        form, mark = self._form, self._form.mark
+        begin = {ip: f"{head}{mark}[{ip}]:" if ":" in ip else f"{head}{mark}{ip}:" for ip in ips}
+        sent, received, duration, after, name = f"{mark}{self._sent}", form.received, self._duration, self._after, self._name
+        traced, last = f"{form.trace}{mark}", f"{mark}{form.end}"
+        counts = [(each.down_bytes, each.up_bytes) if self._is_inbound else (each.up_bytes, each.down_bytes) for each in ends]
+        return [
+            f"{begin[each.ip]}{each.port}{sent}{out}{received}{back}{duration}{each.duration_seconds * 1000:.0f}{after}"
+            f"{trace and f'{traced}{trace}{mark}'}{name}{each.number}{last}"
+            for each, (out, back), trace in zip(ends, counts, traces, strict=True)
+        ]
+
+    def line(self, head: str, end: FlowEnd, flag: str = "", error: str = "") -> str:
+        """The line of one connection, whatever its values are."""
+        form = self._form
+        out, back = (end.down_bytes, end.up_bytes) if self._is_inbound else (end.up_bytes, end.down_bytes)
+        trace = end.trace[_TRACE]
+        return (
+            f"{head}{form.string(text((end.ip, end.port)))}{self._sent}{out}{form.received}{back}"
+            f"{self._duration}{end.duration_seconds * 1000:.0f}{self._after}{flag and form.flag + form.string(flag)}"
+            f"{trace and form.trace + form.string(trace)}{self._name}{end.number}{form.mark}"
+            f"{error and form.error + form.string(error)}{form.end}"
+        )

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from ztunnel.dataplane import channel
 from ztunnel.dataplane.channel import AddPod, Decoder, Flows, NeedSockets, PodAdded, Query, RemovePod, Sockets, Update, encode
-from ztunnel.dataplane.flow import Direction, FlowPath, FlowRecord
+from ztunnel.dataplane.flow import Direction, FlowEnd, FlowFailure, FlowNews, FlowPath
 from ztunnel.mesh.delta import Delta
+from ztunnel.mesh.errors import Flag
 from ztunnel.mesh.identity import SpiffeId
 from ztunnel.mesh.rules import Action, Clause, Match, Policy, Rule, Scope, StringKind, StringMatch
 from ztunnel.mesh.workloads import Endpoint, Protocol, Service, ServicePort, Workload
@@ -41,7 +42,8 @@ def test_messages_survive(message: channel.Message) -> None:
 
 def test_flow_records_survive() -> None:
     path = FlowPath(Direction.INBOUND, "u1", ("10.0.0.1", 8080), "10.0.0.1:8080", mutual_tls=True)
-    flows = Flows(((path, (FlowRecord("c1", ("10.0.0.9", 4000), error="x"), FlowRecord("c2", ("10.0.0.9", 4001)))),), 3)
+    end, failure = FlowEnd(1, "10.0.0.9", 4000), FlowFailure(2, "10.0.0.9", 4001, flag=Flag.DENY, error="x")
+    flows = Flows((FlowNews(path, 2, ends=(end,), failures=(failure,)),), 3)
     (received,) = Decoder(to_worker=False).feed(encode(flows), [])
     assert received.message == flows
 

@@ -7,14 +7,17 @@ from collections.abc import Iterator
 import pytest
 
 from tests.kit.builders import identity
+from tests.kit.proxies import Told, told
 from tests.kit.wire import Wire, received, tcp_pair
 from ztunnel.dataplane.buffers import Scratch
-from ztunnel.dataplane.flow import Direction, FlowPath, FlowRecord
+from ztunnel.dataplane.flow import Direction
 from ztunnel.dataplane.loop import Loop
 from ztunnel.dataplane.sockets import Dial
 from ztunnel.dataplane.splice import Splice
 from ztunnel.mesh.errors import Flag, LocalError, PolicyDenied
-from ztunnel.proxy.connections import Connection, ConnectionTable, Facts
+from ztunnel.proxy.connections import Connection, ConnectionTable
+from ztunnel.proxy.facts import Facts
+from ztunnel.proxy.ledger import Ledger
 
 POD, CLIENT, SERVER = "uid-pod", ("10.0.0.1", 4000), ("10.0.0.2", 8080)
 
@@ -23,18 +26,15 @@ class Book:
     """A table and what it reported."""
 
     def __init__(self, loop: Loop | None = None, limit: int = 3) -> None:
-        self.records: list[FlowRecord] = []
-        self.paths: list[FlowPath] = []
+        self.records: list[Told] = []
         self.new = 0
         self.loop = loop or Loop()
-        self.table = ConnectionTable(self.loop, self._report, self._new, limit)
+        self.ledger = Ledger(self._take_news, lambda: None)
+        self.table = ConnectionTable(self.loop, self.ledger, limit)
 
-    def _report(self, path: FlowPath, record: FlowRecord) -> None:
-        self.records.append(record)
-        self.paths.append(path)
-
-    def _new(self) -> None:
+    def _take_news(self) -> None:
         self.new += 1
+        self.records += map(told, self.ledger.take())
 
     def register(self, direction: Direction = Direction.INBOUND, towards: str = "") -> Connection:
         connection = self.table.register(Facts(direction, POD, CLIENT, SERVER, destination_uid=towards))
@@ -95,7 +95,8 @@ def test_a_short_connection_has_one_record(book: Book) -> None:
     connection.end(PolicyDenied("no", "default/p"))
     connection.end(None)
     connection.abort(LocalError("too late"))
-    (record,), (path,) = book.records, book.paths
+    (record,) = book.records
+    path = record.path
     assert record.opened
     assert record.closed
     assert (record.flag, record.error, path.policy) == (Flag.DENY, "no", "default/p")
@@ -151,7 +152,7 @@ def test_progress_is_told_as_what_moved_since_the_last_time(book: Book) -> None:
     splice.abort(LocalError("enough"))
     opened, moved, closed = book.records
     assert (opened.opened, opened.closed, opened.up_bytes) == (True, False, 0)
-    assert (moved.opened, moved.up_bytes, moved.down_bytes, moved.total_up_bytes) == (False, 10, 100, 10)
+    assert (moved.opened, moved.closed, moved.up_bytes, moved.down_bytes) == (False, False, 10, 100)
     assert (closed.opened, closed.closed) == (False, True)
     assert (closed.up_bytes, closed.down_bytes, closed.total_up_bytes, closed.total_down_bytes) == (5, 0, 15, 100)
     assert connection.is_over
@@ -170,8 +171,8 @@ def test_the_progress_of_many_is_told_in_turns_and_once_each(book: Book) -> None
     while len(book.records) < 200:
         book.loop.run_once(0.1)
     book.loop.run_once(0.01)
-    assert sorted(record.id for record in book.records) == sorted(connection.id for connection in many)
-    assert sum(record.closed for record in book.records) == 10
+    assert all(record.opened for record in book.records)
+    assert sorted(record.number for record in book.records if record.closed) == [connection.number for connection in many[:10]]
 
 
 @pytest.mark.parametrize("direction", Direction)
@@ -186,9 +187,9 @@ def test_up_is_what_the_client_sent_whichever_side_tells(direction: Direction) -
     wire.run_until(lambda: received(near))
     relay = wire.client.relays[0] if direction is Direction.OUTBOUND else wire.server.relays[0]
     connection.relay = relay
-    assert (connection.up_bytes, connection.down_bytes) == (4, 11)
+    assert connection.moved() == (4, 11)
     connection.relay = None
-    assert (connection.up_bytes, connection.down_bytes) == (0, 0)
+    assert connection.moved() == (0, 0)
     connection.end(None)
     wire.close()
 
@@ -200,9 +201,10 @@ def test_up_is_what_the_client_sent_whichever_side_tells(direction: Direction) -
 def test_a_row_names_the_peer_from_the_pods_view(book: Book, direction: Direction) -> None:
     connection = book.register(direction)
     connection.facts.source_identity, connection.facts.destination_identity = identity(account="client"), identity(account="server")
-    row = connection.state(book.loop.now + 2)
+    row = connection.state(book.loop.now + 2, "w1-")
     assert row.peer_identity.endswith("sa/client" if direction is Direction.INBOUND else "sa/server")
     assert (row.source, row.destination, row.state, row.age_seconds) == ("10.0.0.1:4000", "10.0.0.2:8080", "connecting", 2)
+    assert row.id == f"w1-c{connection.number}"
     connection.end(None)
 
 

@@ -12,9 +12,9 @@ import pytest
 from tests.kit.builders import deny, principals
 from tests.kit.hbone import connect_headers
 from tests.kit.pki import FakePki
-from tests.kit.proxies import SETTINGS, LoopbackNode, LoopbackPod
+from tests.kit.proxies import SETTINGS, LoopbackNode, LoopbackPod, Told
 from tests.kit.wire import received
-from ztunnel.dataplane.flow import FlowPath, FlowRecord
+from ztunnel.dataplane.flow import FlowPath
 from ztunnel.dataplane.tunnel import Tunnel
 from ztunnel.hbone.events import RequestReceived
 from ztunnel.hbone.handshake import Credentials, Handshake, TlsContexts
@@ -106,12 +106,12 @@ class Gate:
         return f"{self.server.ip}:{port}"
 
     @property
-    def last(self) -> FlowRecord:
+    def last(self) -> Told:
         return self.node.ended()[-1]
 
     @property
     def path(self) -> FlowPath:
-        return self.node.paths[self.last.id]
+        return self.last.path
 
     def close(self) -> None:
         for stranger in self.strangers:

@@ -128,7 +128,7 @@ def test_what_the_application_has_sent_already_leaves_with_the_request(node: Loo
         near.shutdown(socket.SHUT_WR)
     node.outbound.accept(client.pod, accepted, (client.ip, near.getsockname()[1]))
     connection = [each for each in node.table.live() if each.facts.direction is Direction.OUTBOUND][-1]
-    assert connection.up_bytes == 5, "before the loop has said anything of it"
+    assert connection.moved()[0] == 5, "before the loop has said anything of it"
     far = node.accepted(listener)
     node.run_until(lambda: received(far) == b"early")
     if half_closes:

@@ -86,7 +86,7 @@ def test_without_a_header_it_gets_plain_bytes_and_the_record_names_the_waypoint(
     assert listed == {Direction.OUTBOUND: "default/waypoint"}
     assert waypoint.first_bytes(listener, near) == b"request"
     near.close()
-    waypoint.node.run_until(lambda: any(waypoint.node.paths[each.id].direction is Direction.OUTBOUND for each in waypoint.node.ended()))
+    waypoint.node.run_until(lambda: any(each.path.direction is Direction.OUTBOUND for each in waypoint.node.ended()))
     path, _ = waypoint.node.way(Direction.OUTBOUND)
     assert (path.waypoint, path.target, path.destination) == ("default/waypoint", f"{VIP}:80", (waypoint.proxy.ip, 15008))
     assert (path.destination_uid, path.service) == (waypoint.proxy.uid, "web.default.svc.cluster.local")
