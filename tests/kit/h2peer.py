@@ -83,7 +83,7 @@ def _frame_text(kind: int, flags: int, stream: int, payload: bytes) -> str:
             return f"PING{' ack' if flags & frames.ACK else ''} {payload.hex()}"
         case _:
             end = " end" if flags & frames.END_STREAM and kind != Kind.CONTINUATION else ""
-            return f"{Kind(kind).name} {stream} {len(payload)}B{end}"
+            return f"{frames.kind_name(kind)} {stream} {len(payload)}B{end}"
 
 
 def event_text(event: Event) -> str:

@@ -79,8 +79,3 @@ class Scratch:
         self.plain_view = memoryview(self.plain)[:CHUNK_FRAMED]
         self.splice = bytearray(256 * 1024)
         self.splice_view = memoryview(self.splice)
-
-
-def slot_offset(index: int) -> int:
-    """Where the header of the `index`-th 16 KiB frame lies in `Scratch.frame`."""
-    return index * _SLOT

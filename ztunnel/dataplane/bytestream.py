@@ -210,25 +210,22 @@ class TunnelStream(StreamEnd):
 
     # Reading
 
-    def deliver(self, views: list[memoryview]) -> None:
-        total = 0
-        for view in views:
-            size = len(view)
-            total += size
-            if self._done:
-                self._tunnel.mux.consumed(self._stream, size)
-            elif self._paused or self._waiting:
-                self._waiting.append(bytes(view))
-                self._waiting_bytes += size
-                if not self._tunnel.scratch.waiting.add(size, self._waiting_bytes):
-                    self._fail(TooMuchWaiting())
+    def deliver(self, view: memoryview) -> None:
+        size = len(view)
+        self.from_stream += size
+        if self._done:
+            self._tunnel.mux.consumed(self._stream, size)
+        elif self._paused or self._waiting:
+            self._waiting.append(bytes(view))
+            self._waiting_bytes += size
+            if not self._tunnel.scratch.waiting.add(size, self._waiting_bytes):
+                self._fail(TooMuchWaiting())
+        else:
+            self._receiver.received(view)
+            if self._paused and not self._done:
+                self._owed += size
             else:
-                self._receiver.received(view)
-                if self._paused and not self._done:
-                    self._owed += size
-                else:
-                    self._tunnel.mux.consumed(self._stream, size)
-        self.from_stream += total
+                self._tunnel.mux.consumed(self._stream, size)
 
     def pause(self) -> None:
         self._paused = True

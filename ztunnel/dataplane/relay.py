@@ -199,18 +199,39 @@ class StreamRelay(StreamEnd):
 
     # The stream's side
 
-    def deliver(self, views: list[memoryview]) -> None:
-        """Payload arrived; the views are valid during this call only."""
+    def deliver(self, view: memoryview) -> None:
+        sock = self._sock
+        if sock is None or self._backlog or self._done:
+            self.deliver_run([view])
+            return
+        size = len(view)
+        self.from_stream += size
+        try:
+            sent: int = sock.send(view, _FLAGS)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._tunnel.mux.consumed(self._stream, size)
+            self._app_failed(error)
+            return
+        if sent:
+            self._tunnel.mux.consumed(self._stream, sent)
+        if sent < size:
+            self._keep([view], sent)
+        elif size < SMALL:
+            self._loop.small()
+
+    def deliver_run(self, views: list[memoryview]) -> None:
         total = sum(map(len, views))
         self.from_stream += total
-        if self._sock is None or self._backlog or self._done:
-            if self._done:
-                self._tunnel.mux.consumed(self._stream, total)
-            else:
-                self._keep(views, 0)
+        if self._done:
+            self._tunnel.mux.consumed(self._stream, total)
+            return
+        if self._sock is None or self._backlog:
+            self._keep(views, 0)
             return
         try:
-            sent = self._sock.send(views[0], _FLAGS) if len(views) == 1 else self._sock.sendmsg(views[:_VECTORS], (), _FLAGS)
+            sent = self._sock.sendmsg(views[:_VECTORS], (), _FLAGS)
         except BlockingIOError:
             sent = 0
         except OSError as error:

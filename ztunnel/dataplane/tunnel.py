@@ -24,13 +24,13 @@ import time
 from typing import Final, Protocol
 
 from ztunnel.dataplane.addresses import Address
-from ztunnel.dataplane.buffers import CHUNK, CHUNK_FRAMED, FRAME_HEADER, SHORT_FRAMED, SMALL, SMALLEST_MAX_FRAME, Scratch, slot_offset
+from ztunnel.dataplane.buffers import CHUNK, CHUNK_FRAMED, FRAME_HEADER, SHORT_FRAMED, SMALL, SMALLEST_MAX_FRAME, Scratch
 from ztunnel.dataplane.endings import SettingsTimeout, TlsFailed, TlsTimeout, TunnelLost, TunnelTimes
 from ztunnel.dataplane.kernel_tls import ALWAYS_OFF, KernelHalfway, KernelRefused, KernelSwitch, KernelTls, take_over
 from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop, Timer
 from ztunnel.dataplane.outlet import Outlet
 from ztunnel.dataplane.sockets import Farewell, reset_on_close
-from ztunnel.dataplane.streams import StreamEnd
+from ztunnel.dataplane.streams import Carrier, StreamEnd
 from ztunnel.hbone.events import (
     DataReceived,
     Event,
@@ -82,7 +82,7 @@ class TunnelOwner(Protocol):
         """The tunnel is gone, `error` says why unless it ended well. Called exactly once."""
 
 
-class Tunnel:
+class Tunnel(Carrier):
     """See the module. `start`, `go_away`, `close`, `abort`, `adopt` and `peer` are for the owner; the rest is for relays."""
 
     def __init__(
@@ -111,7 +111,7 @@ class Tunnel:
         self._switch = switch
         self._for_kernel = switch.is_on
         self._kernel: KernelTls | None = None
-        self._plain = bytearray()
+        self._plain: list[bytearray] = []
         self._partial = b""
         self._unheard = b""
         """Plaintext that was left for the next turn: of many tiny frames, one buffer is the work of many turns."""
@@ -289,7 +289,7 @@ class Tunnel:
         if room > turn:
             room = turn
         if self.mux.peer_max_frame >= CHUNK:
-            count = sock.recv_into(scratch.payload, room, _FLAGS)
+            count: int = sock.recv_into(scratch.payload, room, _FLAGS)
             if count:
                 self.mux.data_header(scratch.frame, 0, stream, count)
                 self.send_frames(count + FRAME_HEADER)
@@ -306,20 +306,19 @@ class Tunnel:
         return count, asked
 
     def _frame_slots(self, stream: int, count: int) -> int:
-        frame = self.scratch.frame
-        full, last = divmod(count, SMALLEST_MAX_FRAME)
-        for index in range(full):
-            self.mux.data_header(frame, slot_offset(index), stream, SMALLEST_MAX_FRAME)
-        if not last:
-            return slot_offset(full)
-        self.mux.data_header(frame, slot_offset(full), stream, last)
-        return slot_offset(full) + FRAME_HEADER + last
+        at = 0
+        while count > 0:
+            size = min(count, SMALLEST_MAX_FRAME)
+            self.mux.data_header(self.scratch.frame, at, stream, size)
+            at += FRAME_HEADER + size
+            count -= size
+        return at
 
     def send_frames(self, length: int) -> None:
         """Sends the DATA frames that were written to the first `length` bytes of `scratch.frame`."""
         if length < SMALL:
             self._collect()
-            self._plain += self.scratch.frame_view[:length]
+            self._plain.append(self.scratch.frame[:length])
             self.mark_dirty()
         else:
             self._send_plain()
@@ -335,14 +334,14 @@ class Tunnel:
 
     def _collect(self) -> None:
         if self.mux.has_output:
-            self._plain += self.mux.take()
+            self._plain.append(self.mux.take())
             self._may_wait = 0
 
     def _send_plain(self) -> None:
         self._collect()
         if self._plain:
-            plain, self._plain = self._plain, bytearray()
-            self._outlet.send_plain(plain)
+            parts, self._plain = self._plain, []
+            self._outlet.send_plain(parts[0] if len(parts) == 1 else bytearray().join(parts))
 
     def _lost(self, error: OSError) -> None:
         self._die(TunnelLost(f"tunnel to {self.peer_address[0]}: {error.strerror}"))
@@ -391,7 +390,7 @@ class Tunnel:
         scratch = self.scratch
         kept = len(self._partial)
         try:
-            count = self._sock.recv_into(scratch.raw_view[kept : kept + asked], asked, _FLAGS)
+            count: int = self._sock.recv_into(scratch.raw_view[kept:] if kept else scratch.raw_view, asked, _FLAGS)
         except BlockingIOError:
             return
         except OSError as error:
@@ -575,59 +574,61 @@ class Tunnel:
         while index < count and not self.is_dead:
             event = events[index]
             index += 1
-            if type(event) is DataReceived:
-                stream = event.stream
-                views = [event.data]
-                # A run of DATA for one stream leaves in one system call.
-                while index < count:
-                    following = events[index]
-                    if type(following) is not DataReceived or following.stream != stream:
-                        break
-                    views.append(following.data)
-                    index += 1
-                relay = relays.get(stream)
-                if relay is None:
-                    self.mux.consumed(stream, sum(map(len, views)))
-                else:
-                    relay.deliver(views)
-            else:
+            if type(event) is not DataReceived:
                 self._dispatch_rare(event)
+                continue
+            stream = event.stream
+            relay = relays.get(stream)
+            if relay is None:
+                self.mux.consumed(stream, len(event.data))
+                continue
+            following = events[index] if index < count else None
+            if type(following) is not DataReceived or following.stream != stream:
+                relay.deliver(event.data)
+                continue
+            views = [event.data]
+            while type(following) is DataReceived and following.stream == stream:
+                views.append(following.data)
+                index += 1
+                following = events[index] if index < count else None
+            relay.deliver_run(views)
 
     def _dispatch_rare(self, event: Event) -> None:
-        match event:
-            case RequestReceived():
-                self.owner.tunnel_request(self, event)
-            case ResponseReceived(stream=stream):
-                if relay := self.relays.get(stream):
-                    relay.answered(event.status, event.ended)
-            case StreamEnded(stream=stream):
-                if relay := self.relays.get(stream):
-                    relay.remote_ended()
-            case StreamReset(stream=stream):
-                if relay := self.relays.get(stream):
-                    relay.remote_reset(event.code)
-            case WindowOpened(stream=0):
+        """What is not DATA: by type, the most frequent first."""
+        if type(event) is StreamEnded:
+            if relay := self.relays.get(event.stream):
+                relay.remote_ended()
+        elif type(event) is RequestReceived:
+            self.owner.tunnel_request(self, event)
+        elif type(event) is ResponseReceived:
+            if relay := self.relays.get(event.stream):
+                relay.answered(event.status, event.ended)
+        elif type(event) is StreamReset:
+            if relay := self.relays.get(event.stream):
+                relay.remote_reset(event.code)
+        elif type(event) is WindowOpened:
+            relay = self.relays.get(event.stream)
+            if not event.stream:
                 self._unpark()
-            case WindowOpened(stream=stream):
-                relay = self.relays.get(stream)
-                if relay is not None and relay in self._parked:
-                    del self._parked[relay]
-                    self.loop.again(relay, READABLE)
-            case SettingsReceived():
-                if not self._settled:
-                    self._settled = True
-                    if self._timer is not None:
-                        self._timer.cancel()
-                    self._timer = self.loop.call_later(self._times.ping, self._keep_alive)
-                    if self.is_parting:
-                        self._announce()
-                self._unpark()
-            case PeerGoingAway():
-                self._peer_going_away(event)
-            case PongReceived(payload) if self.is_parting and payload == _PARTING:
-                self._part()
-            case _:
-                pass
+            elif relay is not None and relay in self._parked:
+                del self._parked[relay]
+                self.loop.again(relay, READABLE)
+        elif type(event) is SettingsReceived:
+            self._settings_received()
+        elif type(event) is PeerGoingAway:
+            self._peer_going_away(event)
+        elif type(event) is PongReceived and self.is_parting and event.payload == _PARTING:
+            self._part()
+
+    def _settings_received(self) -> None:
+        if not self._settled:
+            self._settled = True
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self.loop.call_later(self._times.ping, self._keep_alive)
+            if self.is_parting:
+                self._announce()
+        self._unpark()
 
     def _peer_going_away(self, event: PeerGoingAway) -> None:
         # The streams that it disowns follow as resets.

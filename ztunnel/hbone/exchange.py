@@ -35,7 +35,7 @@ class Exchange:
             MuxError: the frame may not be sent in the state of its stream.
         """
         stream = self.table.live.get(number)
-        state = self.table.state_of(number)
+        state = self.table.state_of(number) if stream is None else stream.state
         verdict = RECEIVED[state, received][1]
         if verdict is Verdict.TAKE and stream is not None:
             return stream

@@ -25,19 +25,19 @@ CONTROL_BYTES: Final = 16_384
 """Longest payload of SETTINGS or GOAWAY that is accepted. Other frames have a fixed size, the header block bound, or are not kept."""
 
 
-class Kind(IntEnum):
-    """Frame types."""
+class Kind:
+    """Frame types. Plain numbers, unlike the other tables here: every frame is compared with several of them."""
 
-    DATA = 0
-    HEADERS = 1
-    PRIORITY = 2
-    RST_STREAM = 3
-    SETTINGS = 4
-    PUSH_PROMISE = 5
-    PING = 6
-    GOAWAY = 7
-    WINDOW_UPDATE = 8
-    CONTINUATION = 9
+    DATA: Final = 0
+    HEADERS: Final = 1
+    PRIORITY: Final = 2
+    RST_STREAM: Final = 3
+    SETTINGS: Final = 4
+    PUSH_PROMISE: Final = 5
+    PING: Final = 6
+    GOAWAY: Final = 7
+    WINDOW_UPDATE: Final = 8
+    CONTINUATION: Final = 9
 
 
 END_STREAM: Final = 0x1
@@ -90,9 +90,17 @@ class MuxError(PeerError):
         self.code = int(code)
 
 
-_FIXED: dict[int, int] = {Kind.PRIORITY: 5, Kind.RST_STREAM: 4, Kind.PING: 8, Kind.WINDOW_UPDATE: 4}
-_ON_A_STREAM: Final = frozenset({Kind.DATA, Kind.HEADERS, Kind.PRIORITY, Kind.RST_STREAM, Kind.CONTINUATION})
-_ON_THE_CONNECTION: Final = frozenset({Kind.SETTINGS, Kind.PING, Kind.GOAWAY})
+_NAMES: Final = (
+    "DATA", "HEADERS", "PRIORITY", "RST_STREAM", "SETTINGS", "PUSH_PROMISE", "PING", "GOAWAY", "WINDOW_UPDATE", "CONTINUATION"
+)  # fmt: skip
+_ANY: Final = -1
+_SIZES: Final[tuple[int, ...]] = (_ANY, _ANY, 5, 4, _ANY, _ANY, 8, _ANY, 4, _ANY)
+"""Of the payload of each type, where it is fixed."""
+
+
+def kind_name(kind: int) -> str:
+    """The RFC's name of a frame type that it defines."""
+    return _NAMES[kind]
 
 
 def needed(kind: int, flags: int, length: int, stream: int, limits: tuple[int, int]) -> int:
@@ -108,10 +116,10 @@ def needed(kind: int, flags: int, length: int, stream: int, limits: tuple[int, i
     largest, block = limits
     if length > largest:
         raise MuxError(f"frame of {length} bytes, more than the {largest} that we allow", Code.FRAME_SIZE_ERROR)
-    if stream == 0 and kind in _ON_A_STREAM:
-        raise MuxError(f"{Kind(kind).name} on stream 0", Code.PROTOCOL_ERROR)
-    if stream != 0 and kind in _ON_THE_CONNECTION:
-        raise MuxError(f"{Kind(kind).name} on stream {stream}", Code.PROTOCOL_ERROR)
+    if stream == 0 and kind in (Kind.DATA, Kind.HEADERS, Kind.PRIORITY, Kind.RST_STREAM, Kind.CONTINUATION):
+        raise MuxError(f"{kind_name(kind)} on stream 0", Code.PROTOCOL_ERROR)
+    if stream != 0 and kind in (Kind.SETTINGS, Kind.PING, Kind.GOAWAY):
+        raise MuxError(f"{kind_name(kind)} on stream {stream}", Code.PROTOCOL_ERROR)
     if kind == Kind.DATA:
         if flags & PADDED and length == 0:
             raise MuxError("padded DATA without its padding length", Code.FRAME_SIZE_ERROR)
@@ -125,9 +133,9 @@ def needed(kind: int, flags: int, length: int, stream: int, limits: tuple[int, i
 
 
 def _check_size(kind: int, flags: int, length: int, block: int) -> None:
-    fixed = _FIXED.get(kind)
-    if fixed is not None and length != fixed:
-        raise MuxError(f"{Kind(kind).name} of {length} bytes instead of {fixed}", Code.FRAME_SIZE_ERROR)
+    fixed = _SIZES[kind]
+    if length != fixed and fixed != _ANY:
+        raise MuxError(f"{kind_name(kind)} of {length} bytes instead of {fixed}", Code.FRAME_SIZE_ERROR)
     if kind in (Kind.HEADERS, Kind.CONTINUATION) and length > block:
         raise MuxError(f"header block of more than {block} bytes", Code.ENHANCE_YOUR_CALM)
     if kind == Kind.SETTINGS and (length > CONTROL_BYTES or length % 6 or (flags & ACK and length)):

@@ -33,15 +33,15 @@ from ztunnel.hbone.headers import HeaderBlock, HeaderCodec, encode
 from ztunnel.hbone.limits import MuxLimits
 from ztunnel.hbone.messages import MalformedError, MessageCheck, check_trailers
 from ztunnel.hbone.muxstate import MuxState, SenderState
-from ztunnel.hbone.receiver import Receiver
+from ztunnel.hbone.receiver import FrameTaker, Receiver
 from ztunnel.hbone.streams import RECEIVED, SENT, Input, State, Stream, StreamTable
 
-_pack = frames.HEADER.pack_into
+_pack: Final = frames.HEADER.pack_into
 _GRACEFUL: Final = frozenset({Code.NO_ERROR, Code.CANCEL})
 _DEBUG_BYTES: Final = 256
 
 
-class Mux:
+class Mux(FrameTaker):
     """One HTTP/2 connection.
 
     Methods that name a stream which is gone (reset while the caller was about to use it) do nothing and `sendable` is 0.
@@ -106,7 +106,7 @@ class Mux:
         try:
             if self._failed is not None:
                 raise MuxError(*self._failed)
-            self.taken = self._receiver.read(data, start, end, self._control)
+            self.taken = self._receiver.read(data, start, end, self)
             if len(exchange.out) > self.limits.output_bytes:
                 raise MuxError("the peer does not read what it makes us send", Code.ENHANCE_YOUR_CALM)
         except MuxError as error:
@@ -120,8 +120,7 @@ class Mux:
             self._receiver.discard()
             self._exchange.out += frames.goaway(self._table.last, error.code, str(error).encode("ascii", "replace")[:_DEBUG_BYTES])
 
-    def _control(self, kind: int, flags: int, number: int, payload: bytes) -> None:
-        """A frame of a type that `frames.needed` lets through and that is neither DATA nor unknown."""
+    def take_frame(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         if kind == Kind.WINDOW_UPDATE:
             self._on_window_update(number, payload)
         elif kind == Kind.HEADERS:

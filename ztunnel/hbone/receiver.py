@@ -8,24 +8,31 @@ Source: RFC 9113 §4.1, §5.2, §6.1, §6.9.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Final
 
 from ztunnel.hbone import frames
 from ztunnel.hbone.budget import Cost
 from ztunnel.hbone.events import DataReceived
 from ztunnel.hbone.exchange import Exchange
-from ztunnel.hbone.frames import HEADER_BYTES, PREFACE, STREAM_MASK, Code, Kind, MuxError
+from ztunnel.hbone.frames import ACK, DEFAULT_WINDOW, END_STREAM, HEADER_BYTES, PADDED, PREFACE, STREAM_MASK, Code, Kind, MuxError
 from ztunnel.hbone.headers import HeaderBlock
 from ztunnel.hbone.muxstate import ReceiverState
 from ztunnel.hbone.streams import Input, Stream
 
-MOST_EVENTS = 1024
+MOST_EVENTS: Final = 1024
 """After so many of them `read` stops: of DATA frames of one byte, a buffer that is full would take fifty milliseconds."""
 
-_unpack = frames.HEADER.unpack_from
+_unpack: Final = frames.HEADER.unpack_from
 
-Control = Callable[[int, int, int, bytes], None]
-"""What takes a whole frame that is not DATA: type (one that RFC 9113 defines), flags, stream, payload."""
+
+class FrameTaker:
+    """Who takes the frames that are not DATA. A class and not a Protocol: compiled, it is called once or twice for every connection."""
+
+    __slots__ = ()
+
+    def take_frame(self, kind: int, flags: int, number: int, payload: bytes) -> None:
+        """A whole frame of a type that RFC 9113 defines and that `frames.needed` lets through."""
+        raise NotImplementedError
 
 
 class Receiver:
@@ -35,7 +42,7 @@ class Receiver:
         "acknowledged",
         "greeted",
         "_block", "_credit", "_current", "_ends", "_exchange", "_kept", "_left", "_preface",
-        "_quarter", "_sizes", "_skip", "_stream_quarter", "_window",
+        "_quarter", "_sizes", "_skip", "_stream_quarter", "_stream_window", "_window",
     )  # fmt: skip
 
     def __init__(self, exchange: Exchange, block: HeaderBlock) -> None:
@@ -48,6 +55,7 @@ class Receiver:
         """The peer has acknowledged our SETTINGS."""
         self._window = limits.connection_window
         self._credit = 0
+        self._stream_window = limits.stream_window
         self._quarter = limits.connection_window >> 2
         self._stream_quarter = max(1, limits.stream_window >> 2)
         self._sizes = (limits.max_frame, limits.header_bytes(exchange.client))
@@ -62,12 +70,12 @@ class Receiver:
         self._ends = False
         self._current: Stream | None = None
 
-    def read(self, data: bytearray, start: int, end: int, control: Control) -> int:
+    def read(self, data: bytearray, start: int, end: int, taker: FrameTaker) -> int:
         """Takes `data[start:end]`, or as much of it as makes MOST_EVENTS; where it stopped.
 
-        The loop runs once per DATA frame; whatever is not a whole plain one goes to `_frame`.
+        The loop runs once per frame; whatever is not a whole plain DATA frame goes to `_frame`.
         """
-        pos = self._resume(data, start, end, control) if self._kept or self._preface else start
+        pos = self._resume(data, start, end, taker) if self._kept or self._preface else start
         view = memoryview(data)
         streams = self._exchange.table.live
         events = self._exchange.events
@@ -75,31 +83,36 @@ class Receiver:
         while True:
             if self._left or self._skip:
                 pos = self._payload(view, pos, end)
-            window = self._window
-            while self.greeted and not self._block.number and end - pos >= HEADER_BYTES:
-                word, flags, number = _unpack(data, pos)
-                length = word >> 8
-                body = pos + HEADER_BYTES
-                stop = body + length
-                stream = streams.get(number)
-                if word & 0xFF or flags > 1 or stream is None or stop > end or not stream.reading:
-                    break
-                if not 0 < length <= stream.receive_window or length > window or length > largest:
-                    break
-                stream.receive_window -= length
-                window -= length
-                events.append(DataReceived(number, view[body:stop]))
-                pos = stop
-                if flags:
-                    self._exchange.end(stream)
-                if len(events) >= MOST_EVENTS:
-                    break
-            self._window = window
             if end - pos < HEADER_BYTES:
                 break
             if len(events) >= MOST_EVENTS:
                 return pos
-            used = self._frame(data, pos, end, control)
+            head: tuple[int, int, int] = _unpack(data, pos)
+            word, flags, number = head
+            body = pos + HEADER_BYTES
+            length = word >> 8
+            stop = body + length
+            stream = streams.get(number) if word & 0xFF == Kind.DATA and flags <= END_STREAM else None
+            if (
+                stream is not None
+                and stream.reading
+                and stop <= end
+                and (length or flags)
+                and length <= stream.receive_window
+                and length <= self._window
+                and length <= largest
+                and self.greeted
+                and not self._block.number
+            ):
+                if length:
+                    stream.receive_window -= length
+                    self._window -= length
+                    events.append(DataReceived(number, view[body:stop]))
+                if flags:
+                    self._exchange.end(stream)
+                pos = stop
+                continue
+            used = self._frame(data, pos, end, head, taker)
             if not used:
                 break
             pos += used
@@ -111,7 +124,7 @@ class Receiver:
         """After a connection error nothing kept is of use."""
         self._kept = bytearray()
 
-    def _resume(self, data: bytearray, pos: int, end: int, control: Control) -> int:
+    def _resume(self, data: bytearray, pos: int, end: int, taker: FrameTaker) -> int:
         """Completes the preface or the frame that the last call could not; the new position in `data`."""
         if self._preface:
             size = min(self._preface, end - pos)
@@ -128,7 +141,7 @@ class Receiver:
             pos += size
             if len(kept) < wanted:
                 return pos
-            if self._frame(kept, 0, len(kept), control):
+            if self._frame(kept, 0, len(kept), _unpack(kept, 0), taker):
                 self._kept = bytearray()
                 return pos
 
@@ -159,26 +172,27 @@ class Receiver:
         self._skip -= size
         return pos + size
 
-    def _frame(self, data: bytearray, pos: int, end: int, control: Control) -> int:
+    def _frame(self, data: bytearray, pos: int, end: int, head: tuple[int, int, int], taker: FrameTaker) -> int:
         """Handles the frame at `pos`; how many bytes of it are done with, 0 when it is not all there yet."""
-        word, flags, number = _unpack(data, pos)
+        word, flags, number = head
         number &= STREAM_MASK
         kind = word & 0xFF
+        length = word >> 8
         block = self._block.number
         if block and (kind != Kind.CONTINUATION or number != block):
             raise MuxError("header block interrupted by another frame", Code.PROTOCOL_ERROR)
-        if not self.greeted and (kind != Kind.SETTINGS or flags & frames.ACK):
+        if not self.greeted and (kind != Kind.SETTINGS or flags & ACK):
             raise MuxError("the first frame is not SETTINGS", Code.PROTOCOL_ERROR)
-        needed = frames.needed(kind, flags, word >> 8, number, self._sizes)
+        needed = frames.needed(kind, flags, length, number, self._sizes)
         if end - pos < needed:
             return 0
         if kind == Kind.DATA:
-            self._on_data(flags, number, word >> 8, data[pos + HEADER_BYTES] + 1 if flags & frames.PADDED else 0)
+            self._on_data(flags, number, length, data[pos + HEADER_BYTES] + 1 if flags & PADDED else 0)
         elif kind > Kind.CONTINUATION:
             self._exchange.budget.spend(Cost.OTHER)
-            self._skip = word >> 8
+            self._skip = length
         else:
-            control(kind, flags, number, bytes(data[pos + HEADER_BYTES : pos + needed]))
+            taker.take_frame(kind, flags, number, bytes(data[pos + HEADER_BYTES : pos + needed]))
         return needed
 
     def _on_data(self, flags: int, number: int, length: int, overhead: int) -> None:
@@ -198,12 +212,12 @@ class Receiver:
             self.credit_connection(length)
             self._skip = length - (1 if overhead else 0)
             return
-        if length > stream.receive_window:
+        if length and length > stream.receive_window:
             raise MuxError(f"DATA beyond the window of stream {number}", Code.FLOW_CONTROL_ERROR)
         stream.receive_window -= length
         self._left = length - overhead
         self._skip = max(0, overhead - 1)
-        self._ends = bool(flags & frames.END_STREAM)
+        self._ends = bool(flags & END_STREAM)
         if overhead:
             self.consumed(number, overhead)
         if self._left:
@@ -217,12 +231,12 @@ class Receiver:
 
     def initial_window(self) -> int:
         """A new stream's window. Until the peer has acknowledged our SETTINGS it may believe in HTTP/2's default."""
-        window = self._exchange.limits.stream_window
-        return window if self.acknowledged else max(window, frames.DEFAULT_WINDOW)
+        window = self._stream_window
+        return window if self.acknowledged or window > DEFAULT_WINDOW else DEFAULT_WINDOW
 
     def on_acknowledged(self) -> None:
         """From now on the peer keeps to our windows. Those of live streams may become negative."""
-        change = self._exchange.limits.stream_window - self.initial_window()
+        change = self._stream_window - self.initial_window()
         self.acknowledged = True
         for stream in self._exchange.table.live.values():
             stream.receive_window += change

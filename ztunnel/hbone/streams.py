@@ -8,6 +8,7 @@ Source: RFC 9113 §5.1.
 from __future__ import annotations
 
 from enum import Enum, IntEnum
+from typing import Final
 
 from ztunnel.hbone.muxstate import StreamState, TableState
 
@@ -49,7 +50,7 @@ class Verdict(Enum):
 _TAKE, _IGNORE = Verdict.TAKE, Verdict.IGNORE
 _I, _O, _L, _R, _X, _C = State.IDLE, State.OPEN, State.LOCAL_ENDED, State.REMOTE_ENDED, State.RESET, State.CLOSED
 
-RECEIVED: dict[tuple[State, Input], tuple[State, Verdict]] = {
+RECEIVED: Final[dict[tuple[State, Input], tuple[State, Verdict]]] = {
     (_I, Input.HEADERS): (_O, _TAKE),
     (_I, Input.DATA): (_C, Verdict.CONNECTION_BROKEN),
     (_I, Input.END): (_C, Verdict.CONNECTION_BROKEN),
@@ -82,7 +83,7 @@ RECEIVED: dict[tuple[State, Input], tuple[State, Verdict]] = {
     (_C, Input.WINDOW_UPDATE): (_C, _IGNORE),
 }
 
-SENT: dict[tuple[State, Input], tuple[State, bool]] = {
+SENT: Final[dict[tuple[State, Input], tuple[State, bool]]] = {
     (_I, Input.HEADERS): (_O, True),
     (_I, Input.DATA): (_I, False),
     (_I, Input.END): (_I, False),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ztunnel.dataplane import buffers
-from ztunnel.dataplane.buffers import CHUNK, CHUNK_FRAMED, FRAME_HEADER, SMALLEST_MAX_FRAME, Scratch, slot_offset
+from ztunnel.dataplane.buffers import CHUNK, CHUNK_FRAMED, FRAME_HEADER, SMALLEST_MAX_FRAME, Scratch
 from ztunnel.hbone.records import MAX_RECORD, sealed_size
 
 
@@ -15,11 +15,12 @@ def test_a_framed_read_is_a_whole_number_of_full_records() -> None:
 
 def test_slots_lie_behind_room_for_their_headers() -> None:
     scratch = Scratch()
+    framed = FRAME_HEADER + SMALLEST_MAX_FRAME
     for index, slot in enumerate(scratch.slots):
         assert len(slot) == SMALLEST_MAX_FRAME
         slot[0] = index + 1
-        assert scratch.frame[slot_offset(index) + FRAME_HEADER] == index + 1
-    assert slot_offset(len(scratch.slots)) <= CHUNK_FRAMED
+        assert scratch.frame[index * framed + FRAME_HEADER] == index + 1
+    assert len(scratch.slots) * framed <= CHUNK_FRAMED
 
 
 def test_everything_that_is_made_of_a_read_has_room() -> None:

@@ -403,7 +403,7 @@ def test_crumbs_cost_no_more_than_loaves(wire: Wire) -> None:
             frame = bytearray(10)
             tunnel.mux.data_header(frame, 0, pair.relay._stream, 1)
             frame[9] = crumbs & 0xFF
-            tunnel._plain += frame
+            tunnel._plain.append(frame)
             crumbs += 1
         tunnel.mark_dirty()
         wire.run_until(lambda sent=crumbs: relay.from_stream == sent)  # type: ignore[misc]  # mypy does not infer defaults
@@ -419,7 +419,7 @@ def test_more_pieces_than_one_system_call_takes(wire: Wire, pair: Pair) -> None:
     for piece in pieces:
         frame = bytearray(9) + piece
         tunnel.mux.data_header(frame, 0, pair.relay._stream, len(piece))
-        tunnel._plain += frame
+        tunnel._plain.append(frame)
     tunnel.mark_dirty()
     assert drain(wire, pair.far, 15_000) == b"".join(pieces)
 
@@ -428,7 +428,7 @@ def test_a_relay_that_is_over_gives_back_what_still_comes(wire: Wire, pair: Pair
     mux = wire.client.tunnel.mux
     pair.relay.abort(LocalError("enough"))
     before = mux.export().receiver.credit
-    pair.relay.deliver([memoryview(b"late")])
+    pair.relay.deliver(memoryview(b"late"))
     assert mux.export().receiver.credit == before + 4
 
 

@@ -335,7 +335,7 @@ def test_tiny_frames_leave_turns_to_others(make: Callable[..., Wire]) -> None:
     for number in range(5000):
         header = bytearray(frames.HEADER_BYTES)
         client.mux.data_header(header, 0, stream, 1)
-        client._plain += header + bytes((number & 0xFF,))
+        client._plain.append(header + bytes((number & 0xFF,)))
     client.mux.end_stream(stream)
     client.flush()
     wire.run_until(lambda: server._unheard)

@@ -15,6 +15,7 @@ from tests.kit.pki import FakePki
 from tests.kit.proxies import SETTINGS, LoopbackNode, LoopbackPod, Told
 from tests.kit.wire import received
 from ztunnel.dataplane.flow import FlowPath
+from ztunnel.dataplane.streams import StreamEnd
 from ztunnel.dataplane.tunnel import Tunnel
 from ztunnel.hbone.events import RequestReceived
 from ztunnel.hbone.handshake import Credentials, Handshake, TlsContexts
@@ -58,23 +59,24 @@ class Stranger:
 
     def open(self, authority: str, method: bytes = b"CONNECT") -> int:
         stream = self.tunnel.mux.open_stream(connect_headers(authority, method))
-        self.tunnel.relays[stream] = _Watcher(self, stream)  # type: ignore[assignment]  # as much of a relay as the tunnel calls
+        self.tunnel.relays[stream] = _Watcher(self, stream)
         self.tunnel.mark_dirty()
         return stream
 
 
-class _Watcher:
-    """Writes down what happens to a stream."""
+class _Watcher(StreamEnd):
+    """Writes down what happens to a stream: as much of its user as the tunnel calls."""
 
     def __init__(self, stranger: Stranger, stream: int) -> None:
+        super().__init__()
         self.stranger = stranger
         self.stream = stream
 
     def answered(self, status: int, ended: bool) -> None:
         self.stranger.statuses[self.stream] = status
 
-    def deliver(self, views: list[memoryview]) -> None:
-        self.stranger.tunnel.mux.consumed(self.stream, sum(map(len, views)))
+    def deliver(self, view: memoryview) -> None:
+        self.stranger.tunnel.mux.consumed(self.stream, len(view))
 
     def remote_ended(self) -> None:
         self.stranger.ended.add(self.stream)
