@@ -8,7 +8,7 @@ import resource
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import ClassVar
 
 import pytest
@@ -16,7 +16,7 @@ import pytest
 from tests.kit.wire import received, tcp_pair
 from ztunnel.dataplane.addresses import Address
 from ztunnel.dataplane.loop import READABLE, Loop
-from ztunnel.dataplane.sockets import ACCEPTS_PER_ROUND, Acceptor, Dial, Farewell, finish, reset
+from ztunnel.dataplane.sockets import ACCEPTS_PER_ROUND, Acceptor, Dial, Farewell, finish, reset, reset_on_close
 
 
 class Turning:
@@ -54,6 +54,48 @@ def test_reset_and_finish_say_what_they_mean() -> None:
     assert far.recv(16) == b"last words"
     assert far.recv(16) == b""
     far.close()
+
+
+@pytest.mark.parametrize("ends_first", [False, True])
+def test_finish_delivers_what_the_other_side_has_not_taken_yet(ends_first: bool) -> None:
+    near, far = tcp_pair()
+    reset_on_close(near)
+    sent = 0
+    with suppress(BlockingIOError):
+        while True:
+            sent += near.send(bytes(65536))
+    if ends_first:
+        far.shutdown(socket.SHUT_WR)
+    near.shutdown(socket.SHUT_WR)
+    if not ends_first:
+        far.shutdown(socket.SHUT_WR)
+    finish(near)
+    far.setblocking(True)
+    taken = 0
+    while data := far.recv(1 << 20):
+        taken += len(data)
+    assert taken == sent
+    far.close()
+
+
+def test_what_is_delivered_needs_no_option() -> None:
+    near, far = tcp_pair()
+    reset_on_close(near)
+    near.send(b"last words")
+    far.shutdown(socket.SHUT_WR)
+    near.shutdown(socket.SHUT_WR)
+    ended = NoOptions(fileno=near.detach())
+    finish(ended)
+    assert far.recv(16) == b"last words"
+    assert far.recv(16) == b""
+    far.close()
+
+
+class NoOptions(socket.socket):
+    """A socket on which nothing can be set."""
+
+    def setsockopt(self, *arguments: object) -> None:
+        raise AssertionError("an option was set")
 
 
 @pytest.mark.parametrize("end", [reset, finish])
