@@ -1,4 +1,5 @@
-"""Compiles with mypyc what runs for every byte and every connection, from the very sources that also run as they are.
+"""Compiles with mypyc what runs for every byte and every connection, from the very sources that also run as they are;
+and what reads pods, which a cluster changes by the thousand.
 
 The result is a tree that can be imported in the place of `ztunnel/` and `waypoint/`: the same modules, those of the hot path beside their
 compiled form, which Python prefers. Nothing is compiled twice: a stamp names the sources, the interpreter and the compiler that a tree was
@@ -27,7 +28,9 @@ COMPILED = (
     "ztunnel/dataplane/bytestream", "ztunnel/dataplane/loop", "ztunnel/dataplane/outlet", "ztunnel/dataplane/relay",
     "ztunnel/dataplane/sockets", "ztunnel/dataplane/splice", "ztunnel/dataplane/streams", "ztunnel/dataplane/tunnel",
     "ztunnel/mesh/addresses", "ztunnel/mesh/balance", "ztunnel/mesh/inbound", "ztunnel/mesh/index", "ztunnel/mesh/policy",
-    "ztunnel/mesh/routing", "ztunnel/proxy/connections", "ztunnel/proxy/facts", "ztunnel/proxy/inbound", "ztunnel/proxy/labels",
+    "ztunnel/mesh/attached", "ztunnel/mesh/derive", "ztunnel/mesh/manifests/core", "ztunnel/mesh/manifests/fields",
+    "ztunnel/mesh/manifests/metadata", "ztunnel/mesh/routing", "ztunnel/proxy/connections", "ztunnel/proxy/facts",
+    "ztunnel/proxy/inbound", "ztunnel/proxy/labels",
     "ztunnel/proxy/ledger", "ztunnel/proxy/outbound", "ztunnel/proxy/passthrough", "ztunnel/proxy/pods", "ztunnel/proxy/pool",
     "ztunnel/proxy/stock",
     "waypoint/data/answers", "waypoint/data/asking", "waypoint/data/client_hello", "waypoint/data/clusters", "waypoint/data/connections",

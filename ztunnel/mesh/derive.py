@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from ztunnel.mesh.authentication import Authentication, selects
+from ztunnel.mesh.attached import Attached
+from ztunnel.mesh.authentication import selects
 from ztunnel.mesh.delta import Delta
 from ztunnel.mesh.enrolment import MODE_LABEL, NO_ADDRESS, enrolment
 from ztunnel.mesh.entries import Entries, Selected, service_entry_ports
@@ -19,10 +20,9 @@ from ztunnel.mesh.manifests.authorization import AuthorizationPolicyObject
 from ztunnel.mesh.manifests.core import Namespace, Pod, ServiceAccountObject, ServiceObject
 from ztunnel.mesh.manifests.gateway import GatewayClassObject, GatewayObject
 from ztunnel.mesh.manifests.metadata import ObjectKey
-from ztunnel.mesh.manifests.parse import KubeObject, ReadObject, RefusedPolicy
+from ztunnel.mesh.manifests.parse import KubeObject, ReadObject
 from ztunnel.mesh.manifests.service_entry import EntryEndpoint, ServiceEntryObject, WorkloadEntryObject
-from ztunnel.mesh.refused import refused_policy
-from ztunnel.mesh.rules import Policy, Scope
+from ztunnel.mesh.rules import Policy
 from ztunnel.mesh.waypoints import Level, Traffic, Waypoints
 from ztunnel.mesh.workloads import Endpoint, Protocol, Service, ServicePort, Workload
 
@@ -129,7 +129,7 @@ class Derivation:
         """Of namespaces."""
         self._services: dict[str, list[ServiceObject]] = {}
         """By namespace."""
-        self._attached = _Attached([], options)
+        self._attached = Attached([], options.root_namespace, options.trust_domain)
         self._by_label = _ByLabel()
         self._entries = Entries([])
         self._has_twins = False
@@ -161,7 +161,7 @@ class Derivation:
         pods = [each for each in reversed(listed) if isinstance(each, Pod)]
         self._pods = {each.metadata.uid: each for each in pods}
         self._has_twins = len(self._pods) != len(pods)
-        self._attached = _Attached(listed, self._options)
+        self._attached = Attached(listed, self._options.root_namespace, self._options.trust_domain)
         self._by_label = _ByLabel()
         self._entries = Entries(listed)
         self._services = {}
@@ -308,71 +308,7 @@ class _ByLabel:
         return [pod for _, pod in sorted(candidates.items()) if selects(selector, pod.metadata.labels)]
 
 
-class _Attached:
-    """The policies, and which of them each pod lists; the waypoints."""
-
-    def __init__(self, listed: list[KubeObject], options: MeshOptions) -> None:
-        root_namespace = options.root_namespace
-        self.waypoints = Waypoints.of(listed, options.trust_domain)
-        self.policies: dict[str, Policy] = {}
-        self._selecting: dict[str | None, list[tuple[dict[str, str], Policy]]] = {}
-        """By namespace; under None those that select in every namespace."""
-        self._strict_in: set[str | None] = set()
-        """Namespaces, or None for all, where a refused PeerAuthentication makes everything strict."""
-        authentications: list[PeerAuthenticationObject] = []
-        for each in listed:
-            match each:
-                case AuthorizationPolicyObject(waypoint=False):
-                    policy = _authorization(each, root_namespace)
-                    self._add(policy, each.selector, None if policy.namespace == root_namespace else policy.namespace)
-                case RefusedPolicy(targets=()) if each.key.kind != "RequestAuthentication":
-                    policy = refused_policy(each, root_namespace)
-                    everywhere = policy.namespace == root_namespace and policy.kind == "AuthorizationPolicy"
-                    self._add(policy, each.selector, None if everywhere else policy.namespace)
-                    if policy.kind == "PeerAuthentication" and policy.scope is not Scope.SELECTOR:
-                        self._strict_in.add(None if policy.scope is Scope.GLOBAL else policy.namespace)
-                case PeerAuthenticationObject():
-                    authentications.append(each)
-                case _:
-                    pass
-        self._authentication = Authentication(authentications, root_namespace)
-        for policy in self._authentication.policies():
-            self.policies[policy.key] = policy
-
-    def keys(self, pod: Pod) -> tuple[str, ...]:
-        """The keys of the policies that select a pod, and of the one that enforces its PeerAuthentication."""
-        chosen = [policy.key for policy in self._selected(pod)]
-        effective = self._authentication.effective(pod.metadata.namespace, pod.metadata.labels).policy
-        return tuple(sorted([*chosen, effective.key] if effective else chosen))
-
-    def strict(self, pod: Pod) -> bool:
-        """Whether plaintext to a pod is refused on every port."""
-        return (
-            self._authentication.effective(pod.metadata.namespace, pod.metadata.labels).strict
-            or not self._strict_in.isdisjoint((None, pod.metadata.namespace))
-            or any(policy.kind == "PeerAuthentication" for policy in self._selected(pod))
-        )
-
-    def _add(self, policy: Policy, selector: dict[str, str] | None, where: str | None) -> None:
-        self.policies[policy.key] = policy
-        if policy.scope is Scope.SELECTOR:
-            self._selecting.setdefault(where, []).append((selector or {}, policy))
-
-    def _selected(self, pod: Pod) -> list[Policy]:
-        candidates = (*self._selecting.get(pod.metadata.namespace, ()), *self._selecting.get(None, ()))
-        return [policy for selector, policy in candidates if selects(selector, pod.metadata.labels)]
-
-
-def _authorization(item: AuthorizationPolicyObject, root_namespace: str) -> Policy:
-    metadata = item.metadata
-    if item.selector is not None:
-        scope = Scope.SELECTOR
-    else:
-        scope = Scope.GLOBAL if metadata.namespace == root_namespace else Scope.NAMESPACE
-    return Policy(metadata.name, metadata.namespace, scope, item.action, item.rules, dry_run=item.dry_run, reason=item.note)
-
-
-def _capture(pod: Pod, enrolled: tuple[bool, str], attached: _Attached, options: MeshOptions) -> Capture:
+def _capture(pod: Pod, enrolled: tuple[bool, str], attached: Attached, options: MeshOptions) -> Capture:
     wanted, reason = enrolled
     return Capture(
         uid=pod.metadata.uid,
@@ -382,14 +318,14 @@ def _capture(pod: Pod, enrolled: tuple[bool, str], attached: _Attached, options:
         addresses=pod.addresses,
         identity=SpiffeId(options.trust_domain, pod.metadata.namespace, pod.service_account),
         wanted=wanted,
-        strict=attached.strict(pod),
+        strict=attached.to(pod)[1],
         reason=reason,
         sandbox_uid=pod.metadata.annotations.get(_MIRROR, ""),
         redirection=pod.metadata.annotations.get(REDIRECTION, ""),
     )
 
 
-def _workload(pod: Pod, capture: Capture, attached: _Attached, options: MeshOptions) -> Workload:
+def _workload(pod: Pod, capture: Capture, attached: Attached, options: MeshOptions) -> Workload:
     metadata = pod.metadata
     announced = metadata.annotations.get(REDIRECTION) == "enabled" or not options.hbone_needs_annotation
     workload_type, workload_name = _origin(pod)
@@ -410,7 +346,7 @@ def _workload(pod: Pod, capture: Capture, attached: _Attached, options: MeshOpti
         canonical_revision=_first_label(pod, _CANONICAL_REVISION, "latest"),
         workload_type=workload_type,
         workload_name=workload_name,
-        policies=attached.keys(pod),
+        policies=attached.to(pod)[0],
         waypoint=binding.reference(capture.identity, fails_open=options.waypoint_fails_open) if binding else None,
         waypoint_always=binding is not None
         and binding.level is Level.SERVICE_ACCOUNT

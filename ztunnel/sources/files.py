@@ -21,12 +21,12 @@ from pathlib import Path
 
 import trio
 
-from ztunnel.mesh.derive import MeshOptions, MeshState, derive
+from ztunnel.mesh.derive import Derivation, MeshOptions, MeshState
 from ztunnel.mesh.errors import ConfigError
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import KubeObject
 from ztunnel.runtime.documents import PAUSE, DocumentError, read_json, read_yaml_in_turns
-from ztunnel.sources.objects import Judged, Refusal, Sink, combine, judge, unreadable
+from ztunnel.sources.objects import Judged, Refusal, Sink, changed, combine, judge, unreadable
 
 SUFFIXES = (".yaml", ".yml", ".json")
 TRUST_SECONDS = 1.0
@@ -85,7 +85,7 @@ class FileSource:
 
     def __init__(self, directory: Path, options: MeshOptions, limits: FileLimits = FileLimits(), interval_seconds: float = 0.25) -> None:
         self._directory = directory
-        self._options = options
+        self._derivation = Derivation(options)
         self._limits = limits
         self._interval = interval_seconds
         self._files: dict[str, _File] = {}
@@ -233,9 +233,9 @@ class FileSource:
     def _combine(self) -> None:
         files = [file for _, file in sorted(self._files.items())]
         combined = combine(chain.from_iterable(file.judged for file in files), self._objects)
-        if combined.objects != self._objects:
+        if changes := dict(changed(self._objects, combined.objects)):
             self._objects = combined.objects
-            self._state = derive(self._objects, self._options)
+            self._state = self._derivation.update(changes)
         of_documents = chain.from_iterable(file.refusals for file in files)
         of_files = (file.problem for file in files if file.problem is not None)
         self._refusals = tuple(sorted({*self._directory_refusals, *of_files, *of_documents, *combined.refusals}))
@@ -258,9 +258,13 @@ def _content(path: Path, limit: int) -> bytes | None:
     # O_NONBLOCK: a pipe that took the file's name since it was listed must not stop the daemon.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(0, "not a regular file")
-        content = file.read(limit + 1)
+        # As much as there is, and a little: room for all that there may be is 16 MiB, to be got and given back for each small file.
+        content = file.read(min(status.st_size, limit) + 1)
+        if len(content) > status.st_size:
+            content += file.read(limit + 1 - len(content))
     return None if len(content) > limit else content
 
 

@@ -7,7 +7,7 @@ refused in the same way, because which of them wins would depend on file names.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -138,6 +138,18 @@ def combine(documents: Iterable[Judged], in_force: Mapping[ObjectKey, KubeObject
         if chosen is not None:
             objects[object_key] = chosen
     return Combined(objects, tuple(refusals))
+
+
+def changed(
+    former: Mapping[ObjectKey, KubeObject], present: Mapping[ObjectKey, KubeObject]
+) -> Iterator[tuple[ObjectKey, KubeObject | None]]:
+    """The objects that came or changed, and the keys of those that went, with None."""
+    for object_key, item in present.items():
+        old = former.get(object_key)
+        if old is not item and old != item:
+            yield object_key, item
+    for object_key in former.keys() - present.keys():
+        yield object_key, None
 
 
 def unreadable(file: str, reason: str) -> Judged:

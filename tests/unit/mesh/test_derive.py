@@ -209,6 +209,18 @@ def test_peer_authentication_becomes_a_policy_that_workloads_list() -> None:
     assert not plaintext_allowed(state, "uid-a")
 
 
+def test_what_is_attached_to_pods_that_are_alike_is_told_by_their_namespace_and_their_labels() -> None:
+    places = [(where, app, turn) for where in ("a", "b") for app in ("x", "y") for turn in (1, 2)]
+    pods = [
+        pod(f"{where}-{app}-{turn}", f"10.0.0.{at}", namespace=where, labels={"app": app}) for at, (where, app, turn) in enumerate(places)
+    ]
+    only_x = authorization("only-x", namespace="a", selector=selecting(app="x"))
+    state = mesh(*pods, only_x, authentication("s", "STRICT", namespace="b"))
+    assert {each.name for each in state.captures.values() if each.strict} == {"b-x-1", "b-x-2", "b-y-1", "b-y-2"}
+    listing = {each.name for each in state.workloads.values() if "AuthorizationPolicy/a/only-x" in each.policies}
+    assert listing == {"a-x-1", "a-x-2"}
+
+
 def test_a_refused_policy_denies_what_it_could_have_selected() -> None:
     pods = (pod("a", "10.0.0.1", labels=WEB), pod("b", "10.0.0.2"), pod("c", "10.0.0.3", labels=WEB, namespace="elsewhere"))
 

@@ -9,7 +9,7 @@ from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import KubeObject, RefusedPolicy
 from ztunnel.mesh.manifests.selectors import TargetRef
 from ztunnel.runtime.documents import DocumentError
-from ztunnel.sources.objects import Judged, Refusal, combine, judge
+from ztunnel.sources.objects import Judged, Refusal, changed, combine, judge
 
 SHOP = ObjectKey("Namespace", "", "shop")
 POLICY = ObjectKey("AuthorizationPolicy", "shop", "deny")
@@ -96,6 +96,13 @@ def test_anything_else_that_is_refused_keeps_its_last_good_version_or_is_absent(
 
 def test_what_no_file_has_any_more_is_gone() -> None:
     assert in_force(before=in_force(judged(policy()))) == {}
+
+
+def test_only_what_is_different_has_changed() -> None:
+    former = in_force(judged(namespace("shop")), judged(namespace("bank")), judged(namespace("mill")))
+    present = in_force(judged(namespace("shop")), judged(namespace("bank", colour="red")), judged(namespace("farm")))
+    bank, farm, mill = (ObjectKey("Namespace", "", name) for name in ("bank", "farm", "mill"))
+    assert dict(changed(former, present)) == {bank: present[bank], farm: present[farm], mill: None}
 
 
 def test_two_files_that_define_one_object_are_refused_with_both_names() -> None:

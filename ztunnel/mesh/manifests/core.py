@@ -8,15 +8,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
 from ztunnel.mesh.l7.rate_limit import check_rate_limits
 from ztunnel.mesh.manifests.fields import Field
 from ztunnel.mesh.manifests.metadata import Metadata, read_metadata
 
-TERMINAL_PHASES = frozenset(("Succeeded", "Failed"))
-_PORT_NAME = re.compile(r"[a-z0-9-]{0,14}[a-z][a-z0-9-]{0,14}")
-_PROTOCOLS = ("TCP", "UDP", "SCTP")
-_TYPES = ("ClusterIP", "NodePort", "LoadBalancer", "ExternalName")
+TERMINAL_PHASES: Final = frozenset(("Succeeded", "Failed"))
+_PORT_NAME: Final = re.compile(r"[a-z0-9-]{0,14}[a-z][a-z0-9-]{0,14}")
+_PROTOCOLS: Final = ("TCP", "UDP", "SCTP")
+_TYPES: Final = ("ClusterIP", "NodePort", "LoadBalancer", "ExternalName")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,20 +10,22 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
+from typing import Final
 
 from ztunnel.mesh.addresses import canonical
 from ztunnel.mesh.errors import ManifestError
 
-MAX_ITEMS = 4096
+MAX_ITEMS: Final = 4096
 """Entries of one list or mapping; what people write has tens."""
-MAX_VALUES = 100_000
+MAX_VALUES: Final = 100_000
 """Entries of all lists and mappings of one document together. A YAML document may name one list many times, so that a small file
 is a huge document."""
-_SHOWN_CHARACTERS = 80
-_PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
-_SUBDOMAIN = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?")
-_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
-_LABEL_VALUE = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")
+_SHOWN_CHARACTERS: Final = 80
+_PLAIN_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_HALF_PAIR: Final = re.compile(r"[\ud800-\udfff]")
+_SUBDOMAIN: Final = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?")
+_LABEL: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_LABEL_VALUE: Final = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")
 
 
 def show(value: object) -> str:
@@ -47,7 +49,7 @@ def show(value: object) -> str:
 
 def _is_unicode(text: str) -> bool:
     """False with half of a surrogate pair, which JSON's escapes can say and nothing downstream can carry."""
-    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+    return text.isascii() or _HALF_PAIR.search(text) is None
 
 
 class _Budget:
@@ -63,14 +65,27 @@ class Field:
     Every method that reads it as something raises ManifestError, which names the place, where it is something else.
     """
 
-    __slots__ = ("_budget", "path", "subject", "value")
+    __slots__ = ("budget", "_parent", "_step", "subject", "value")
 
-    def __init__(self, subject: str, path: str, value: object, budget: _Budget | None = None) -> None:
+    def __init__(self, subject: str, step: object, value: object, parent: Field | None = None) -> None:
+        """`step`: the key or index by which the parent has it; without a parent, the path to it."""
         self.subject = subject
-        self.path = path
         self.value = value
-        self._budget = budget or _Budget()
+        self._step = step
+        self._parent = parent
+        self.budget: _Budget = _Budget() if parent is None else parent.budget
         """Shared by all fields of a document."""
+
+    @property
+    def path(self) -> str:
+        """Where it stands. Put together when somebody asks: thousands of places are as they should be for one that is refused."""
+        step = self._step
+        if self._parent is None:
+            return str(step)
+        before = self._parent.path
+        if isinstance(step, str) and _PLAIN_NAME.fullmatch(step):
+            return f"{before}.{step}" if before else step
+        return f"{before}[{show(step)}]"
 
     @property
     def absent(self) -> bool:
@@ -87,24 +102,27 @@ class Field:
 
     def get(self, name: str) -> Field:
         """A member of a mapping; of an absent mapping, an absent member."""
-        return self._at(self._child(name), self._mapping().get(name))
+        return Field(self.subject, name, None if self.value is None else self._mapping().get(name), self)
 
     def instead(self, value: object) -> Field:
         """Another value at the same place."""
-        return self._at(self.path, value)
+        place = Field(self.subject, self._step, value, self._parent)
+        place.budget = self.budget
+        return place
 
     def entries(self) -> Iterator[tuple[object, Field]]:
         """The keys of a mapping, whatever type they have, and its members that are not null."""
-        self._spend(len(self._mapping()))
-        for key, value in self._mapping().items():
+        mapping = self._mapping()
+        self._spend(len(mapping))
+        for key, value in mapping.items():
             if value is not None:
-                yield key, self._at(self._child(key), value)
+                yield key, Field(self.subject, key, value, self)
 
     def only(self, names: Iterable[str]) -> None:
         """Refuses members that nobody knows, and members without a value: neither a misspelt nor an emptied restriction may vanish."""
         known = list(names)
         for key, value in self._mapping().items():
-            member = self._at(self._child(key), value)
+            member = Field(self.subject, key, value, self)
             if key not in known:
                 close = get_close_matches(key[:64], known, 1) if isinstance(key, str) else []
                 raise member.error(f'unknown field (did you mean "{close[0]}"?)' if close else "unknown field")
@@ -113,14 +131,15 @@ class Field:
 
     def items(self, most: int = MAX_ITEMS) -> list[Field]:
         """The items of a list, not more than `most`; an absent list has none."""
-        if self.value is None:
+        value = self.value
+        if value is None:
             return []
-        if not isinstance(self.value, list):
+        if not isinstance(value, list):
             raise self.wrong("not a list")
-        if len(self.value) > most:
+        if len(value) > most:
             raise self.error(f"more than {most} items")
-        self._spend(len(self.value))
-        return [self._at(f"{self.path}[{index}]", item) for index, item in enumerate(self.value)]
+        self._spend(len(value))
+        return [Field(self.subject, index, item, self) for index, item in enumerate(value)]
 
     def text(self, default: str | None = None) -> str:
         """Text that is not empty.
@@ -128,17 +147,18 @@ class Field:
         Args:
             default: for an absent value; without it, absence is an error.
         """
-        if self.value is None:
+        value = self.value
+        if value is None:
             if default is None:
                 raise self.error("required")
             return default
-        if not isinstance(self.value, str):
-            raise self.wrong("not text (quote it)" if isinstance(self.value, (bool, int, float)) else "not text")
-        if not self.value:
+        if not isinstance(value, str):
+            raise self.wrong("not text (quote it)" if isinstance(value, (bool, int, float)) else "not text")
+        if not value:
             raise self.error("empty")
-        if not _is_unicode(self.value):
+        if not _is_unicode(value):
             raise self.wrong("not text that can be encoded")
-        return self.value
+        return value
 
     def boolean(self) -> bool:
         """True or false; false when absent."""
@@ -193,31 +213,25 @@ class Field:
             return ""
         return self._matching(_LABEL_VALUE, "not a label value (at most 63 letters, digits, -, _ and .)", None)
 
-    def _at(self, path: str, value: object) -> Field:
-        return Field(self.subject, path, value, self._budget)
-
     def _spend(self, values: int) -> None:
-        self._budget.left -= values
-        if self._budget.left < 0:
+        self.budget.left -= values
+        if self.budget.left < 0:
             raise self.error(f"the document has more than {MAX_VALUES} values")
 
     def _matching(self, pattern: re.Pattern[str], wanted: str, default: str | None) -> str:
         if self.value is None and default is not None:
             return default
-        if not pattern.fullmatch(self.text()):
+        text = self.text()
+        if not pattern.fullmatch(text):
             raise self.wrong(wanted)
-        return self.text()
+        return text
 
     def _mapping(self) -> dict[object, object]:
-        if self.value is None:
+        value = self.value
+        if value is None:
             return {}
-        if not isinstance(self.value, dict):
+        if not isinstance(value, dict):
             raise self.wrong("not a mapping")
-        if len(self.value) > MAX_ITEMS:
+        if len(value) > MAX_ITEMS:
             raise self.error(f"more than {MAX_ITEMS} entries")
-        return self.value
-
-    def _child(self, key: object) -> str:
-        if isinstance(key, str) and _PLAIN_NAME.fullmatch(key):
-            return f"{self.path}.{key}" if self.path else key
-        return f"{self.path}[{show(key)}]"
+        return value

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from ztunnel.mesh.manifests.fields import Field
 
-_UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_UID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class ObjectKey(NamedTuple):
