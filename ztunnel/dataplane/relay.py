@@ -354,14 +354,16 @@ class StreamRelay(StreamEnd):
             return
         self._app_shut = True
         assert self._sock is not None
-        if not self._app_ended:
+        if not self._unread:
+            # Also right before it is closed: an end that the application has acknowledged by then needs no care (`sockets.finish`).
             try:
                 self._sock.shutdown(socket.SHUT_WR)
             except OSError as error:
                 if error.errno != errno.ENOTCONN:
                     raise
-                self._app_failed(error)
-                return
+                if not self._app_ended:
+                    self._app_failed(error)
+                    return
         self._finish_if_over()
 
     def _finish_if_over(self) -> None:

@@ -11,6 +11,7 @@ from contextlib import suppress
 import pytest
 
 from tests.kit.wire import TIMES, Ends, Wire, received, tcp_pair
+from ztunnel.dataplane import sockets
 from ztunnel.dataplane.loop import READABLE
 from ztunnel.dataplane.relay import CONNECT_ERROR, AppReset, StreamRelay, TooMuchWaiting
 from ztunnel.dataplane.sockets import reset
@@ -318,6 +319,29 @@ def test_a_reset_behind_a_half_close_is_noticed(wire: Wire, pair: Pair) -> None:
     wire.run_until(lambda: pair.server_ends.results == [None])
     with pytest.raises(BrokenPipeError):
         wire.run_until(lambda: not pair.far.send(b"anybody?"))
+
+
+def test_an_application_that_is_gone_behind_its_half_close_does_not_spoil_a_good_end(wire: Wire, pair: Pair) -> None:
+    pair.meet()
+    pair.near.shutdown(socket.SHUT_WR)
+    wire.run_until(lambda: received(pair.far) == b"")
+    reset(pair.near)
+    # Before the loop has heard of the reset.
+    pair.relay.remote_ended()
+    assert pair.ends.results == [None]
+
+
+@pytest.mark.parametrize("first", ["near", "far"])
+def test_a_good_end_needs_no_care_once_it_is_acknowledged(wire: Wire, pair: Pair, first: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair.meet()
+    careful: list[socket.socket] = []
+    monkeypatch.setattr(sockets, "deliver_on_close", careful.append)
+    one, other = (pair.near, pair.far) if first == "near" else (pair.far, pair.near)
+    one.shutdown(socket.SHUT_WR)
+    wire.run_until(lambda: received(other) == b"")
+    other.close()
+    wire.run_until(lambda: pair.ends.results and pair.server_ends.results)
+    assert (pair.ends.results, pair.server_ends.results, careful) == ([None], [None], [])
 
 
 def test_bytes_for_an_application_that_is_gone_reset_the_stream(wire: Wire, pair: Pair) -> None:
