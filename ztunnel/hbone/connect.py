@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Final
 
 from ztunnel.hbone.events import Headers
-from ztunnel.hbone.headers import encode, name_literal, string_literal
+from ztunnel.hbone.headers import encode, literal_length, name_literal
 from ztunnel.mesh.addresses import canonical
 from ztunnel.mesh.errors import BadConnect
 
@@ -26,6 +26,8 @@ _LONGEST_VALUE: Final = 256
 """Bytes of one baggage value: longer than every Kubernetes name (253). Longer ones are left out."""
 _LONGEST_HEADER: Final = 8192
 """Bytes of baggage or forwarded that are read at all, all instances together."""
+_AUTHORITIES: Final = 4096
+"""Authorities that are remembered: a pod's connections name the same few."""
 _REMEMBERED: Final = 256
 """Baggage texts that are remembered, both ways: one per workload that talks much, its connections differ only in their trace."""
 _REMEMBERED_BYTES: Final = 512
@@ -39,8 +41,13 @@ _HOSTNAME: Final = re.compile(
 _NO_TRACE: Final = "0" * 32
 _NO_PARENT: Final = "0" * 16
 """A reader takes these for invalid."""
-_TRACE_BYTES: Final = 55
+TRACE_LENGTH: Final = 55
+_TRACE_AT: Final = 3
+_PARENT_AT: Final = 36
+_ZERO: Final = 0x30
 _TRACE_SHAPE: Final = b"00-00000000000000000000000000000000-0000000000000000-00"
+_MARKS: Final = tuple((place, b"0" if place in (0, 1, 53, 54) else b"-") for place in (0, 1, 2, 35, 52, 53, 54))
+"""What stands where in a traceparent of ours, but for its random digits: version 00, hyphens, flags 00."""
 _SHAPES: Final = bytes(ord("0") if chr(byte) in "0123456789abcdef" else byte if byte == ord("-") else ord("x") for byte in range(256))
 """Makes a traceparent its shape: `0` for every digit."""
 _FORWARDED: Final = name_literal(b"forwarded")
@@ -125,13 +132,25 @@ _FIELD_OF_KEY = {
 _TYPE_OF_KEY: Final = {f"k8s.{kind}.name": kind for kind in _WORKLOAD_TYPES}
 
 
-@lru_cache(maxsize=4096)
 def parse_authority(text: bytes) -> Authority:
     """`ip:port`, `[ip6]:port` or `host:port`.
 
     Raises:
         BadConnect: 400 for anything else: no port, port 0, user information, a zone, an address that is nearly one.
     """
+    known = _authorities.get(text)
+    if known is None:
+        known = _parse_authority(text)
+        if len(_authorities) >= _AUTHORITIES:
+            _authorities.clear()
+        _authorities[text] = known
+    return known
+
+
+_authorities: Final[dict[bytes, Authority]] = {}
+
+
+def _parse_authority(text: bytes) -> Authority:
     if len(text) > _LONGEST_AUTHORITY or not text.isascii():
         raise BadConnect(f"authority too long or not ASCII: {text[:100]!r}")
     host, _, port = text.decode("ascii").rpartition(":")
@@ -253,32 +272,35 @@ def _client(text: str) -> tuple[str, int] | None:
     return (authority.host, authority.port) if is_address else None
 
 
-def new_traceparent(digits: str) -> str:
-    """A trace of its own, not sampled.
+def new_traceparents(digits: str) -> list[str]:
+    """Traces of their own, not sampled.
 
     Args:
-        digits: 48 random hexadecimal digits.
-    Raises:
-        ValueError: they are not 48.
+        digits: random hexadecimal digits, `TRACE_LENGTH` for each trace.
     """
-    if len(digits) != 48:
-        raise ValueError("a traceparent takes 48 random digits")
-    trace, parent = digits[:32], digits[32:]
-    # All zeros mean "invalid" to a reader; that they come up is as unlikely as it is cheap to exclude.
-    if trace == _NO_TRACE or parent == _NO_PARENT:
-        trace, parent = "01" * 16, "01" * 8
-    return f"00-{trace}-{parent}-00"
+    text = bytearray(digits, "ascii")
+    for place, mark in _MARKS:
+        text[place::TRACE_LENGTH] = mark * (len(text) // TRACE_LENGTH)
+    for place in (_TRACE_AT, _PARENT_AT):
+        # All zeros mean "invalid" to a reader; that they come up is as unlikely as it is cheap to exclude.
+        text[place::TRACE_LENGTH] = text[place::TRACE_LENGTH].replace(b"0", b"1")
+    traces = text.decode("ascii")
+    return [traces[at : at + TRACE_LENGTH] for at in range(0, len(traces), TRACE_LENGTH)]
 
 
 def parse_traceparent(value: bytes) -> str:
     """The header's text if it is valid in version 00, else an empty string. Later versions are read as far as 00 goes."""
-    text = value[:_TRACE_BYTES]
+    text = value[:TRACE_LENGTH]
     if text.translate(_SHAPES) != _TRACE_SHAPE:
         return ""
     trace = text.decode("ascii")
-    if trace[3:35] == _NO_TRACE or trace[36:52] == _NO_PARENT or text.startswith(b"ff"):
+    if text[_TRACE_AT] == _ZERO and trace.startswith(_NO_TRACE, _TRACE_AT):
         return ""
-    if len(value) > _TRACE_BYTES and (text.startswith(b"00") or value[_TRACE_BYTES] != ord("-")):
+    if text[_PARENT_AT] == _ZERO and trace.startswith(_NO_PARENT, _PARENT_AT):
+        return ""
+    if text.startswith(b"ff"):
+        return ""
+    if len(value) > TRACE_LENGTH and (text.startswith(b"00") or value[TRACE_LENGTH] != ord("-")):
         return ""
     return trace
 
@@ -297,9 +319,9 @@ class RequestHead:
         """
         front = encode(((b":method", b"CONNECT"), (b":authority", authority.encode("ascii")), (b"baggage", baggage)))
         self._front = front + _FORWARDED
-        self._host = f'";host={service_host}' if service_host else '"'
+        self._host = b'";host=' + service_host.encode("ascii") if service_host else b'"'
         self._address = ""
-        self._client = ""
+        self._client = b""
         """How a `forwarded` begins that is about `_address`."""
 
     def block(self, source: tuple[str, int], traceparent: str) -> bytes:
@@ -311,11 +333,11 @@ class RequestHead:
         address, port = source
         if address != self._address:
             self._address = address
-            self._client = f'for="[{address}]:' if ":" in address else f'for="{address}:'
-        forwarded = f"{self._client}{port}{self._host}".encode("ascii")
-        return b"".join(
-            [self._front, string_literal(forwarded), _TRACEPARENT, string_literal(traceparent.encode("ascii"))],
-        )
+            self._client = (f'for="[{address}]:' if ":" in address else f'for="{address}:').encode("ascii")
+        forwarded = b"%b%d%b" % (self._client, port, self._host)
+        trace = traceparent.encode("ascii")
+        forwarded_length, trace_length = literal_length(len(forwarded)), literal_length(len(trace))
+        return b"%b%b%b%b%b%b" % (self._front, forwarded_length, forwarded, _TRACEPARENT, trace_length, trace)
 
 
 def response_block(baggage: bytes) -> bytes:

@@ -191,8 +191,12 @@ def name_literal(name: bytes) -> bytes:
 
 def string_literal(text: bytes) -> bytes:
     """A string without Huffman coding."""
-    size = len(text)
-    return (_LENGTHS[size] if size < 0x7F else bytes(encode_integer(size, 7))) + text
+    return literal_length(len(text)) + text
+
+
+def literal_length(size: int) -> bytes:
+    """The beginning of a string of `size` bytes without Huffman coding."""
+    return _LENGTHS[size] if size < 0x7F else bytes(encode_integer(size, 7))
 
 
 def _decode(block: bytes, known: tuple[int, Headers, int]) -> tuple[Headers, int]:
@@ -258,7 +262,11 @@ def _integer(block: bytes, pos: int, mask: int) -> tuple[int, int]:
 def _string(block: bytes, pos: int) -> tuple[bytes, int]:
     """A string and where it ends. RFC 7541 §5.2."""
     start = pos
-    length, pos = _integer(block, pos, 0x7F)
+    if pos < len(block) and block[pos] < 0x7F:
+        # As nearly all are: not coded, and one byte says how long.
+        length, pos = block[pos], pos + 1
+    else:
+        length, pos = _integer(block, pos, 0x7F)
     end = pos + length
     if end > len(block):
         raise HPACKDecodingError("string cut off")

@@ -73,7 +73,7 @@ class MessageCheck:
     Only for tunnels, whose peers say nearly the same in every request and the same in every answer. Other messages differ, and may be long.
     """
 
-    __slots__ = ("_last", "_messages", "_status")
+    __slots__ = ("_labels", "_last", "_messages", "_status")
 
     def __init__(self, messages: bool) -> None:
         """`messages`: of `MuxLimits`."""
@@ -81,6 +81,8 @@ class MessageCheck:
         self._last: Headers = ()
         self._status = 0
         """The last list that broke no rule, and its status; 0 for a request."""
+        self._labels: tuple[bool, ...] = ()
+        """Which of its fields may be different without breaking a rule, whatever sound value they have."""
 
     def request(self, headers: Headers) -> None:
         """As `check_request`, which see."""
@@ -99,6 +101,7 @@ class MessageCheck:
     def _keep(self, headers: Headers, status: int) -> None:
         if not self._messages:
             self._last, self._status = headers, status
+            self._labels = tuple([name in _USUAL for name, _ in headers])
 
     def _is_alike(self, headers: Headers) -> bool:
         """It has the names of the last list, and the very values but for fields of which only the values are judged, each for itself."""
@@ -109,7 +112,7 @@ class MessageCheck:
         for place in range(count):
             name, value = headers[place]
             known_name, known_value = last[place]
-            if name != known_name or (value is not known_value and not (known_name in _USUAL and _is_sound(value))):
+            if name != known_name or (value is not known_value and not (self._labels[place] and _is_sound(value))):
                 return False
         return True
 

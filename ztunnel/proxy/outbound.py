@@ -26,7 +26,6 @@ from ztunnel.proxy.pool import Key, Pool
 
 _OUTBOUND: Final = Direction.OUTBOUND
 _HBONE: Final = RouteKind.HBONE
-_TRACE_DIGITS: Final = 48
 _TRACES_AT_ONCE: Final = 64
 """Randomness is asked of the kernel for so many connections at once."""
 
@@ -57,9 +56,8 @@ class Outbound:
         self._node = node
         self._pool = pool
         self._inbound = inbound
-        self._random = ""
-        self._used = 0
-        """Digits of it that are in traces already."""
+        self._traces: list[str] = []
+        """For the next connections."""
         self._router = Router(node.index)
         self._ways: dict[int, _Way] = {}
         """By their route's place in memory, which a route that is kept here does not leave to another."""
@@ -146,13 +144,9 @@ class Outbound:
         return way
 
     def _new_trace(self) -> str:
-        start = self._used
-        end = start + _TRACE_DIGITS
-        if end > len(self._random):
-            self._random = secrets.token_hex(_TRACE_DIGITS // 2 * _TRACES_AT_ONCE)
-            start, end = 0, _TRACE_DIGITS
-        self._used = end
-        return connect.new_traceparent(self._random[start:end])
+        if not self._traces:
+            self._traces = connect.new_traceparents(secrets.token_hex(connect.TRACE_LENGTH * _TRACES_AT_ONCE // 2))
+        return self._traces.pop()
 
     def _plain(self, pod: Pod, connection: Connection, sock: socket.socket, route: Route) -> None:
         node = self._node

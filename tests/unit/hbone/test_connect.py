@@ -104,6 +104,12 @@ def test_authorities_that_are_none(text: bytes) -> None:
     assert caught.value.status == 400
 
 
+def test_memory_of_authorities_is_bounded() -> None:
+    for number in range(5000):
+        assert connect.parse_authority(b"a%d:1" % number) == Authority(f"a{number}", 1)
+    assert len(connect._authorities) <= 4096
+
+
 def test_authority_as_text() -> None:
     assert [str(Authority("10.0.0.1", 80)), str(Authority("::1", 80)), str(Authority("a.b", 80))] == ["10.0.0.1:80", "[::1]:80", "a.b:80"]
 
@@ -184,12 +190,18 @@ def test_forwarded_as_it_comes(value: bytes, client: tuple[str, int] | None, hos
     assert connect.parse_forwarded(value) == (client, host)
 
 
-def test_a_new_trace() -> None:
-    assert connect.new_traceparent(bytes(range(24)).hex()) == "00-000102030405060708090a0b0c0d0e0f-1011121314151617-00"
-    for digits in ("0" * 48, "0" * 32 + "1" * 16, "1" * 32 + "0" * 16):
-        assert connect.parse_traceparent(connect.new_traceparent(digits).encode())
-    with pytest.raises(ValueError, match="48"):
-        connect.new_traceparent("0" * 47)
+def test_new_traces() -> None:
+    digits = bytes(range(1, 111)).hex().replace("0", "f")
+    traces = connect.new_traceparents(digits)
+    assert [trace[:3] + trace[35:36] + trace[52:] for trace in traces] == ["00---00"] * 4
+    assert [trace[3:35] for trace in traces] == [digits[at + 3 : at + 35] for at in (0, 55, 110, 165)]
+    assert [trace[36:52] for trace in traces] == [digits[at + 36 : at + 52] for at in (0, 55, 110, 165)]
+
+
+def test_a_new_trace_is_never_invalid() -> None:
+    traces = connect.new_traceparents("0" * 55 + "1" * 36 + "0" * 19 + "0" * 36 + "1" * 19)
+    assert [connect.parse_traceparent(trace.encode()) for trace in traces] == traces
+    assert len(traces) == 3
 
 
 @pytest.mark.parametrize(
@@ -207,6 +219,7 @@ def test_a_new_trace() -> None:
         ("", ""),
         ("00-" + "0" * 32 + "-b7ad6b7169203331-00", ""),
         ("00-0af7651916cd43dd8448eb211c80319c-" + "0" * 16 + "-00", ""),
+        ("00-" + "0" * 31 + "1-" + "0" * 15 + "1-00", "00-" + "0" * 31 + "1-" + "0" * 15 + "1-00"),
         (" " + TRACE, ""),
         ("é" * 55, ""),
     ],
