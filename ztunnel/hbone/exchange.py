@@ -35,6 +35,9 @@ class Exchange:
             MuxError: the frame may not be sent in the state of its stream.
         """
         stream = self.table.live.get(number)
+        if stream is not None and (stream.state is State.OPEN or stream.state is State.LOCAL_ENDED):
+            # As the table has it for every frame, since the peer has not ended the stream.
+            return stream
         state = self.table.state_of(number) if stream is None else stream.state
         verdict = RECEIVED[state, received][1]
         if verdict is Verdict.TAKE and stream is not None:

@@ -135,7 +135,13 @@ class Outbound:
     def _way(self, pod: Pod, source: Workload, route: Route) -> _Way:
         """The same object for the same route: its key is looked up several times, hashing it is work, and so is writing a head."""
         known = self._ways.get(id(route))
-        if known is not None and known.route is route and known.source is source and known.key.pod_uid == pod.uid:
+        if (
+            known is not None
+            and known.route is route
+            and known.source is source
+            and known.key.source is pod.identity
+            and known.key.pod_uid == pod.uid
+        ):
             return known
         way = _Way(pod, source, route)
         if len(self._ways) >= MAX_ROUTES:

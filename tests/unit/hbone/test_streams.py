@@ -32,6 +32,12 @@ def test_whatever_is_sent_ends_in_a_state(state: State, sent: Input) -> None:
     assert allowed is False or sent is not Input.RST or after is State.RESET
 
 
+def test_a_stream_that_the_peer_has_not_ended_takes_every_frame() -> None:
+    """`Exchange.judge` does not ask the table then."""
+    for state in (State.OPEN, State.LOCAL_ENDED):
+        assert {RECEIVED[state, received][1] for received in Input} == {Verdict.TAKE}
+
+
 def test_both_ends_in_either_order_close() -> None:
     for first, second in ((RECEIVED, SENT), (SENT, RECEIVED)):
         half = first[State.OPEN, Input.END][0]
