@@ -6,7 +6,6 @@ through this object, and ends exactly once; news of it are written in the `Ledge
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 from ztunnel.dataplane.addresses import text
@@ -15,7 +14,7 @@ from ztunnel.dataplane.loop import Loop
 from ztunnel.dataplane.relay import StreamRelay
 from ztunnel.dataplane.sockets import Dialling
 from ztunnel.dataplane.splice import Splice
-from ztunnel.mesh.errors import MeshError
+from ztunnel.mesh.errors import MeshError, UpstreamTimeout
 from ztunnel.proxy.facts import Facts
 from ztunnel.proxy.ledger import Account, Ledger
 
@@ -38,10 +37,9 @@ class Connection:
         "facts",
         "is_over",
         "number",
-        "on_answer",
-        "on_end",
         "opened_at",
         "relay",
+        "unanswered",
     )
 
     def __init__(self, table: ConnectionTable, number: int, facts: Facts, now: float) -> None:
@@ -55,8 +53,7 @@ class Connection:
         self.is_over = False
         self.relay: StreamRelay | Splice | None = None
         self.dial: Dialling | None = None
-        self.on_answer: Callable[[], None] | None = None
-        self.on_end: Callable[[], None] | None = None
+        self.unanswered: Unanswered | None = None
 
     def moved(self) -> tuple[int, int]:
         """Bytes from client to server and from server to client, so far."""
@@ -70,8 +67,8 @@ class Connection:
         return relay.from_stream, relay.to_stream
 
     def relay_answered(self) -> None:
-        if self.on_answer is not None:
-            self.on_answer()
+        if self.unanswered is not None:
+            self.unanswered.remove(self)
 
     def relay_done(self, error: MeshError | None) -> None:
         self.end(error)
@@ -90,9 +87,8 @@ class Connection:
         if self.dial is not None:
             self.dial.cancel()
             self.dial = None
-        if self.on_end is not None:
-            self.on_end()
-            self.on_end = None
+        if self.unanswered is not None:
+            self.unanswered.remove(self)
         self._table.ended(self, error)
         # It knows us, we know it: nobody but the garbage collector would ever free the two.
         self.relay = None
@@ -136,6 +132,43 @@ class Connection:
             state=self.relay.state if self.relay else "connecting",
             waypoint=facts.waypoint,
         )
+
+
+class Unanswered:
+    """Outbound connections whose CONNECT has no answer yet. Each waits for equally long, so that one timer is enough for all."""
+
+    def __init__(self, loop: Loop, seconds: float) -> None:
+        self._loop = loop
+        self._seconds = seconds
+        self._waiting: dict[Connection, float] = {}
+        """When the time of each is over, the first one first."""
+        self._has_timer = False
+
+    def add(self, connection: Connection) -> None:
+        """The connection ends in the table's time unless it is answered, or over, before."""
+        self._waiting[connection] = self._loop.now + self._seconds
+        connection.unanswered = self
+        if not self._has_timer:
+            self._wait(self._seconds)
+
+    def remove(self, connection: Connection) -> None:
+        """It waits no more."""
+        connection.unanswered = None
+        self._waiting.pop(connection, None)
+
+    def _wait(self, seconds: float) -> None:
+        self._has_timer = True
+        self._loop.call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        self._has_timer = False
+        while self._waiting:
+            connection, due = next(iter(self._waiting.items()))
+            if due > self._loop.now:
+                self._wait(due - self._loop.now)
+                return
+            self.remove(connection)
+            connection.abort(UpstreamTimeout(f"{connection.facts.target}: no answer to CONNECT in time"))
 
 
 class ConnectionTable:

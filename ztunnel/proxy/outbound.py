@@ -13,11 +13,11 @@ from ztunnel.dataplane.sockets import reset
 from ztunnel.dataplane.splice import Splice
 from ztunnel.hbone import connect
 from ztunnel.mesh.addresses import is_loopback
-from ztunnel.mesh.errors import LocalError, MeshError, UpstreamError, UpstreamTimeout
+from ztunnel.mesh.errors import LocalError, MeshError, UpstreamError
 from ztunnel.mesh.ports import ILLEGAL_TARGETS
 from ztunnel.mesh.routing import MAX_ROUTES, Refusal, Route, RouteKind, Router
 from ztunnel.mesh.workloads import Workload
-from ztunnel.proxy.connections import Connection
+from ztunnel.proxy.connections import Connection, Unanswered
 from ztunnel.proxy.facts import Facts
 from ztunnel.proxy.inbound import Inbound
 from ztunnel.proxy.labels import baggage_of
@@ -58,6 +58,7 @@ class Outbound:
         self._inbound = inbound
         self._traces: list[str] = []
         """For the next connections."""
+        self._unanswered = Unanswered(node.loop, node.settings.connect_seconds + node.settings.response_seconds)
         self._router = Router(node.index)
         self._ways: dict[int, _Way] = {}
         """By their route's place in memory, which a route that is kept here does not leave to another."""
@@ -122,11 +123,7 @@ class Outbound:
         connection.relay = relay
         tunnel.adopt(stream, relay)
         tunnel.mark_dirty()
-        deadline = node.loop.call_later(
-            node.settings.connect_seconds + node.settings.response_seconds,
-            lambda: connection.abort(UpstreamTimeout(f"{route.authority}: no answer to CONNECT in time")),
-        )
-        connection.on_answer = connection.on_end = deadline.cancel
+        self._unanswered.add(connection)
         relay.attach(sock)
         if node.settings.optimistic_data and tunnel.mux.peer_takes_early_data and not relay.look():
             # What the application has to say first comes in an instant, if it is not there already: it leaves together with the request.

@@ -15,7 +15,7 @@ from ztunnel.dataplane.loop import Loop
 from ztunnel.dataplane.sockets import Dial
 from ztunnel.dataplane.splice import Splice
 from ztunnel.mesh.errors import Flag, LocalError, PolicyDenied
-from ztunnel.proxy.connections import Connection, ConnectionTable
+from ztunnel.proxy.connections import Connection, ConnectionTable, Unanswered
 from ztunnel.proxy.facts import Facts
 from ztunnel.proxy.ledger import Ledger
 
@@ -109,16 +109,42 @@ def test_an_orderly_end_has_no_flag(book: Book) -> None:
     assert (book.records[0].flag, book.records[0].error) == (Flag.NONE, "")
 
 
-def test_the_end_is_told_once_to_who_asked(book: Book) -> None:
-    told: list[str] = []
-    connection = book.register()
-    connection.relay_answered()
-    connection.on_answer = lambda: told.append("answer")
-    connection.on_end = lambda: told.append("end")
-    connection.relay_answered()
-    connection.relay_done(None)
-    connection.relay_done(None)
-    assert told == ["answer", "end"]
+class Clock:
+    """Time that passes when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.book = Book(Loop(lambda: self.now), limit=10)
+
+    def passes(self, seconds: float) -> None:
+        self.now += seconds
+        self.book.loop.run_once(0)
+
+
+def test_who_waits_for_an_answer_waits_for_so_long() -> None:
+    clock = Clock()
+    book, unanswered = clock.book, Unanswered(clock.book.loop, 10)
+    first, answered, over = book.register(), book.register(), book.register()
+    for each in (first, answered, over):
+        unanswered.add(each)
+    answered.relay_answered()
+    over.end(None)
+    clock.passes(5)
+    later = book.register()
+    later.facts.target = "10.0.0.2:8080"
+    unanswered.add(later)
+    clock.passes(5)
+    assert [first.is_over, later.is_over] == [True, False]
+    clock.passes(4.9)
+    assert not later.is_over
+    clock.passes(0.1)
+    assert [answered.is_over, later.is_over] == [False, True]
+    assert book.records[-1].error == "10.0.0.2:8080: no answer to CONNECT in time"
+    again = book.register()
+    unanswered.add(again)
+    clock.passes(10)
+    assert again.is_over
+    book.loop.close()
 
 
 def test_the_end_of_a_connection_is_the_end_of_its_dial(book: Book) -> None:
