@@ -60,6 +60,7 @@ from ztunnel.rpc.client import target_of
 from ztunnel.runtime import logs
 from ztunnel.runtime.confine import hide_memory
 from ztunnel.runtime.launcher import Launcher
+from ztunnel.runtime.memory import settle
 from ztunnel.runtime.metrics import Metrics
 from ztunnel.runtime.scheduling import be_patient
 from ztunnel.runtime.workers import Running, spawn_process, spawn_thread
@@ -306,6 +307,7 @@ async def _learn_mesh(settings: Settings, parts: _Parts, nursery: trio.Nursery, 
     if parts.cni is not None:
         await nursery.start(parts.cni.run)
     parts.readiness.done(_MESH)
+    settle()
     log.info("ready", extra=logs.fields(node=settings.node, pods=len(parts.agent.local_captures())))
 
 

@@ -11,7 +11,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import yaml
 
@@ -50,7 +49,9 @@ def read_yaml(content: bytes) -> Iterator[object]:
     Raises:
         DocumentError: while iterating, at the first place that is not YAML or passes a bound. Documents before it have been given.
     """
-    return (document for document in read_yaml_in_turns(content) if document is not PAUSE)
+    for document in read_yaml_in_turns(content):
+        if document is not PAUSE:
+            yield document
 
 
 def read_yaml_in_turns(content: bytes) -> Iterator[object]:
@@ -105,18 +106,20 @@ def _no_constant(name: str) -> object:
     raise DocumentError(f"{name} is not JSON")
 
 
-@dataclass(slots=True)
 class _Frame:
     """A collection that is still open."""
 
-    collection: dict[object, object] | list[object]
-    anchor: str | None
-    nodes_before: int
-    key: object = None
-    has_key: bool = False
-    odd_keys: int = 0
-    merges: list[object] = field(default_factory=list)
-    """Values of `<<`."""
+    __slots__ = ("anchor", "collection", "has_key", "key", "merges", "nodes_before", "odd_keys")
+
+    def __init__(self, collection: dict[object, object] | list[object], anchor: str | None, nodes_before: int) -> None:
+        self.collection = collection
+        self.anchor = anchor
+        self.nodes_before = nodes_before
+        self.key: object = None
+        self.has_key = False
+        self.odd_keys = 0
+        self.merges: list[object] = []
+        """Values of `<<`."""
 
 
 _MERGE = object()

@@ -192,7 +192,7 @@ class FileSource:
         file.trusted = trio.current_time() - file.first_seen >= TRUST_SECONDS
         shown = _shown(name)
         try:
-            content = _content(self._directory / name, self._limits.file_bytes)
+            content = _content(os.path.join(self._directory, name), self._limits.file_bytes)
         except OSError as error:
             return _keep(file, b"", Refusal(shown, "", "", f"cannot be read: {error.strerror}; {_KEPT}"))
         if content is None:
@@ -253,19 +253,22 @@ def _signature(entry: os.DirEntry[str]) -> _Signature | None:
     return _Signature(status.st_mtime_ns, status.st_size, status.st_ino, status.st_dev) if stat.S_ISREG(status.st_mode) else None
 
 
-def _content(path: Path, limit: int) -> bytes | None:
+def _content(path: str, limit: int) -> bytes | None:
     """The file's bytes, None if there are more than `limit`."""
     # O_NONBLOCK: a pipe that took the file's name since it was listed must not stop the daemon.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(0, "not a regular file")
-        # As much as there is, and a little: room for all that there may be is 16 MiB, to be got and given back for each small file.
-        content = file.read(min(status.st_size, limit) + 1)
-        if len(content) > status.st_size:
-            content += file.read(limit + 1 - len(content))
-    return None if len(content) > limit else content
+        # As much at a time as there is: room for all that there may be is 16 MiB, to be got and given back for each small file.
+        parts, left = [], limit + 1
+        while left > 0 and (part := os.read(descriptor, min(status.st_size + 1, left))):
+            parts.append(part)
+            left -= len(part)
+    finally:
+        os.close(descriptor)
+    return b"".join(parts) if left > 0 else None
 
 
 def _shown(name: str) -> str:
