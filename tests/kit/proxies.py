@@ -35,6 +35,7 @@ from ztunnel.mesh.identity import SpiffeId
 from ztunnel.mesh.ports import INBOUND_HBONE
 from ztunnel.mesh.rules import Policy
 from ztunnel.mesh.workloads import Protocol, Service, Workload
+from ztunnel.node.sockets import IP_BIND_ADDRESS_NO_PORT
 from ztunnel.proxy.connections import ConnectionTable
 from ztunnel.proxy.inbound import Inbound
 from ztunnel.proxy.ledger import Ledger
@@ -90,6 +91,8 @@ class LoopbackPod:
     workload: Workload
     listener: socket.socket
     asked: list[int] = field(default_factory=list)
+    given: int = 0
+    """Batches of sockets."""
 
     @property
     def ip(self) -> str:
@@ -209,6 +212,11 @@ class LoopbackNode:
         for uid in uids:
             self.pool.retire_workload(uid)
 
+    def used_up(self, pod: LoopbackPod) -> int:
+        """How many of the sockets that came for a pod are not there any more."""
+        self.run_until(lambda: pod.given == len(pod.asked))
+        return 4 * pod.given - len(pod.pod.ipv4._sockets)
+
     def _need(self, pod: LoopbackPod, count: int) -> None:
         pod.asked.append(count)
         self.loop.call_later(0, lambda: self._give(pod, count))
@@ -216,8 +224,10 @@ class LoopbackNode:
     def _give(self, pod: LoopbackPod, count: int) -> None:
         made = [adopt(socket.AF_INET, socket.socket().detach()) for _ in range(min(count, 4) if self.sockets_to_be_had else 0)]
         for sock in made:
+            sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
             sock.setblocking(False)
             reset_on_close(sock)
+        pod.given += 1
         pod.pod.ipv4.receive(made)
 
     # Traffic

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 from ztunnel.dataplane.buffers import SMALL
 from ztunnel.dataplane.loop import HANGUP, READABLE, READS, WRITABLE
-from ztunnel.dataplane.sockets import Farewell, finish, reset
+from ztunnel.dataplane.sockets import Farewell, Home, finish, reset
 from ztunnel.dataplane.streams import Carrier, StreamEnd
 from ztunnel.mesh.errors import LocalError, MeshError, UpstreamError, UpstreamRefused
 
@@ -62,6 +62,7 @@ class StreamRelay(StreamEnd):
         "_app_shut",
         "_backlog",
         "_done",
+        "_home",
         "_hung",
         "_loop",
         "_optimistic",
@@ -84,6 +85,7 @@ class StreamRelay(StreamEnd):
         self._stream = stream
         self._owner = owner
         self._sock: socket.socket | None = None
+        self._home: Home | None = None
         self._answered = answered
         self._optimistic = optimistic
         self._backlog: list[bytearray] = []
@@ -109,9 +111,10 @@ class StreamRelay(StreamEnd):
             return "connecting"
         return "half-closed" if self._app_ended or self._remote_ended else "open"
 
-    def attach(self, sock: socket.socket) -> None:
-        """Takes over the application's socket, watched by the loop from now on."""
+    def attach(self, sock: socket.socket, home: Home | None = None) -> None:
+        """Takes over the application's socket, watched by the loop from now on. If it ends well, it goes to its `home` if it has one."""
         self._sock = sock
+        self._home = home
         if self._backlog:
             self._watch_room(sock)
         else:
@@ -388,9 +391,11 @@ class StreamRelay(StreamEnd):
             Farewell(self._loop, self._sock)
         elif self._sock is not None:
             self._loop.forget(self._sock.fileno())
-            if graceful:
-                finish(self._sock)
-            else:
+            if not graceful:
                 reset(self._sock)
+            elif self._home is not None:
+                self._home.give_back(self._sock)
+            else:
+                finish(self._sock)
         self._tunnel.release(self._stream)
         self._owner.relay_done(error)

@@ -13,7 +13,7 @@ from typing import Final
 from ztunnel.dataplane.buffers import SMALL, Scratch
 from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop
 from ztunnel.dataplane.relay import AppReset, RelayOwner, TooMuchWaiting
-from ztunnel.dataplane.sockets import finish, reset
+from ztunnel.dataplane.sockets import Home, finish, reset
 from ztunnel.mesh.errors import MeshError, UpstreamError
 
 _FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
@@ -45,7 +45,7 @@ class _SpliceEnd:
 class Splice:
     """Two sockets joined: plain TCP through the node. Holds at most one scratch buffer of bytes per direction."""
 
-    __slots__ = ("_done", "_loop", "_owner", "_scratch", "_upper", "client", "down", "up")
+    __slots__ = ("_done", "_home", "_loop", "_owner", "_scratch", "_upper", "client", "down", "up")
 
     def __init__(self, loop: Loop, scratch: Scratch, client: socket.socket, owner: RelayOwner) -> None:
         self._loop = loop
@@ -53,6 +53,7 @@ class Splice:
         self._owner = owner
         self.client = _SpliceEnd(self, client)
         self._upper: _SpliceEnd | None = None
+        self._home: Home | None = None
         self._done = False
         self.up = 0
         self.down = 0
@@ -64,9 +65,10 @@ class Splice:
             return "connecting"
         return "half-closed" if self.client.read_ended or self._upper.read_ended else "open"
 
-    def attach(self, upper: socket.socket) -> None:
-        """The connected far side; bytes flow from now on."""
+    def attach(self, upper: socket.socket, home: Home | None = None) -> None:
+        """The connected far side; bytes flow from now on. If it ends well, it goes to its `home` if it has one."""
         self._upper = _SpliceEnd(self, upper)
+        self._home = home
         self._loop.take(upper.fileno(), self._upper)
         self._loop.take(self.client.sock.fileno(), self.client)
 
@@ -159,8 +161,10 @@ class Splice:
                 end.pending = b""
                 end.splice = None
                 self._loop.forget(end.sock.fileno())
-                if graceful:
-                    finish(end.sock)
-                else:
+                if not graceful:
                     reset(end.sock)
+                elif end is self._upper and self._home is not None:
+                    self._home.give_back(end.sock)
+                else:
+                    finish(end.sock)
         self._owner.relay_done(error)

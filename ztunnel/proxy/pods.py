@@ -121,10 +121,11 @@ class PodDial(Dialling):
         self._connection = connection
         self._destination = destination
         self._source_ip = source_ip
+        self._stock: SocketStock | None = None
 
     def start(self, pod: Pod) -> None:
         """Begins with the pod's next socket, or waits for it within the same time."""
-        stock = pod.stock(self._destination[0])
+        stock = self._stock = pod.stock(self._destination[0])
         self._connection.dial = self
         sock = stock.take_now()
         if sock is not None:
@@ -138,7 +139,7 @@ class PodDial(Dialling):
         """What follows."""
         relay = self._connection.relay
         assert relay is not None
-        relay.attach(sock)
+        relay.attach(sock, self._stock)
 
     def dialled(self, sock: socket.socket, error: OSError | None) -> None:
         connection = self._connection

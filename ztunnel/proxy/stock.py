@@ -4,6 +4,8 @@ The supervisor makes them in batches, because entering a namespace and setting a
 The stock asks for more before it is empty, doubling the batch while demand outruns it or one lasts for a moment only: the supervisor
 wakes up for each, and takes its time on the processor from the connections that are served. One that finds nothing waits for the next
 batch, within its own deadline.
+
+A socket whose connection has ended well comes back and dials again, so that a steady load needs hardly any new ones.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from ztunnel.dataplane.sockets import Home, finish, renew
+
 Taker = Callable[[socket.socket | None], None]
 """Gets a socket, or None when there is none to be had: the pod is gone, or the node is short of descriptors."""
 
@@ -23,7 +27,7 @@ _MOMENT_SECONDS: Final = 0.05
 """As long as news wait to travel together (`ztunnel.worker`): the supervisor is woken this often as it is."""
 
 
-class SocketStock:
+class SocketStock(Home):
     """The sockets of one pod and one address family. `need(count)` asks the supervisor; `receive` brings what it made."""
 
     def __init__(self, need: Callable[[int], None], max_waiting: int, clock: Callable[[], float]) -> None:
@@ -91,6 +95,13 @@ class SocketStock:
             self._waiting.popleft()(self._sockets.popleft())
         if self._waiting or not self._sockets:
             self._ask()
+
+    def give_back(self, sock: socket.socket) -> None:
+        """One that ended well comes back, if there is room and the kernel is done with it."""
+        if self._closed or len(self._sockets) >= self._batch or not renew(sock):
+            finish(sock)
+        else:
+            self._sockets.append(sock)
 
     def close(self) -> None:
         """The pod is gone: an unused socket would keep its namespace alive."""

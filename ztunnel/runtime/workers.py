@@ -30,7 +30,8 @@ from ztunnel.runtime.logs import fields
 
 log = logging.getLogger(__name__)
 
-_READ_BYTES = 1 << 18
+_READ_BYTES = 1 << 16
+"""A message of news is smaller, and the memory of such a read is at hand: larger ones are mapped and given back each time."""
 _ANCILLARY = socket.CMSG_SPACE(MAX_DESCRIPTORS * 4)
 _MAX_QUEUED_BYTES = 512 << 20
 """What may wait for a worker: two snapshots of a very large mesh. One that lets more pile up is stuck."""

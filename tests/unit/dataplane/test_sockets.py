@@ -16,7 +16,7 @@ import pytest
 from tests.kit.wire import received, tcp_pair
 from ztunnel.dataplane.addresses import Address
 from ztunnel.dataplane.loop import READABLE, Loop
-from ztunnel.dataplane.sockets import ACCEPTS_PER_ROUND, Acceptor, Dial, Farewell, finish, reset, reset_on_close
+from ztunnel.dataplane.sockets import ACCEPTS_PER_ROUND, Acceptor, Dial, Farewell, adopt, finish, renew, reset, reset_on_close
 
 
 class Turning:
@@ -105,6 +105,101 @@ def test_ending_what_is_closed_already_is_no_error(end: Callable[[socket.socket]
     near.close()
     end(near)
     assert near.fileno() == -1
+
+
+# Another life
+
+IP_BIND_ADDRESS_NO_PORT = 24
+
+
+@contextmanager
+def dialled(server: socket.socket, sock: socket.socket, source_ip: str | None) -> Iterator[socket.socket]:
+    """What the server accepts of the socket."""
+    if source_ip is not None:
+        sock.bind((source_ip, 0))
+    sock.connect(server.getsockname()[:2])
+    accepted, peer = server.accept()
+    assert source_ip in (None, peer[0])
+    accepted.settimeout(5)
+    with accepted:
+        yield accepted
+
+
+def close_both(sock: socket.socket, accepted: socket.socket, first: str) -> None:
+    if first == "we":
+        sock.shutdown(socket.SHUT_WR)
+        assert accepted.recv(1) == b""
+        accepted.close()
+        assert sock.recv(1) == b""
+    else:
+        accepted.close()
+        assert sock.recv(1) == b""
+        sock.shutdown(socket.SHUT_WR)
+
+
+@pytest.mark.parametrize("first", ["we", "they"])
+@pytest.mark.parametrize(("family", "home"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def test_a_socket_that_ended_well_lives_again_as_a_new_one(family: socket.AddressFamily, home: str, first: str) -> None:
+    sock = adopt(family, socket.socket(family).detach())
+    sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    reset_on_close(sock)
+    lives = [home, None, home] if family == socket.AF_INET6 else ["127.0.0.9", None, "127.0.0.8", None]
+    with socket.create_server((home, 0), family=family) as server:
+        for source_ip in lives:
+            with dialled(server, sock, source_ip) as accepted:
+                assert source_ip is not None or sock.getsockname()[0] == home, "nothing of its former life"
+                sock.send(b"ping")
+                assert accepted.recv(9) == b"ping"
+                accepted.send(b"pong")
+                assert sock.recv(9) == b"pong"
+                close_both(sock, accepted, first)
+            assert renew(sock)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)[0] == 1
+    sock.close()
+
+
+def test_only_what_is_over_in_both_directions_lives_again() -> None:
+    near, far = tcp_pair()
+    assert not renew(near), "open"
+    near.shutdown(socket.SHUT_WR)
+    assert not renew(near), "they have not ended"
+    assert far.recv(1) == b""
+    far.send(b"late")
+    assert near.recv(9) == b"late"
+    finish(near)
+    far.close()
+    assert not renew(near), "closed"
+
+
+def test_what_is_not_acknowledged_is_not_cut() -> None:
+    near, far = tcp_pair()
+    far.shutdown(socket.SHUT_WR)
+    sent = 0
+    near.setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            sent += near.send(bytes(65536))
+    assert near.recv(1) == b""
+    near.shutdown(socket.SHUT_WR)
+    assert not renew(near), "the last bytes are on their way"
+    finish(near)
+    far.settimeout(5)
+    while sent:
+        sent -= len(far.recv(65536))
+    assert far.recv(1) == b""
+    far.close()
+
+
+def test_one_that_was_reset_in_the_end_does_not_live_again() -> None:
+    near, far = tcp_pair()
+    reset(far)
+    assert not renew(near)
+    near.close()
+
+
+# Farewells
 
 
 def test_a_farewell_waits_for_the_peers_end(turning: Turning) -> None:

@@ -82,6 +82,20 @@ def test_to_a_pod_of_the_mesh_through_a_tunnel(node: LoopbackNode, client: Loopb
     assert from_app.trace == to_app.trace != ""
 
 
+def test_a_socket_that_ended_well_dials_the_next_connection(node: LoopbackNode, client: LoopbackPod) -> None:
+    server = node.pod("server")
+    listener = node.listen(server)
+    for number in range(1, 4):
+        near = node.connect(client, (server.ip, 8080))
+        far = exchange(node, near, listener)
+        near.close()
+        node.run_until(lambda far=far: received(far) == b"")  # type: ignore[misc]
+        far.close()
+        node.run_until(lambda number=number: len(node.ended()) == 2 * number)  # type: ignore[misc]
+    assert {record.error for record in node.ended()} == {""}
+    assert node.used_up(server) == 0
+
+
 def test_a_pod_says_what_it_is_now(node: LoopbackNode, client: LoopbackPod, monkeypatch: pytest.MonkeyPatch) -> None:
     server = node.pod("server")
     listener = node.listen(server)

@@ -54,6 +54,23 @@ def test_it_is_carried_with_the_clients_address(node: LoopbackNode, server: Loop
     assert (path.mutual_tls, path.source_identity, record.up_bytes, record.flag) == (False, "", 5, Flag.NONE)
 
 
+def test_a_socket_that_ended_well_dials_the_next_connection_from_another_address(node: LoopbackNode, server: LoopbackPod) -> None:
+    listener = node.listen(server)
+    sources = [node.pod(f"outsider-{number}", hbone=False).ip for number in range(5)]
+    for source in [*sources, server.ip, sources[0]]:
+        before = len(node.ended())
+        near = node.plain(server, (server.ip, 8080), source)
+        far = node.accepted(listener)
+        if source != server.ip:
+            assert far.getpeername()[0] == source
+        else:
+            assert far.getpeername()[0] not in sources, "not from where it came in its former life"
+        near.close()
+        far.close()
+        node.run_until(lambda before=before: len(node.ended()) > before)  # type: ignore[misc]
+    assert node.used_up(server) == 0
+
+
 def test_a_pod_that_calls_itself_comes_from_where_the_kernel_says(node: LoopbackNode, server: LoopbackPod) -> None:
     listener = node.listen(server)
     node.plain(server, (server.ip, 8080), server.ip)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 
+from tests.kit.wire import tcp_pair
 from ztunnel.proxy.stock import SocketStock
 
 
@@ -112,3 +113,38 @@ def test_a_batch_for_a_pod_that_is_gone_is_closed() -> None:
     shelf.stock.close()
     (sock,) = shelf.deliver(1)
     assert sock.fileno() == -1
+
+
+def ended_well() -> socket.socket:
+    near, far = tcp_pair()
+    near.shutdown(socket.SHUT_WR)
+    far.close()
+    return near
+
+
+def test_what_ended_well_is_taken_again() -> None:
+    shelf = Shelf()
+    shelf.take()
+    shelf.deliver(1)
+    sock = ended_well()
+    shelf.stock.give_back(sock)
+    shelf.take()
+    assert shelf.taken[-1] is sock
+    shelf.close()
+
+
+def test_what_cannot_be_used_again_is_closed() -> None:
+    shelf = Shelf()
+    near, far = tcp_pair()
+    shelf.stock.give_back(near)
+    assert near.fileno() == -1
+    assert far.recv(1) == b"", "not reset"
+    far.close()
+    many = [ended_well() for _ in range(17)]
+    for sock in many:
+        shelf.stock.give_back(sock)
+    assert [sock.fileno() == -1 for sock in many] == [False] * 16 + [True], "a batch is enough"
+    shelf.close()
+    late = ended_well()
+    shelf.stock.give_back(late)
+    assert late.fileno() == -1, "the pod is gone"
