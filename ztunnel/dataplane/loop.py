@@ -160,7 +160,7 @@ class Loop:
         return self.now - self._small_at < _SHARED_SECONDS
 
     def flush_later(self, flushable: Flushable) -> None:
-        """Calls `flush` once at the end of this round; the caller keeps its own flag against asking twice."""
+        """Calls `flush` once at the end of this round, or within it if it is long; the caller keeps its own flag against asking twice."""
         self._dirty.append(flushable)
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:

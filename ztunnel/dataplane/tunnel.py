@@ -1,6 +1,6 @@
 """One HBONE tunnel over a socket: handshake, then records and HTTP/2 streams, each stream joined to a relay.
 
-Theory of operation. Control frames and small payloads are collected in `_plain` and sealed once per loop round (`flush`); a large
+Theory of operation. Control frames and small payloads are collected in `_plain` and sealed together (`Loop.flush_later`); a large
 payload is read by a relay into the worker's scratch buffer behind room for its frame header, sealed where it lies, and sent at once,
 after what was collected before it. When the kernel takes no more, the sealed rest waits in the outlet, and relays that want to send
 are parked until it is gone: nothing else is buffered per connection. What arrives is opened into one scratch buffer and goes to the

@@ -28,9 +28,10 @@ _LONGEST_HEADER: Final = 8192
 """Bytes of baggage or forwarded that are read at all, all instances together."""
 _AUTHORITIES: Final = 4096
 """Authorities that are remembered: a pod's connections name the same few."""
-_REMEMBERED: Final = 256
-"""Baggage texts that are remembered, both ways: one per workload that talks much, its connections differ only in their trace."""
+_REMEMBERED: Final = 1024
+"""Ends of `forwarded` headers that are remembered: one per service that is dialled, its connections differ only in their client."""
 _REMEMBERED_BYTES: Final = 512
+"""Longest of them."""
 _PORT: Final = re.compile(r"[1-9][0-9]{0,4}")
 _IPV4: Final = re.compile(r"(?:(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])(?:\.(?!$)|$)){4}")
 """An address in its only spelling, so that it needs no parsing."""
@@ -194,17 +195,9 @@ def parse_baggage(values: Iterable[bytes]) -> Baggage:
 
     One instance that is not visible ASCII, or more than 8 KiB in all, discards everything.
     """
-    instances = tuple(values)
-    if sum(map(len, instances)) > _REMEMBERED_BYTES:
-        return _parse_baggage.__wrapped__(instances)
-    return _parse_baggage(instances)
-
-
-@lru_cache(_REMEMBERED)
-def _parse_baggage(instances: tuple[bytes, ...]) -> Baggage:
     found: dict[str, str] = {}
     room = _LONGEST_HEADER
-    for instance in instances:
+    for instance in values:
         room -= len(instance)
         if room < 0 or _VISIBLE.fullmatch(instance) is None:
             return Baggage()
@@ -237,7 +230,7 @@ def parse_forwarded_host(value: bytes) -> str:
     return _host_among(value) if len(value) <= _REMEMBERED_BYTES else _host_among.__wrapped__(value)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(_REMEMBERED)
 def _host_among(value: bytes) -> str:
     for pair in _pairs(value):
         if pair.startswith("host=") and (host := _unquoted(pair[len("host=") :])):

@@ -23,6 +23,8 @@ from ztunnel.hbone.frames import Code, MuxError
 _REMEMBERED_BLOCKS: Final = 64
 _REMEMBERED_BYTES: Final = 512
 """Longest block worth remembering: a response's. Requests never repeat, each has its own trace id."""
+_LONGEST_PREFIX: Final = 4096
+"""Longest beginning of requests that is remembered, several times a CONNECT's: an idle tunnel must not keep 64 KiB of a hostile one."""
 _VARYING: Final = 2
 """Fields at the end of a CONNECT that differ from one to the next: `forwarded` and `traceparent`."""
 _TABLE_SIZE_ZERO: Final = b"\x20"
@@ -150,7 +152,7 @@ class HeaderCodec:
     def _decode_new(self, block: bytes) -> Headers:
         """Requests of one tunnel differ in their last fields only (`forwarded`, `traceparent`): what is in front is decoded once."""
         headers, boundary = _decode(block, (0, (), self._list_bytes))
-        if boundary:
+        if 0 < boundary <= _LONGEST_PREFIX:
             known = headers[:-_VARYING]
             spent = sum(len(name) + len(value) + _FIELD_OVERHEAD for name, value in known)
             self._prefix = block[:boundary], known, self._list_bytes - spent

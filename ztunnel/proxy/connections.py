@@ -1,7 +1,7 @@
 """Every live connection of the worker: what it is, what it carried, and how it ended.
 
-A connection is registered before its first verdict, so that a policy change in between finds it. It owns its dial and its relay
-through this object, and ends exactly once; news of it are written in the `Ledger`.
+A connection is registered in the event in which its first verdict is asked for, so that every later policy change finds it. It owns
+its dial and its relay through this object, and ends exactly once; news of it are written in the `Ledger`.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class Unanswered:
         self._has_timer = False
 
     def add(self, connection: Connection) -> None:
-        """The connection ends in the table's time unless it is answered, or over, before."""
+        """The connection ends after that time unless it is answered, or over, before."""
         self._waiting[connection] = self._loop.now + self._seconds
         connection.unanswered = self
         if not self._has_timer:

@@ -1,7 +1,8 @@
 """Port 15008: a peer's tunnel into a pod. This is where a CONNECT is accepted or refused.
 
-Order per request: read it (400), find its target (400, 503), register the connection, ask for the verdict (401), connect to the
-application with the client's address as source (503), only then answer 200. The peer learns a status and nothing of policies.
+Order per request: read it (400), find its target and the verdict (400, 503; one question to `mesh.inbound`, whose answer a tunnel
+remembers until the mesh changes), register the connection, act on the verdict (401), connect to the application with the client's
+address as source (503), only then answer 200. Nothing waits before that connect. The peer learns a status and nothing of policies.
 A foreign proxy that serves as a waypoint may get a PROXY header first; then it is reached by loopback, as only its own node can do.
 Source: Istio ztunnel `proxy/inbound.rs`.
 """

@@ -7,6 +7,7 @@ import socket
 
 import pytest
 
+from ztunnel.dataplane import addresses
 from ztunnel.dataplane.addresses import canonical, original_destination, text
 
 
@@ -59,3 +60,12 @@ def test_the_original_destination_is_read_from_the_kernels_structures(
     entry: bytes, peer: tuple[str, int], expected: tuple[str, int]
 ) -> None:
     assert original_destination(Redirected(entry), peer) == expected  # type: ignore[arg-type]  # only getsockopt is asked for
+
+
+def test_few_destinations_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(addresses, "_REMEMBERED", 3)
+    for number in [*range(10), *range(10)]:
+        entry = b"\x02\x00\x1f\x90" + bytes((10, 96, 7, number)) + bytes(8)
+        known = original_destination(Redirected(entry), ("10.0.0.9", 4000))  # type: ignore[arg-type]  # only getsockopt is asked for
+        assert known == (f"10.96.7.{number}", 8080)
+    assert len(addresses._known) <= 3

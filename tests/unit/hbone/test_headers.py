@@ -118,6 +118,17 @@ def test_a_block_behind_one_that_begins_the_same() -> None:
         assert caught.value.code == Code.ENHANCE_YOUR_CALM
 
 
+def test_a_long_beginning_is_not_remembered() -> None:
+    codec = HeaderCodec(65_536)
+    codec.acknowledged()
+    short, long = [(b"a", b"1"), *FIELDS[-2:]], [(b"a", bytes(5000)), *FIELDS[-2:]]
+    assert codec.decode(encode(long)) == tuple(long)
+    assert codec._prefix[0] == b""
+    for fields in (short, long, short):
+        assert codec.decode(encode(fields)) == tuple(fields)
+    assert codec._prefix[0] == encode(short[:1])
+
+
 def test_the_first_block_takes_our_table_away() -> None:
     codec = HeaderCodec(65_536)
     assert [codec.outgoing(b"\x88") for _ in range(3)] == [b"\x20\x88", b"\x88", b"\x88"]

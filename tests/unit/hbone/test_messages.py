@@ -114,6 +114,17 @@ def test_messages_of_others_than_tunnels_are_not_kept() -> None:
     assert check._last == ()
 
 
+@pytest.mark.parametrize("long", [(*CONNECT, (b"baggage", bytes(4000))), (*CONNECT, *[(b"baggage", b"")] * 120)])
+def test_long_lists_are_not_kept(long: Headers) -> None:
+    check = MessageCheck(messages=False)
+    check.request(LABELLED)
+    with pytest.raises(MalformedError):
+        check.request((*long, (b"connection", b"")))
+    check.request((*long[:-1], (b"baggage", b"x" * len(long[-1][1]))))
+    assert check._last is LABELLED
+    check.request(LABELLED)
+
+
 def test_responses() -> None:
     assert check_response(((b":status", b"200"), (b"baggage", b""))) == 200
     assert check_response(((b":status", b"103"),)) == 103

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from tests.kit.builders import workload
 from ztunnel.hbone import connect
+from ztunnel.proxy import labels
 from ztunnel.proxy.labels import answer_of, baggage_of
 
 
@@ -21,3 +24,11 @@ def test_it_is_made_once_for_a_workload_and_anew_for_its_next_form() -> None:
     assert b"service.version=v2" in baggage_of(second)
     assert b"service.version=v2" in answer_of(second)
     assert b"service.version=v1" in answer_of(first)
+
+
+def test_few_workloads_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labels, "_REMEMBERED", 3)
+    for number in [*range(10), *range(10)]:
+        named = replace(workload(f"w{number}"), canonical_name=f"w{number}")
+        assert b"service.name=w%d" % number in baggage_of(named)
+    assert len(labels._known) <= 3

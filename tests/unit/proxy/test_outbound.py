@@ -19,6 +19,7 @@ from ztunnel.hbone.events import Headers
 from ztunnel.mesh.delta import Delta
 from ztunnel.mesh.errors import Flag
 from ztunnel.mesh.routing import Route
+from ztunnel.proxy import outbound
 
 
 @pytest.fixture(name="make")
@@ -129,6 +130,17 @@ def test_what_is_said_of_one_route_is_not_said_of_another(node: LoopbackNode, cl
     other = node.outbound._way(client.pod, again, route)
     assert b"service.version=v2" in other.head.block((client.ip, 1), "")
     assert node.outbound._way(server.pod, again, route).key.source == server.workload.identity
+
+
+def test_ways_are_as_few_as_routes(node: LoopbackNode, client: LoopbackPod, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbound, "MAX_ROUTES", 3)
+    server = node.pod("server")
+    route = node.outbound._router.resolve(client.workload, (server.ip, 8080), lambda _: 0, lambda _: 0)
+    assert isinstance(route, Route)
+    routes = [replace(route, authority=f"10.0.0.1:{number}") for number in range(10)]
+    for each in routes * 2:
+        assert node.outbound._way(client.pod, client.workload, each).route is each
+    assert len(node.outbound._ways) <= 3
 
 
 @pytest.mark.parametrize("half_closes", [False, True])
