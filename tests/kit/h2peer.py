@@ -103,7 +103,7 @@ class Script:
     def receives(self, *wire: bytes, events: Sequence[str | Event] = (), sends: Sequence[str] = ()) -> None:
         """Plays frames in one piece; then the events and the frames that wait to be sent must be these."""
         buffer = bytearray(b"".join(wire))
-        happened = self.mux.receive(buffer, 0, len(buffer), self.now)
+        happened = self.mux.receive(memoryview(buffer), 0, len(buffer), self.now)
         expected = [event if isinstance(event, str) else event_text(event) for event in events]
         self._compare(expected, [event_text(event) for event in happened])
         self.sends(*sends)
@@ -140,7 +140,7 @@ def client(limits: MuxLimits | None = None, streams: int = 0) -> Script:
 def _receive_all(script: Script, buffer: bytearray) -> None:
     at = 0
     while at < len(buffer):
-        script.mux.receive(buffer, at, len(buffer), script.now)
+        script.mux.receive(memoryview(buffer), at, len(buffer), script.now)
         at = script.mux.taken
 
 
@@ -153,7 +153,7 @@ def fails(script: Script, *wire: bytes) -> Code:
     assert goaway.startswith("GOAWAY")
     assert goaway.endswith(Code(caught.value.code).name)
     with pytest.raises(MuxError) as again:
-        script.mux.receive(bytearray(SETTINGS), 0, len(SETTINGS), script.now)
+        script.mux.receive(memoryview(bytearray(SETTINGS)), 0, len(SETTINGS), script.now)
     assert again.value.code == caught.value.code
     assert not script.mux.has_output
     assert not script.mux.can_open
@@ -188,7 +188,7 @@ class MuxEnd:
 
     def feed(self, wire: bytes) -> None:
         buffer = bytearray(wire)
-        for event in self.mux.receive(buffer, 0, len(buffer), 0.0):
+        for event in self.mux.receive(memoryview(buffer), 0, len(buffer), 0.0):
             match event:
                 case DataReceived(stream=stream, data=view):
                     self.inbox.setdefault(stream, bytearray()).extend(view)

@@ -85,7 +85,7 @@ class _End:
             end.receive(data)
         buffer = bytearray(end.plain)
         end.plain.clear()
-        events = self.mux.receive(buffer, 0, len(buffer), time.monotonic())
+        events = self.mux.receive(memoryview(buffer), 0, len(buffer), time.monotonic())
         end.plain[:0] = buffer[self.mux.taken :]
         for event in events:
             if isinstance(event, DataReceived):

@@ -71,17 +71,17 @@ class End:
         """What goes on the wire for `plain`; what was due before comes first."""
         out = bytearray(sealed_size(len(plain)))
         source = bytearray(plain) + b"\xaa"
-        end = self.records.seal(source, 0, len(plain), out, 0)
+        end = self.records.seal(source, 0, len(plain), memoryview(out), 0)
         assert source == plain + b"\xaa", "seal restores what it borrows"
         return bytes(out[:end])
 
     def receive(self, wire: bytes) -> None:
         """Open what came; the plaintext is appended to `plain`."""
-        self._input += wire
+        self._input = self._input + wire
         while True:
-            consumed, end = self.records.open(self._input, 0, len(self._input), self._room, 0)
+            consumed, end = self.records.open(memoryview(self._input), 0, len(self._input), memoryview(self._room), 0)
             self.plain += self._room[:end]
-            del self._input[:consumed]
+            self._input = self._input[consumed:]
             if not consumed:
                 return
 

@@ -57,7 +57,7 @@ class Talk:
             return
         buffer = bytearray(wire)
         try:
-            events = self.mux.receive(buffer, 0, len(buffer), 5.0)
+            events = self.mux.receive(memoryview(buffer), 0, len(buffer), 5.0)
         except MuxError as error:
             self.failed = error.code
             return
@@ -84,7 +84,7 @@ class Talk:
 def started(client: bool) -> Mux:
     mux = Mux(client=client, limits=LIMITS)
     wire = bytearray((b"" if client else FIRST_WORDS) + SETTINGS)
-    mux.receive(wire, 0, len(wire), 5.0)
+    mux.receive(memoryview(wire), 0, len(wire), 5.0)
     if client:
         for _ in range(3):
             mux.open_stream(CONNECT)
@@ -194,7 +194,7 @@ def test_outstanding_data_never_exceeds_the_window(sizes: list[int]) -> None:
     for wire in (SETTINGS_ACK + headers(1), *(data(1, bytes(size)) for size in sizes)):
         buffer = bytearray(wire)
         try:
-            events = mux.receive(buffer, 0, len(buffer), 5.0)
+            events = mux.receive(memoryview(buffer), 0, len(buffer), 5.0)
         except MuxError:
             return
         for event in events:

@@ -262,7 +262,7 @@ class Http2Connection:
 
     def _hear(self, buffer: bytearray) -> None:
         try:
-            events = self.mux.receive(buffer, 0, len(buffer), self._loop.now)
+            events = self.mux.receive(memoryview(buffer), 0, len(buffer), self._loop.now)
         except MuxError as error:
             self._write(last=True)
             self._die(str(error), broken=True)

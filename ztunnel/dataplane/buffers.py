@@ -71,11 +71,9 @@ class Scratch:
         self.frame_view = whole
         self.payload = whole[FRAME_HEADER:CHUNK_FRAMED]
         self.slots = [whole[i * _SLOT + FRAME_HEADER : (i + 1) * _SLOT] for i in range(_SLOTS)]
-        self.sealed = bytearray(sealed_size(CHUNK_FRAMED) + MAX_RECORD)
-        self.sealed_view = memoryview(self.sealed)
-        self.raw = bytearray(CHUNK_FRAMED + 2 * MAX_RECORD)
-        self.raw_view = memoryview(self.raw)
-        self.plain = bytearray(CHUNK_FRAMED + 2 * MAX_RECORD)
-        self.plain_view = memoryview(self.plain)[:CHUNK_FRAMED]
+        self.sealed = memoryview(bytearray(sealed_size(CHUNK_FRAMED) + MAX_RECORD))
+        self.raw = memoryview(bytearray(CHUNK_FRAMED + 2 * MAX_RECORD))
+        self.plain = memoryview(bytearray(CHUNK_FRAMED + 2 * MAX_RECORD))
+        self.plain_chunk = self.plain[:CHUNK_FRAMED]
         self.splice = bytearray(256 * 1024)
         self.splice_view = memoryview(self.splice)

@@ -269,7 +269,7 @@ def _await(sock: socket.socket, deadline: float) -> None:
 
 
 def _read_own(sock: socket.socket, records: OwnRecords, size: int) -> bytes:
-    sealed, plain, room = bytearray(), bytearray(), bytearray(1 << 16)
+    sealed, plain, room = b"", bytearray(), memoryview(bytearray(1 << 16))
     deadline = time.monotonic() + _REHEARSAL_SECONDS
     while len(plain) < size:
         _await(sock, deadline)
@@ -277,16 +277,16 @@ def _read_own(sock: socket.socket, records: OwnRecords, size: int) -> bytes:
         if not data:
             raise ConnectionResetError(errno.ECONNRESET, "the connection ended")
         sealed += data
-        consumed, end = records.open(sealed, 0, len(sealed), room, 0)
-        del sealed[:consumed]
+        consumed, end = records.open(memoryview(sealed), 0, len(sealed), room, 0)
+        sealed = sealed[consumed:]
         plain += room[:end]
     return bytes(plain)
 
 
 def _send_own(sock: socket.socket, records: OwnRecords, plain: bytes) -> None:
-    out = bytearray(1 << 16)
+    out = memoryview(bytearray(1 << 16))
     end = records.seal(bytearray(plain) + b"\0", 0, len(plain), out, 0)
-    sock.sendall(memoryview(out)[:end], socket.MSG_NOSIGNAL)
+    sock.sendall(out[:end], socket.MSG_NOSIGNAL)
 
 
 def _read_kernel(sock: socket.socket, kernel: KernelTls, size: int) -> bytes:

@@ -390,7 +390,7 @@ class Tunnel(Carrier):
         scratch = self.scratch
         kept = len(self._partial)
         try:
-            count: int = self._sock.recv_into(scratch.raw_view[kept:] if kept else scratch.raw_view, asked, _FLAGS)
+            count: int = self._sock.recv_into(scratch.raw[kept:] if kept else scratch.raw, asked, _FLAGS)
         except BlockingIOError:
             return
         except OSError as error:
@@ -496,7 +496,7 @@ class Tunnel(Carrier):
             return
         scratch = self.scratch
         try:
-            count = kernel.receive(scratch.plain_view)
+            count = kernel.receive(scratch.plain_chunk)
         except BlockingIOError:
             return
         except OSError as error:

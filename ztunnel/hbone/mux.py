@@ -50,8 +50,8 @@ class Mux(FrameTaker):
 
     __slots__ = (
         "limits", "peer_max_frame", "peer_takes_connect_protocol", "peer_takes_early_data", "taken",
-        "_block", "_budget", "_check", "_client", "_codec", "_exchange", "_failed", "_peer_leaving", "_peer_streams", "_peer_window",
-        "_receiver", "_refusing", "_starved", "_streams", "_table", "_window",
+        "_block", "_budget", "_check", "_client", "_codec", "_exchange", "_failed", "_output_bytes", "_peer_leaving", "_peer_streams",
+        "_peer_window", "_receiver", "_refusing", "_starved", "_streams", "_table", "_window",
     )  # fmt: skip
 
     def __init__(self, *, client: bool, limits: MuxLimits) -> None:
@@ -68,6 +68,7 @@ class Mux(FrameTaker):
         self._block = HeaderBlock((limits.block_frames, limits.header_bytes(client)))
         self._codec = HeaderCodec(limits.header_bytes(client))
         self._check = MessageCheck(limits.messages)
+        self._output_bytes = limits.output_bytes
         self._peer_window = frames.DEFAULT_WINDOW
         self._peer_streams = limits.assumed_streams
         self._refusing = False
@@ -89,7 +90,7 @@ class Mux(FrameTaker):
 
     # Receiving
 
-    def receive(self, data: bytearray, start: int, end: int, now: float) -> list[Event]:
+    def receive(self, data: memoryview, start: int, end: int, now: float) -> list[Event]:
         """What `data[start:end]` means.
 
         Args:
@@ -107,7 +108,7 @@ class Mux(FrameTaker):
             if self._failed is not None:
                 raise MuxError(*self._failed)
             self.taken = self._receiver.read(data, start, end, self)
-            if len(exchange.out) > self.limits.output_bytes:
+            if len(exchange.out) > self._output_bytes:
                 raise MuxError("the peer does not read what it makes us send", Code.ENHANCE_YOUR_CALM)
         except MuxError as error:
             self._fail(error)

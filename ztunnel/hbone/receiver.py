@@ -70,19 +70,18 @@ class Receiver:
         self._ends = False
         self._current: Stream | None = None
 
-    def read(self, data: bytearray, start: int, end: int, taker: FrameTaker) -> int:
+    def read(self, data: memoryview, start: int, end: int, taker: FrameTaker) -> int:
         """Takes `data[start:end]`, or as much of it as makes MOST_EVENTS; where it stopped.
 
         The loop runs once per frame; whatever is not a whole plain DATA frame goes to `_frame`.
         """
         pos = self._resume(data, start, end, taker) if self._kept or self._preface else start
-        view = memoryview(data)
         streams = self._exchange.table.live
         events = self._exchange.events
         largest = self._sizes[0]
         while True:
             if self._left or self._skip:
-                pos = self._payload(view, pos, end)
+                pos = self._payload(data, pos, end)
             if end - pos < HEADER_BYTES:
                 break
             if len(events) >= MOST_EVENTS:
@@ -107,7 +106,7 @@ class Receiver:
                 if length:
                     stream.receive_window -= length
                     self._window -= length
-                    events.append(DataReceived(number, view[body:stop]))
+                    events.append(DataReceived(number, data[body:stop]))
                 if flags:
                     self._exchange.end(stream)
                 pos = stop
@@ -117,14 +116,14 @@ class Receiver:
                 break
             pos += used
         if pos < end:
-            self._kept += view[pos:end]
+            self._kept += data[pos:end]
         return end
 
     def discard(self) -> None:
         """After a connection error nothing kept is of use."""
         self._kept = bytearray()
 
-    def _resume(self, data: bytearray, pos: int, end: int, taker: FrameTaker) -> int:
+    def _resume(self, data: memoryview, pos: int, end: int, taker: FrameTaker) -> int:
         """Completes the preface or the frame that the last call could not; the new position in `data`."""
         if self._preface:
             size = min(self._preface, end - pos)
@@ -141,7 +140,7 @@ class Receiver:
             pos += size
             if len(kept) < wanted:
                 return pos
-            if self._frame(kept, 0, len(kept), _unpack(kept, 0), taker):
+            if self._frame(memoryview(kept), 0, len(kept), _unpack(kept, 0), taker):
                 self._kept = bytearray()
                 return pos
 
@@ -151,7 +150,7 @@ class Receiver:
         word, flags, number = _unpack(kept, 0)
         return frames.needed(word & 0xFF, flags, word >> 8, number & STREAM_MASK, self._sizes)
 
-    def _payload(self, view: memoryview, pos: int, end: int) -> int:
+    def _payload(self, data: memoryview, pos: int, end: int) -> int:
         """Gives out the bytes of a DATA frame that is longer than what has arrived, and passes over what nobody wants."""
         if self._left:
             size = min(self._left, end - pos)
@@ -160,7 +159,7 @@ class Receiver:
             if not wanted:
                 self.credit_connection(size)
             elif size and stream is not None:
-                self._exchange.events.append(DataReceived(stream.number, view[pos : pos + size]))
+                self._exchange.events.append(DataReceived(stream.number, data[pos : pos + size]))
             self._left -= size
             pos += size
             if self._left:
@@ -172,7 +171,7 @@ class Receiver:
         self._skip -= size
         return pos + size
 
-    def _frame(self, data: bytearray, pos: int, end: int, head: tuple[int, int, int], taker: FrameTaker) -> int:
+    def _frame(self, data: memoryview, pos: int, end: int, head: tuple[int, int, int], taker: FrameTaker) -> int:
         """Handles the frame at `pos`; how many bytes of it are done with, 0 when it is not all there yet."""
         word, flags, number = head
         number &= STREAM_MASK

@@ -125,12 +125,15 @@ class RecordState:
 
 
 class Records(Protocol):
-    """One connection's record layer. Whoever holds it owns both directions; nothing here blocks or does I/O."""
+    """One connection's record layer. Whoever holds it owns both directions; nothing here blocks or does I/O.
+
+    Buffers come as views where only parts of them are used: their owner makes the views once, not each call.
+    """
 
     peer_closed: bool
     """close_notify was received: the peer sends nothing more. Records that follow it are dropped."""
 
-    def seal(self, source: bytearray, start: int, end: int, out: bytearray, at: int) -> int:
+    def seal(self, source: bytearray, start: int, end: int, out: memoryview, at: int) -> int:
         """Seal source[start:end] into as many records as needed, written to `out` from `at`.
 
         Args:
@@ -143,7 +146,7 @@ class Records(Protocol):
             ValueError: a buffer is too small. Nothing was sealed.
         """
 
-    def open(self, source: bytearray, start: int, end: int, out: bytearray, at: int) -> tuple[int, int]:
+    def open(self, source: memoryview, start: int, end: int, out: memoryview, at: int) -> tuple[int, int]:
         """Open every whole record in source[start:end]; the plaintext of all of them is written contiguously to `out` from `at`.
 
         Post-handshake messages and alerts are dealt with inside. Stops early when `out` might not hold the next record: then drain it

@@ -54,7 +54,7 @@ class OpensslRecords:
         self.peer_closed = False
         tls.set_info_callback(self._alerts.note)
 
-    def seal(self, source: bytearray, start: int, end: int, out: bytearray, at: int) -> int:
+    def seal(self, source: bytearray, start: int, end: int, out: memoryview, at: int) -> int:
         if self._closed or self._failed:
             raise RecordsClosed("records: sealing after the end")
         if start >= end:
@@ -68,7 +68,7 @@ class OpensslRecords:
         out[at : at + len(records)] = records
         return at + len(records)
 
-    def open(self, source: bytearray, start: int, end: int, out: bytearray, at: int) -> tuple[int, int]:
+    def open(self, source: memoryview, start: int, end: int, out: memoryview, at: int) -> tuple[int, int]:
         if self._failed:
             raise RecordsClosed("records: opening after the end")
         while not self.peer_closed and end - start >= HEADER_SIZE:

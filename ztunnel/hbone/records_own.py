@@ -38,15 +38,21 @@ from ztunnel.hbone.records import (
 REKEY_RECORDS: Final = 1 << 24
 """Records under one key of ours. AES-GCM is safe for 2^24.5 (RFC 8446 §5.5); the rest is room for the call that crosses the limit."""
 
-_CCS, _ALERT, _HANDSHAKE, _DATA = 20, 21, 22, 23
+_CCS: Final = 20
+_ALERT: Final = 21
+_HANDSHAKE: Final = 22
+_DATA: Final = 23
 """Plain numbers: an IntEnum's members are slower to compare, and these are compared for each record."""
 _VERSION: Final = 0x0303
+_OPAQUE: Final = b"\x17\x03\x03"
+"""How every record begins: it says that it is data, of this version."""
 _MAX_CIPHERTEXT: Final = MAX_FRAGMENT + 1 + TAG_SIZE
 """RFC 8446 §5.2 lets a record be 2^14 + 256 bytes, §5.4 the plaintext with type and padding 2^14 + 1: with a 16-byte tag the second is
 the stricter, and nothing longer can be honest."""
-_HEADER: Final = Struct(">BHH")
-_FULL_FRAGMENT: Final = _HEADER.pack(_DATA, _VERSION, _MAX_CIPHERTEXT)
-_MAX_SEQUENCE: Final = 1 << 62
+_unpack: Final = Struct(">BHH").unpack_from
+_COUNTER_SIZE: Final = 7
+"""Bytes of a nonce that the sequence number reaches. It may have eight, and nobody seals so many records; seven are no large integer."""
+_MAX_SEQUENCE: Final = 1 << 8 * _COUNTER_SIZE
 
 CIPHERS: Final = {"TLS_AES_128_GCM_SHA256": (SHA256(), 16, 32), "TLS_AES_256_GCM_SHA384": (SHA384(), 32, 48)}
 """Hash, key size and secret size in bytes."""
@@ -84,7 +90,7 @@ def check_state(state: RecordState) -> None:
 class _Direction:
     """The keys of one direction and the number of its next record."""
 
-    __slots__ = ("_cipher", "aead", "iv", "secret", "sequence")
+    __slots__ = ("_cipher", "_counter", "_fixed", "aead", "secret", "sequence")
 
     def __init__(self, cipher: str, secret: bytes, sequence: int) -> None:
         self._cipher = cipher
@@ -95,13 +101,20 @@ class _Direction:
         self.secret = secret
         self.sequence = sequence
         self.aead = AESGCM(key)
-        self.iv = int.from_bytes(iv, "big")
+        self._fixed = iv[:-_COUNTER_SIZE]
+        self._counter = int.from_bytes(iv[-_COUNTER_SIZE:], "big")
 
     def update(self) -> None:
         self._use(next_secret(self._cipher, self.secret), 0)
 
     def nonce(self) -> bytes:
-        return (self.iv ^ self.sequence).to_bytes(12, "big")
+        """Of the next record: the IV, and the sequence number by exclusive or (RFC 8446 §5.3)."""
+        return self._fixed + (self._counter ^ self.sequence).to_bytes(_COUNTER_SIZE, "big")
+
+
+def _header(size: int) -> bytes:
+    """The header of a record of so many bytes behind it, which is also what the seal covers besides the content."""
+    return _OPAQUE + size.to_bytes(2, "big")
 
 
 class OwnRecords:
@@ -130,7 +143,7 @@ class OwnRecords:
 
     # Sealing
 
-    def seal(self, source: bytearray, start: int, end: int, out: bytearray, at: int) -> int:
+    def seal(self, source: bytearray, start: int, end: int, out: memoryview, at: int) -> int:
         if self._closed or self._failed:
             raise RecordsClosed("records: sealing after the end")
         if start >= end:
@@ -141,26 +154,22 @@ class OwnRecords:
         if self._messages.answer_due or tx.sequence >= self._limit:
             out[at : at + KEY_UPDATE_SIZE] = self._key_update()
             at += KEY_UPDATE_SIZE
-        encrypt_into, iv, sequence = tx.aead.encrypt_into, tx.iv, tx.sequence
-        # No `with`: nothing below can raise, and the views die with this call. A context manager costs a tenth of a small record.
-        plain, room = memoryview(source), memoryview(out)
-        header = _FULL_FRAGMENT
+        encrypt_into = tx.aead.encrypt_into
+        # Most records are a buffer of their own, and need no view of a part of it.
+        view = None if start == 0 and end < MAX_FRAGMENT and end + 1 == len(source) else memoryview(source)
         while start < end:
-            stop = start + MAX_FRAGMENT
-            if stop > end:
-                stop = end
-                header = _HEADER.pack(_DATA, _VERSION, end - start + 1 + TAG_SIZE)
+            stop = min(start + MAX_FRAGMENT, end)
+            size = stop - start + 1 + TAG_SIZE
+            header = _header(size)
             body = at + HEADER_SIZE
-            after = body + stop - start + 1 + TAG_SIZE
             out[at:body] = header
+            at = body + size
             lent = source[stop]
             source[stop] = _DATA
-            encrypt_into((iv ^ sequence).to_bytes(12, "big"), plain[start : stop + 1], header, room[body:after])
+            encrypt_into(tx.nonce(), source if view is None else view[start : stop + 1], header, out[body:at])
             source[stop] = lent
-            sequence += 1
+            tx.sequence += 1
             start = stop
-            at = after
-        tx.sequence = sequence
         return at
 
     def pending(self) -> bytes:
@@ -179,7 +188,7 @@ class OwnRecords:
         return self._control(_ALERT, bytes((2, error.alert)))
 
     def _control(self, kind: int, content: bytes) -> bytes:
-        header = _HEADER.pack(_DATA, _VERSION, len(content) + 1 + TAG_SIZE)
+        header = _header(len(content) + 1 + TAG_SIZE)
         sealed = self._tx.aead.encrypt(self._tx.nonce(), content + bytes((kind,)), header)
         self._tx.sequence += 1
         return header + sealed
@@ -192,18 +201,14 @@ class OwnRecords:
 
     # Opening
 
-    def open(self, source: bytearray, start: int, end: int, out: bytearray, at: int) -> tuple[int, int]:
+    def open(self, source: memoryview, start: int, end: int, out: memoryview, at: int) -> tuple[int, int]:
         if self._failed:
             raise RecordsClosed("records: opening after the end")
         if self.peer_closed:
             return end, at
-        sealed, room = memoryview(source), memoryview(out)
         try:
-            return self._open(sealed, start, end, room, at)
+            return self._open(source, start, end, out, at)
         except RecordError:
-            # The error's traceback keeps frames that hold the views, and a bytearray with a view cannot be resized.
-            sealed.release()
-            room.release()
             self._failed = True
             self._messages.partial.clear()
             raise
@@ -211,11 +216,12 @@ class OwnRecords:
     def _open(self, source: memoryview, start: int, end: int, out: memoryview, at: int) -> tuple[int, int]:
         rx, messages = self._rx, self._messages
         partial = messages.partial
-        decrypt_into, iv, sequence = rx.aead.decrypt_into, rx.iv, rx.sequence
+        decrypt_into = rx.aead.decrypt_into
         capacity = len(out)
         credited = at
         while end - start >= HEADER_SIZE:
-            kind, version, length = _HEADER.unpack_from(source, start)
+            head: tuple[int, int, int] = _unpack(source, start)
+            kind, version, length = head
             if kind != _DATA or version != _VERSION or not TAG_SIZE <= length <= _MAX_CIPHERTEXT:
                 raise _bad_header(kind, version, length)
             body = start + HEADER_SIZE
@@ -224,16 +230,17 @@ class OwnRecords:
             if after > end or stop > capacity:
                 break
             try:
-                decrypt_into((iv ^ sequence).to_bytes(12, "big"), source[body:after], source[start:body], out[at:stop])
+                decrypt_into(rx.nonce(), source[body:after], _header(length), out[at:stop])
             except InvalidTag as error:
                 raise RecordError("a record that the peer's key does not open", Alert.BAD_RECORD_MAC) from error
-            sequence += 1
+            rx.sequence += 1
             start = after
             last = stop - 1
-            if last > at and out[last] == _DATA and not partial:
-                at = last
-                continue
-            rx.sequence = sequence
+            if last > at and not partial:
+                inner: int = out[last]
+                if inner == _DATA:
+                    at = last
+                    continue
             messages.credit(at - credited)
             size, kind = _unpad(out[at:stop].tobytes())
             if kind == _DATA and size and not partial:
@@ -242,12 +249,11 @@ class OwnRecords:
                 continue
             if messages.take(kind, out[at : at + size].tobytes()):
                 rx.update()
+                decrypt_into = rx.aead.decrypt_into
             self.peer_closed = messages.peer_closed
             credited = at
-            decrypt_into, iv, sequence = rx.aead.decrypt_into, rx.iv, rx.sequence
             if self.peer_closed:
                 start = end
-        rx.sequence = sequence
         if messages.allowance < IDLE_ALLOWANCE:
             messages.credit(at - credited)
         return start, at

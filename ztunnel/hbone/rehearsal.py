@@ -39,8 +39,8 @@ def rehearse(own_records: bool) -> None:
     client, server = _join(contexts, frozenset({identity}), own_records)
     near, far = client.finish()[0], server.finish()[0]
     source = bytearray(_WORD + b"\0")
-    sealed = bytearray(sealed_size(len(_WORD)))
-    opened = bytearray(1 << 15)
+    sealed = memoryview(bytearray(sealed_size(len(_WORD))))
+    opened = memoryview(bytearray(1 << 15))
     end = near.seal(source, 0, len(_WORD), sealed, 0)
     _, length = far.open(sealed, 0, end, opened, 0)
     if opened[:length] != _WORD:

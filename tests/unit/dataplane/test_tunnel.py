@@ -318,7 +318,7 @@ def test_a_peer_of_small_frames_and_small_windows(wire: Wire) -> None:
     assert tunnel._parked
     tunnel.mux._streams[stream].send_window = 0
     feed = bytearray(frames.window_update(stream, 100))
-    tunnel._dispatch(tunnel.mux.receive(feed, 0, len(feed), wire.loop.now))
+    tunnel._dispatch(tunnel.mux.receive(memoryview(feed), 0, len(feed), wire.loop.now))
     wire.run_until(lambda: received(far) == b"waits")
 
 

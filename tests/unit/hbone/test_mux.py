@@ -67,14 +67,14 @@ def test_a_server_says_first() -> None:
 def test_not_a_client(wire: bytes) -> None:
     mux = Mux(client=False, limits=MuxLimits())
     with pytest.raises(MuxError):
-        mux.receive(bytearray(wire), 0, len(wire), 0.0)
+        mux.receive(memoryview(bytearray(wire)), 0, len(wire), 0.0)
 
 
 @pytest.mark.parametrize("wire", [SETTINGS_ACK, frames.frame(Kind.PING, 0, 0, bytes(8)), headers(1)])
 def test_settings_come_first(wire: bytes) -> None:
     mux = Mux(client=True, limits=MuxLimits())
     with pytest.raises(MuxError) as caught:
-        mux.receive(bytearray(wire), 0, len(wire), 0.0)
+        mux.receive(memoryview(bytearray(wire)), 0, len(wire), 0.0)
     assert caught.value.code == Code.PROTOCOL_ERROR
 
 
@@ -86,7 +86,7 @@ def test_streams_before_and_after_settings() -> None:
         mux.open_stream(CONNECT)
     for values, can_open in (({}, True), ({3: 2}, False), ({3: 3}, True)):
         wire = bytearray(frames.settings(values))
-        mux.receive(wire, 0, len(wire), 0.0)
+        mux.receive(memoryview(wire), 0, len(wire), 0.0)
         assert mux.can_open is can_open
 
 
@@ -284,7 +284,7 @@ def test_data_streams_as_it_arrives() -> None:
 def test_data_borrows_the_callers_buffer() -> None:
     script = server(streams=1)
     buffer = bytearray(b"??" + data(1, b"abc") + b"??")
-    [event] = script.mux.receive(buffer, 2, len(buffer) - 2, script.now)
+    [event] = script.mux.receive(memoryview(buffer), 2, len(buffer) - 2, script.now)
     buffer[11:14] = b"xyz"
     assert repr(event).startswith("DataReceived(stream=1")
     assert bytes(getattr(event, "data")) == b"xyz"  # noqa: B009 - the union has events without data

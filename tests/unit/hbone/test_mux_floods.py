@@ -40,9 +40,9 @@ def test_floods_end_the_connection(name: str) -> None:
     script.mux.reset(3, Code.CANCEL)
     script.now += 1.0
     wire = bytearray(frame * budget)
-    script.mux.receive(wire, 0, len(wire), script.now)
+    script.mux.receive(memoryview(wire), 0, len(wire), script.now)
     script.now += 1.0
-    script.mux.receive(wire, 0, len(wire), script.now)
+    script.mux.receive(memoryview(wire), 0, len(wire), script.now)
     script.mux.take()
     assert fails(script, frame) is Code.ENHANCE_YOUR_CALM
 
@@ -53,7 +53,7 @@ def test_tiny_frames_are_the_work_of_many_turns() -> None:
     wire = bytearray(data(1, b"x") * 3000)
     taken, counts = 0, list[int]()
     while taken < len(wire):
-        counts.append(len(script.mux.receive(wire, taken, len(wire), script.now)))
+        counts.append(len(script.mux.receive(memoryview(wire), taken, len(wire), script.now)))
         taken = script.mux.taken
     assert (sum(counts), max(counts)) == (3000, MOST_EVENTS)
 
@@ -90,15 +90,15 @@ def test_a_receiver_of_much_data_may_update_often() -> None:
     update = bytearray(frames.window_update(0, 16_384) + frames.window_update(1, 16_384))
     for _ in range(20_000):
         script.mux.data_header(buffer, 0, 1, 16_384)
-        script.mux.receive(update, 0, len(update), script.now)
+        script.mux.receive(memoryview(update), 0, len(update), script.now)
 
 
 def test_short_streams_that_were_served_are_no_flood() -> None:
     script = server()
     for stream in range(1, 6001, 2):
-        script.mux.receive(bytearray(headers(stream)), 0, len(headers(stream)), script.now)
+        script.mux.receive(memoryview(bytearray(headers(stream))), 0, len(headers(stream)), script.now)
         script.mux.respond(stream, 200)
         script.mux.take()
         wire = bytearray(frames.rst_stream(stream, 8))
-        script.mux.receive(wire, 0, len(wire), script.now)
+        script.mux.receive(memoryview(wire), 0, len(wire), script.now)
     assert script.mux.open_count == 0

@@ -117,7 +117,7 @@ def test_refusal_with_a_status() -> None:
     join(mux, library)
     library.connection.send_headers(1, list(CONNECT))
     wire = bytearray(library.pump())
-    mux.mux.receive(wire, 0, len(wire), 0.0)
+    mux.mux.receive(memoryview(wire), 0, len(wire), 0.0)
     mux.mux.respond(1, 401, end=True)
     library.connection.send_data(1, b"optimistic")
     join(library, mux)

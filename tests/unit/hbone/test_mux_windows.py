@@ -74,16 +74,28 @@ def test_beyond_the_connections_window() -> None:
 def test_the_default_window_counts_until_settings_are_acknowledged() -> None:
     mux = Mux(client=False, limits=TINY)
     wire = bytearray(frames.PREFACE + SETTINGS + headers(1) + data(1, bytes(1000)))
-    assert len(mux.receive(wire, 0, len(wire), 0.0)) == 3
+    assert len(mux.receive(memoryview(wire), 0, len(wire), 0.0)) == 3
     wire = bytearray(SETTINGS_ACK)
-    mux.receive(wire, 0, len(wire), 0.0)
+    mux.receive(memoryview(wire), 0, len(wire), 0.0)
     mux.take()
     mux.consumed(1, 1000)
     assert "WINDOW_UPDATE 1 +1000" in frame_texts(bytes(mux.take()))
     wire = bytearray(data(1, bytes(100)) + data(1, b"x"))
     with pytest.raises(MuxError) as caught:
-        mux.receive(wire, 0, len(wire), 0.0)
+        mux.receive(memoryview(wire), 0, len(wire), 0.0)
     assert caught.value.code == Code.FLOW_CONTROL_ERROR
+
+
+@pytest.mark.parametrize("cut", [None, 4])
+def test_an_end_without_data_needs_no_window(cut: int | None) -> None:
+    """RFC 9113 §6.9.1: not even one that our SETTINGS have made negative."""
+    mux = Mux(client=False, limits=TINY)
+    wire = bytearray(frames.PREFACE + SETTINGS + headers(1) + data(1, bytes(1000)) + SETTINGS_ACK)
+    mux.receive(memoryview(wire), 0, len(wire), 0.0)
+    assert mux.export().table.live[0].receive_window < 0
+    end = data(1, b"", end=True)
+    events = [event for part in (end[:cut], end[cut or len(end) :]) for event in mux.receive(memoryview(part), 0, len(part), 0.0)]
+    assert events == [StreamEnded(1)]
 
 
 def test_our_data_takes_from_both_windows() -> None:

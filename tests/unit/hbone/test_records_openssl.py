@@ -28,14 +28,14 @@ def test_its_keys_stay() -> None:
 def test_buffers_that_are_too_small_are_the_callers_mistake() -> None:
     layer = joined(OPENSSL)[0].records
     with pytest.raises(ValueError, match="spare byte"):
-        layer.seal(bytearray(10), 0, 10, bytearray(1000), 0)
+        layer.seal(bytearray(10), 0, 10, memoryview(bytearray(1000)), 0)
     with pytest.raises(ValueError, match="room"):
-        layer.seal(bytearray(11), 0, 10, bytearray(sealed_size(10) - 1), 0)
+        layer.seal(bytearray(11), 0, 10, memoryview(bytearray(sealed_size(10) - 1)), 0)
 
 
 def test_opening_stops_when_the_room_is_used_up_and_goes_on_later() -> None:
     client, server = joined(OPENSSL)
-    wire, room = bytearray(client.seal(b"a" * MAX_FRAGMENT + b"b" * 100)), bytearray(MAX_OPENED + 50)
+    wire, room = memoryview(client.seal(b"a" * MAX_FRAGMENT + b"b" * 100)), memoryview(bytearray(MAX_OPENED + 50))
     consumed, end = server.records.open(wire, 0, len(wire), room, 0)
     assert (consumed, end) == (MAX_FRAGMENT + 22, MAX_FRAGMENT)
     assert server.records.open(wire, consumed, len(wire) - 1, room, 0) == (consumed, 0)

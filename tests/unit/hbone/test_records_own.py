@@ -94,35 +94,35 @@ def test_what_is_sealed_opens(size: int) -> None:
 
 def test_sealing_works_in_the_middle_of_buffers_and_touches_nothing_else() -> None:
     source, out = bytearray(b"<" + b"x" * 20000 + b">tail"), bytearray(b"\xee" * 30000)
-    end = records().seal(source, 1, 20001, out, 100)
+    end = records().seal(source, 1, 20001, memoryview(out), 100)
     assert source == b"<" + b"x" * 20000 + b">tail"
     assert out[:100] == b"\xee" * 100
     assert not out[end:].strip(b"\xee")
     room = bytearray(b"\xdd" * 40000)
-    assert records(server=True).open(out, 100, end, room, 50) == (end, 20050)
+    assert records(server=True).open(memoryview(out), 100, end, memoryview(room), 50) == (end, 20050)
     assert room[50:20050] == b"x" * 20000
 
 
 def test_buffers_that_are_too_small_are_the_callers_mistake_and_nothing_is_sealed() -> None:
     layer = records()
     with pytest.raises(ValueError, match="spare byte"):
-        layer.seal(bytearray(10), 0, 10, bytearray(1000), 0)
+        layer.seal(bytearray(10), 0, 10, memoryview(bytearray(1000)), 0)
     with pytest.raises(ValueError, match="room"):
-        layer.seal(bytearray(11), 0, 10, bytearray(sealed_size(10) - 1), 0)
+        layer.seal(bytearray(11), 0, 10, memoryview(bytearray(sealed_size(10) - 1)), 0)
     assert layer.export().tx_seq == 0
 
 
 def test_incomplete_records_wait() -> None:
     wire = End(records()).seal(b"hello")
-    layer, room = records(server=True), bytearray(MAX_OPENED)
+    layer, room = records(server=True), memoryview(bytearray(MAX_OPENED))
     for size in range(len(wire)):
-        assert layer.open(bytearray(wire), 0, size, room, 0) == (0, 0)
-    assert layer.open(bytearray(wire + wire[:7]), 0, len(wire) + 7, room, 0) == (len(wire), 5)
+        assert layer.open(memoryview(wire), 0, size, room, 0) == (0, 0)
+    assert layer.open(memoryview(wire + wire[:7]), 0, len(wire) + 7, room, 0) == (len(wire), 5)
 
 
 def test_opening_stops_when_the_room_is_used_up_and_goes_on_later() -> None:
-    wire = bytearray(End(records()).seal(b"a" * MAX_FRAGMENT + b"b" * 100))
-    layer, room = records(server=True), bytearray(MAX_OPENED + 50)
+    wire = memoryview(End(records()).seal(b"a" * MAX_FRAGMENT + b"b" * 100))
+    layer, room = records(server=True), memoryview(bytearray(MAX_OPENED + 50))
     consumed, end = layer.open(wire, 0, len(wire), room, 0)
     assert (consumed, end) == (MAX_FRAGMENT + 22, MAX_FRAGMENT)
     consumed, end = layer.open(wire, consumed, len(wire), room, 0)
@@ -247,8 +247,8 @@ def test_a_fatal_alert_is_raised_and_not_answered() -> None:
 
 def test_errors_do_not_pin_the_callers_buffers() -> None:
     wire, room = bytearray(Forger(SERVER).record(99, b"")), bytearray(MAX_OPENED)
-    with pytest.raises(RecordError) as caught:
-        records().open(wire, 0, len(wire), room, 0)
+    with memoryview(wire) as sealed, memoryview(room) as out, pytest.raises(RecordError) as caught:
+        records().open(sealed, 0, len(wire), out, 0)
     wire += b"more"
     room += b"more"
     assert caught.value.__traceback__ is not None
