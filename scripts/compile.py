@@ -1,5 +1,5 @@
 """Compiles with mypyc what runs for every byte and every connection, from the very sources that also run as they are;
-and what reads pods, which a cluster changes by the thousand.
+and what reads manifests, which a cluster changes by the thousand.
 
 The result is a tree that can be imported in the place of `ztunnel/` and `waypoint/`: the same modules, those of the hot path beside their
 compiled form, which Python prefers. Nothing is compiled twice: a stamp names the sources, the interpreter and the compiler that a tree was

@@ -11,6 +11,7 @@ import sys
 import threading
 
 import pytest
+import trio
 
 from ztunnel.runtime.launcher import Launcher
 from ztunnel.runtime.scheduling import PATIENCE, SLICE_SECONDS, ask_for_short_slices
@@ -67,5 +68,7 @@ def test_a_patient_supervisor_has_workers_that_are_not() -> None:
 
 
 async def test_what_cannot_be_started_is_an_error() -> None:
-    with pytest.raises(FileNotFoundError):
-        await Launcher().launch(["/nowhere/to/be/found"], [])
+    launcher = Launcher()
+    for command, error in (("/nowhere/to/be/found", FileNotFoundError), ("/no\0where", ValueError), ("/nowhere", FileNotFoundError)):
+        with trio.fail_after(10), pytest.raises(error):
+            await launcher.launch([command], [])

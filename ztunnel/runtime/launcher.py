@@ -25,6 +25,7 @@ class Launcher:
 
         Raises:
             OSError: it cannot be started.
+            ValueError, subprocess.SubprocessError: nor could such a command ever be.
         """
         order = _Order(command, descriptors)
         self._orders.put(order)
@@ -54,10 +55,11 @@ class _Order:
         self.token = trio.lowlevel.current_trio_token()
         self.done = trio.Event()
         self.process: subprocess.Popen[bytes] | None = None
-        self.error: OSError | None = None
+        self.error: OSError | ValueError | subprocess.SubprocessError | None = None
 
     def carry_out(self) -> None:
         try:
             self.process = subprocess.Popen(self.command, pass_fds=self.descriptors, stdin=subprocess.DEVNULL)
-        except OSError as error:
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            # All that `Popen` raises: an order that ended the thread would be waited for without end, and so would all after it.
             self.error = error
