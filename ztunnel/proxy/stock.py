@@ -86,14 +86,13 @@ class SocketStock(Home):
             for sock in sockets:
                 sock.close()
             return
-        if not sockets:
-            # The supervisor could not make any. Whoever waits fails now; the next connection asks again.
-            self._dismiss()
-            return
         self._sockets.extend(sockets)
         while self._waiting and self._sockets:
             self._waiting.popleft()(self._sockets.popleft())
-        if self._waiting or not self._sockets:
+        if not sockets:
+            # The supervisor could not make any. Whoever waits for more than came back fails now; the next connection asks again.
+            self._dismiss()
+        elif self._waiting or not self._sockets:
             self._ask()
 
     def give_back(self, sock: socket.socket) -> None:

@@ -148,3 +148,15 @@ def test_what_cannot_be_used_again_is_closed() -> None:
     late = ended_well()
     shelf.stock.give_back(late)
     assert late.fileno() == -1, "the pod is gone"
+
+
+def test_whoever_waits_gets_what_came_back_when_no_new_one_can_be_made() -> None:
+    shelf = Shelf()
+    shelf.take()
+    shelf.take()
+    sock = ended_well()
+    shelf.stock.give_back(sock)
+    shelf.deliver(0)
+    assert shelf.taken == [sock, None]
+    assert len(shelf.asked) == 1, "the next connection asks again"
+    shelf.close()
