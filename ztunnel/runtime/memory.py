@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import re
 from collections.abc import Iterator
 
@@ -15,7 +16,11 @@ _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \S+ +/")
 
 
 def settle() -> None:
-    """What is there now stays: the collector need not look at it again. What only starting needed goes back to the kernel."""
+    """What is there now stays: the collector need not look at it again. What only starting needed goes back to the kernel.
+
+    Libraries' code goes back only while there is no other thread: one that resolves a name maps the loader's cache and unmaps it, and what
+    is in its place a moment later is memory in use, which would be gone.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(_YOUNG_OBJECTS, 20, 100)
@@ -24,6 +29,8 @@ def settle() -> None:
         libc.malloc_trim(0)
     except AttributeError:
         pass  # not glibc
+    if _has_threads():
+        return
     libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     for start, size in unwritten(_smaps()):
         libc.madvise(start, size, _MADV_DONTNEED)
@@ -42,6 +49,14 @@ def unwritten(smaps: str) -> Iterator[tuple[int, int]]:
             if line.split()[1] == "0":
                 yield candidate
             candidate = None
+
+
+def _has_threads() -> bool:
+    """Whether this process has more than one, whoever has started them."""
+    try:
+        return len(os.listdir("/proc/self/task")) != 1
+    except OSError:
+        return True
 
 
 def _smaps() -> str:

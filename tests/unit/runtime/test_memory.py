@@ -32,3 +32,22 @@ def test_a_process_goes_on_after_it_has_settled() -> None:
     program = "import json; from ztunnel.runtime.memory import settle; settle(); settle(); print(json.dumps([1]))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[1]\n"
+
+
+def test_nothing_is_unmapped_under_another_thread() -> None:
+    program = """
+import sys, threading
+from ztunnel.runtime import memory
+
+seen = []
+memory._smaps = lambda: seen.append(threading.active_count()) or ""
+memory.settle()
+over = threading.Event()
+other = threading.Thread(target=over.wait)
+other.start()
+memory.settle()
+over.set()
+print(seen)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[1]\n"
