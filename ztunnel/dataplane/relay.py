@@ -20,6 +20,7 @@ from ztunnel.dataplane.streams import Carrier, StreamEnd
 from ztunnel.mesh.errors import LocalError, MeshError, UpstreamError, UpstreamRefused
 
 _FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+_SHUT_WR: Final = socket.SHUT_WR
 _VECTORS: Final = 64
 _BLOCK: Final = 65536
 """Bytes that wait are collected in blocks of this size: kept as they came, a peer's one-byte frames would cost hundreds each."""
@@ -360,7 +361,7 @@ class StreamRelay(StreamEnd):
         if not self._unread:
             # Also right before it is closed: an end that the application has acknowledged by then needs no care (`sockets.finish`).
             try:
-                self._sock.shutdown(socket.SHUT_WR)
+                self._sock.shutdown(_SHUT_WR)
             except OSError as error:
                 if error.errno != errno.ENOTCONN:
                     raise

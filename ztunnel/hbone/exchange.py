@@ -10,7 +10,7 @@ from ztunnel.hbone.budget import Budget, Cost
 from ztunnel.hbone.events import Event, StreamEnded, StreamReset
 from ztunnel.hbone.frames import Code, MuxError
 from ztunnel.hbone.limits import MuxLimits
-from ztunnel.hbone.streams import RECEIVED, Input, State, Stream, StreamTable, Verdict
+from ztunnel.hbone.streams import ENDED_BY_PEER, RECEIVED, Input, State, Stream, StreamTable, Verdict
 
 
 class Exchange:
@@ -65,5 +65,5 @@ class Exchange:
 
     def end(self, stream: Stream) -> None:
         """The peer's END_STREAM."""
-        self.table.move(stream, RECEIVED[stream.state, Input.END][0])
+        self.table.move(stream, ENDED_BY_PEER[stream.state])
         self.events.append(StreamEnded(stream.number))

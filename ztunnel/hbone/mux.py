@@ -34,7 +34,7 @@ from ztunnel.hbone.limits import MuxLimits
 from ztunnel.hbone.messages import MalformedError, MessageCheck, check_trailers
 from ztunnel.hbone.muxstate import MuxState, SenderState
 from ztunnel.hbone.receiver import FrameTaker, Receiver
-from ztunnel.hbone.streams import RECEIVED, SENT, Input, State, Stream, StreamTable
+from ztunnel.hbone.streams import ENDED_BY_PEER, ENDED_BY_US, SENT, Input, State, Stream, StreamTable
 
 _pack: Final = frames.HEADER.pack_into
 _GRACEFUL: Final = frozenset({Code.NO_ERROR, Code.CANCEL})
@@ -189,7 +189,7 @@ class Mux(FrameTaker):
             return
         stream = self._table.add(number, self._receiver.initial_window(), self._peer_window)
         if ends:
-            self._table.move(stream, RECEIVED[stream.state, Input.END][0])
+            self._table.move(stream, ENDED_BY_PEER[stream.state])
         self._exchange.events.append(RequestReceived(number, headers, ends))
 
     def _on_response(self, stream: Stream, ends: bool, headers: Headers) -> None:
@@ -202,7 +202,7 @@ class Mux(FrameTaker):
                 self._exchange.events.append(InterimReceived(stream.number, status, headers))
             return
         stream.answered = True
-        self._table.move(stream, RECEIVED[stream.state, Input.END][0] if ends else stream.state)
+        self._table.move(stream, ENDED_BY_PEER[stream.state] if ends else stream.state)
         self._exchange.events.append(ResponseReceived(stream.number, status, headers, ends))
 
     def _on_reset(self, number: int, payload: bytes) -> None:
@@ -345,7 +345,7 @@ class Mux(FrameTaker):
         stream = self._table.add(number, self._receiver.initial_window(), self._peer_window)
         self._exchange.out += frames.header_block(number, self._codec.outgoing(block), end_stream=end, largest=self.peer_max_frame)
         if end:
-            self._table.move(stream, SENT[stream.state, Input.END][0])
+            self._table.move(stream, ENDED_BY_US[stream.state])
         return number
 
     def interim(self, stream: int, status: int, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
@@ -362,7 +362,7 @@ class Mux(FrameTaker):
         if live is None or not live.writing:
             return
         self._exchange.out += frames.header_block(stream, self._codec.encode(trailers), end_stream=True, largest=self.peer_max_frame)
-        self._table.move(live, SENT[live.state, Input.END][0])
+        self._table.move(live, ENDED_BY_US[live.state])
 
     def respond(self, stream: int, status: int, headers: Sequence[tuple[bytes, bytes]] = (), *, end: bool = False) -> None:
         """Answers a request, once.
@@ -379,7 +379,7 @@ class Mux(FrameTaker):
             return
         live.answered = True
         self._exchange.out += frames.header_block(stream, self._codec.outgoing(block), end_stream=end, largest=self.peer_max_frame)
-        self._table.move(live, SENT[live.state, Input.END][0] if end else live.state)
+        self._table.move(live, ENDED_BY_US[live.state] if end else live.state)
         if end and live.state is not State.CLOSED:
             self.reset(stream, Code.NO_ERROR)
 
@@ -419,7 +419,7 @@ class Mux(FrameTaker):
         if live is None or not live.writing:
             return
         self._exchange.out += frames.frame(Kind.DATA, frames.END_STREAM, stream)
-        self._table.move(live, SENT[live.state, Input.END][0])
+        self._table.move(live, ENDED_BY_US[live.state])
 
     def reset(self, stream: int, code: int) -> None:
         """Ends both directions at once. Bytes that the caller still holds are to be given to `consumed` all the same."""

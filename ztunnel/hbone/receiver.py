@@ -191,7 +191,7 @@ class Receiver:
             self._exchange.budget.spend(Cost.OTHER)
             self._skip = length
         else:
-            taker.take_frame(kind, flags, number, bytes(data[pos + HEADER_BYTES : pos + needed]))
+            taker.take_frame(kind, flags, number, data[pos + HEADER_BYTES : pos + needed].tobytes())
         return needed
 
     def _on_data(self, flags: int, number: int, length: int, overhead: int) -> None:

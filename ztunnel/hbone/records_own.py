@@ -50,9 +50,8 @@ _MAX_CIPHERTEXT: Final = MAX_FRAGMENT + 1 + TAG_SIZE
 """RFC 8446 §5.2 lets a record be 2^14 + 256 bytes, §5.4 the plaintext with type and padding 2^14 + 1: with a 16-byte tag the second is
 the stricter, and nothing longer can be honest."""
 _unpack: Final = Struct(">BHH").unpack_from
-_COUNTER_SIZE: Final = 7
-"""Bytes of a nonce that the sequence number reaches. It may have eight, and nobody seals so many records; seven are no large integer."""
-_MAX_SEQUENCE: Final = 1 << 8 * _COUNTER_SIZE
+_MAX_SEQUENCE: Final = 1 << 62
+_BYTES: Final = tuple(bytes((value,)) for value in range(256))
 
 CIPHERS: Final = {"TLS_AES_128_GCM_SHA256": (SHA256(), 16, 32), "TLS_AES_256_GCM_SHA384": (SHA384(), 32, 48)}
 """Hash, key size and secret size in bytes."""
@@ -90,7 +89,7 @@ def check_state(state: RecordState) -> None:
 class _Direction:
     """The keys of one direction and the number of its next record."""
 
-    __slots__ = ("_cipher", "_counter", "_fixed", "aead", "secret", "sequence")
+    __slots__ = ("_beginning", "_cipher", "_iv", "_last", "aead", "secret", "sequence")
 
     def __init__(self, cipher: str, secret: bytes, sequence: int) -> None:
         self._cipher = cipher
@@ -101,15 +100,22 @@ class _Direction:
         self.secret = secret
         self.sequence = sequence
         self.aead = AESGCM(key)
-        self._fixed = iv[:-_COUNTER_SIZE]
-        self._counter = int.from_bytes(iv[-_COUNTER_SIZE:], "big")
+        self._iv = int.from_bytes(iv, "big")
+        self._last = iv[-1]
+        self._beginning = self._begin()
 
     def update(self) -> None:
         self._use(next_secret(self._cipher, self.secret), 0)
 
+    def _begin(self) -> bytes:
+        return (self._iv ^ self.sequence).to_bytes(12, "big")[:-1]
+
     def nonce(self) -> bytes:
-        """Of the next record: the IV, and the sequence number by exclusive or (RFC 8446 §5.3)."""
-        return self._fixed + (self._counter ^ self.sequence).to_bytes(_COUNTER_SIZE, "big")
+        """Of the next record: the IV and its number, by exclusive or (RFC 8446 §5.3). 256 in a row differ in their last byte only."""
+        count = self.sequence & 0xFF
+        if count == 0:
+            self._beginning = self._begin()
+        return self._beginning + _BYTES[self._last ^ count]
 
 
 def _header(size: int) -> bytes:

@@ -117,6 +117,10 @@ SENT: Final[dict[tuple[State, Input], tuple[State, bool]]] = {
 }
 """The second value: whether the frame may be sent at all."""
 
+ENDED_BY_PEER: Final = {state: RECEIVED[state, Input.END][0] for state in State}
+ENDED_BY_US: Final = {state: SENT[state, Input.END][0] for state in State}
+"""The transitions of every stream's life, from the tables."""
+
 
 class Stream:
     """One live stream. `reading` and `writing` restate `state` and `answered` for the paths that run once per DATA frame."""

@@ -338,6 +338,19 @@ def test_an_update_that_asks_nothing_is_not_answered() -> None:
     assert end.records.pending() == b""
 
 
+@pytest.mark.parametrize("moved", [255, 256, 300])
+def test_sequence_numbers_outgrow_a_byte_and_move_in_the_middle(moved: int) -> None:
+    end, forger = client()
+    peer = End(records(server=True))
+    for number in range(600):
+        if number == moved:
+            end = End(OwnRecords(end.records.export()))
+        end.receive(forger.record(DATA, b"x"))
+        peer.receive(end.seal(b"y"))
+    assert end.plain == b"x" * (600 - moved)
+    assert peer.plain == b"y" * 600
+
+
 def test_keys_are_renewed_before_their_limit() -> None:
     sender, receiver = End(records(rekey_records=3)), End(records(server=True))
     sizes = []
