@@ -7,7 +7,7 @@ import struct
 from contextlib import closing
 
 from tests.kit.netns import Pod
-from ztunnel.dataplane.sockets import renew
+from ztunnel.dataplane.sockets import renew, unbind
 from ztunnel.node.sockets import IP_BIND_ADDRESS_NO_PORT, IP_TRANSPARENT, KEEPALIVE_SECONDS, make_listeners, make_sockets
 
 
@@ -45,5 +45,6 @@ def test_a_socket_that_lives_again_is_still_the_proxys(client: Pod) -> None:
             accepted.close()
             sock.shutdown(socket.SHUT_WR)
             assert renew(sock)
+            unbind(sock)
             assert [sock.getsockopt(*option) for option in options] == made
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8) == struct.pack("ii", 1, 0)

@@ -47,6 +47,7 @@ from ztunnel.dataplane.sockets import Farewell
 from ztunnel.mesh.delta import Delta
 from ztunnel.mesh.errors import Flag
 from ztunnel.mesh.rules import Match
+from ztunnel.node.sockets import IP_BIND_ADDRESS_NO_PORT
 from ztunnel.proxy.facts import Facts
 from ztunnel.proxy.passthrough import Passthrough
 from ztunnel.worker import Worker, _tunnel_state
@@ -128,6 +129,7 @@ class Supervisor:
         made = [socket.socket() for _ in range(count)]
         for sock in made:
             sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
         self.tell(Sockets(uid, ipv6=False), [sock.fileno() for sock in made])
         for sock in made:
             sock.close()

@@ -101,24 +101,25 @@ class Home:
 
 
 def renew(sock: socket.socket) -> bool:
-    """Makes a socket whose connection has ended well as good as a new one, with the options that it was made with. False: it cannot be.
+    """Makes a socket whose connection has ended well one that can dial, with the options that it was made with. False: it cannot be.
 
     That spares its namespace a socket, which costs our supervisor ten times as much. Only one that the kernel is done with qualifies,
     everything acknowledged in both directions: any other would be reset, and what is on its way lost. Its TIME_WAIT, if it has one, is the
     kernel's own and stays.
-    It has IP_BIND_ADDRESS_NO_PORT, or it could be bound only once.
+    It is still bound to its former address. It has IP_BIND_ADDRESS_NO_PORT, or it could not be bound to another.
     Source: connect(2), AF_UNSPEC; Linux `tcp_disconnect`, which keeps the address that a socket was bound to.
     """
     if not _is_delivered(sock):
         return False
     try:
-        if sock.getsockopt(_SOCKET, _ERROR) or _connect(sock.fileno(), _NOBODY, len(_NOBODY)):
-            return False
-        # Its next peer may be one that it has to come to from the pod's own address.
-        sock.bind(("::" if sock.family == _INET6 else "0.0.0.0", 0))  # noqa: S104 - to no address: it is going to dial
+        return not sock.getsockopt(_SOCKET, _ERROR) and not _connect(sock.fileno(), _NOBODY, len(_NOBODY))
     except OSError:
         return False
-    return True
+
+
+def unbind(sock: socket.socket) -> None:
+    """Takes from a socket that is not connected the address that it was bound to, if any: it comes from where the kernel says."""
+    sock.bind(("::" if sock.family == _INET6 else "0.0.0.0", 0))  # noqa: S104 - to no address: it is going to dial
 
 
 def _set_linger(sock: socket.socket, value: bytes) -> None:

@@ -127,7 +127,7 @@ class PodDial(Dialling):
         """Begins with the pod's next socket, or waits for it within the same time."""
         stock = self._stock = pod.stock(self._destination[0])
         self._connection.dial = self
-        sock = stock.take_now()
+        sock = stock.take_now(to_bind=self._source_ip is not None)
         if sock is not None:
             self.connect(sock, self._destination, self._source_ip)
             return

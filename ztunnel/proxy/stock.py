@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from ztunnel.dataplane.sockets import Home, finish, renew
+from ztunnel.dataplane.sockets import Home, finish, renew, unbind
 
 Taker = Callable[[socket.socket | None], None]
 """Gets a socket, or None when there is none to be had: the pod is gone, or the node is short of descriptors."""
@@ -58,11 +58,17 @@ class SocketStock(Home):
         self._ask()
         return True
 
-    def take_now(self) -> socket.socket | None:
-        """One of those that are there. None: `take` waits for the next."""
+    def take_now(self, *, to_bind: bool = False) -> socket.socket | None:
+        """One of those that are there. None: `take` waits for the next.
+
+        Args:
+            to_bind: the caller binds it to an address. If not, it comes from none: it may have had another's in a former life.
+        """
         if not self._sockets:
             return None
         sock = self._sockets.popleft()
+        if not to_bind:
+            unbind(sock)
         left = len(self._sockets)
         if left < self._fewest:
             self._fewest = left
@@ -88,7 +94,9 @@ class SocketStock(Home):
             return
         self._sockets.extend(sockets)
         while self._waiting and self._sockets:
-            self._waiting.popleft()(self._sockets.popleft())
+            sock = self._sockets.popleft()
+            unbind(sock)
+            self._waiting.popleft()(sock)
         if not sockets:
             # The supervisor could not make any. Whoever waits for more than came back fails now; the next connection asks again.
             self._dismiss()

@@ -16,7 +16,7 @@ import pytest
 from tests.kit.wire import received, tcp_pair
 from ztunnel.dataplane.addresses import Address
 from ztunnel.dataplane.loop import READABLE, Loop
-from ztunnel.dataplane.sockets import ACCEPTS_PER_ROUND, Acceptor, Dial, Farewell, adopt, finish, renew, reset, reset_on_close
+from ztunnel.dataplane.sockets import ACCEPTS_PER_ROUND, Acceptor, Dial, Farewell, adopt, finish, renew, reset, reset_on_close, unbind
 
 
 class Turning:
@@ -155,6 +155,7 @@ def test_a_socket_that_ended_well_lives_again_as_a_new_one(family: socket.Addres
                 assert sock.recv(9) == b"pong"
                 close_both(sock, accepted, first)
             assert renew(sock)
+            unbind(sock)
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)[0] == 1
     sock.close()

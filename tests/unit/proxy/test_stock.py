@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 from tests.kit.wire import tcp_pair
+from ztunnel.node.sockets import IP_BIND_ADDRESS_NO_PORT
 from ztunnel.proxy.stock import SocketStock
 
 
@@ -130,6 +131,32 @@ def test_what_ended_well_is_taken_again() -> None:
     shelf.stock.give_back(sock)
     shelf.take()
     assert shelf.taken[-1] is sock
+    shelf.close()
+
+
+def test_nobody_gets_anothers_address() -> None:
+    """Neither at once nor after waiting, unless they bind it themselves."""
+    shelf = Shelf()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def had_address() -> socket.socket:
+            sock = socket.socket()
+            sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+            sock.bind(("127.0.0.9", 0))
+            sock.connect(server.getsockname())
+            sock.shutdown(socket.SHUT_WR)
+            server.accept()[0].close()
+            return sock
+
+        shelf.stock.give_back(had_address())
+        shelf.take()
+        shelf.take()
+        shelf.stock.give_back(had_address())
+        shelf.stock.receive([socket.socket()])
+        for sock in shelf.taken:
+            assert sock is not None
+            sock.connect(server.getsockname())
+            assert sock.getsockname()[0] == "127.0.0.1"
     shelf.close()
 
 
