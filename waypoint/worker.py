@@ -41,7 +41,6 @@ from ztunnel.hbone.rehearsal import rehearse
 from ztunnel.runtime import logs
 from ztunnel.runtime.confine import confine
 from ztunnel.runtime.memory import settle
-from ztunnel.runtime.scheduling import ask_for_short_slices
 
 log = logging.getLogger("waypoint.worker")  # as a program this module is called __main__
 
@@ -230,7 +229,6 @@ def main() -> None:
     for own_records in (True, False):
         rehearse(own_records)
     _load_system_roots()
-    ask_for_short_slices()
     settle()
     confinement = confine(frozenset(("socket",)))
     # Behind it: a change of user clears the parent-death signal.

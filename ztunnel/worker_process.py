@@ -17,7 +17,6 @@ from importlib.util import find_spec
 from ztunnel.runtime import logs
 from ztunnel.runtime.confine import confine
 from ztunnel.runtime.memory import settle
-from ztunnel.runtime.scheduling import ask_for_short_slices
 
 log = logging.getLogger("ztunnel.worker_process")  # as a program this module is called __main__
 
@@ -42,7 +41,6 @@ def main() -> None:
     for own_records in (True, False):
         rehearse(own_records)
     settle()
-    ask_for_short_slices()
     confinement = confine()
     # Behind it: a change of user clears the parent-death signal.
     _die_with(arguments.parent)

@@ -1,22 +1,17 @@
-"""Workers before their supervisor: short slices, patience, and who inherits it."""
+"""Workers before their supervisor: patience, and who inherits it."""
 
 from __future__ import annotations
 
-import ctypes
 import os
-import platform
-import struct
 import subprocess
 import sys
-import threading
 
 import pytest
 import trio
 
 from ztunnel.runtime.launcher import Launcher
-from ztunnel.runtime.scheduling import PATIENCE, SLICE_SECONDS, ask_for_short_slices
+from ztunnel.runtime.scheduling import PATIENCE
 
-_SCHED_GETATTR = {"x86_64": 315, "aarch64": 275}
 _PATIENT_PARENT = """
 import os, sys, trio
 from ztunnel.runtime.launcher import Launcher
@@ -32,31 +27,6 @@ async def main():
 
 trio.run(main)
 """
-
-
-def slice_now() -> int:
-    """Of this thread, in nanoseconds."""
-    room = ctypes.create_string_buffer(56)
-    assert ctypes.CDLL(None, use_errno=True).syscall(_SCHED_GETATTR[platform.machine()], 0, room, 56, 0) == 0
-    runtime: int = struct.unpack_from("=Q", room, 24)[0]
-    return runtime
-
-
-@pytest.mark.skipif(
-    platform.machine() not in _SCHED_GETATTR or tuple(map(int, platform.release().split(".")[:2])) < (6, 12),
-    reason="this kernel has no slices of ordinary processes",
-)
-def test_a_worker_asks_for_short_slices() -> None:
-    seen: list[int] = []
-
-    def ask() -> None:
-        ask_for_short_slices()
-        seen.append(slice_now())
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    thread.join()
-    assert seen == [round(SLICE_SECONDS * 1e9)]
 
 
 def test_a_patient_supervisor_has_workers_that_are_not() -> None:
