@@ -75,7 +75,7 @@ class Http1Client(ServerStream):
 
     __slots__ = (
         "_bytes", "_chunked", "_close", "_connection", "_dead", "_dirty", "_events", "_fields", "_head", "_headers", "_held", "_interims",
-        "_is_head", "_keeper", "_length", "_loop", "_out", "_out_bytes", "_parser", "_pausing", "_raw", "_raw_ended", "_reading",
+        "_is_head", "_keeper", "_length", "_loop", "_out", "_out_bytes", "_parser", "_pausing", "_raw", "_raw_ended", "_reading", "_silent",
         "_running", "_sending", "_status", "_transport", "_until_end", "_upgraded", "_upgrading", "_user", "failure", "has_answered",
         "idle_since", "is_open", "label", "opened_at", "requests",
     )  # fmt: skip
@@ -101,6 +101,8 @@ class Http1Client(ServerStream):
         # Of the response that is being read.
         self._headers: Headers = []
         self._bytes = 0
+        self._silent = 0
+        """Bytes since something was last told of them."""
         self._fields = 0
         self._head = True
         self._status = 0
@@ -316,10 +318,13 @@ class Http1Client(ServerStream):
         except httptools.HttpParserError as error:
             self._refuse(error)
         else:
-            if len(self._events) == before:
-                self._bytes += len(data)
-                if self._bytes > 2 * MAX_HEADER_BYTES:
-                    self._events.append(BadMessage(502, "headers too large"))
+            if len(self._events) > before:
+                self._silent = 0
+                return
+            # A head in pieces, or a chunk's extension or a trailer that never ends.
+            self._silent += len(data)
+            if self._silent > 2 * MAX_HEADER_BYTES:
+                self._events.append(BadMessage(502, "headers too large"))
 
     def _parse_head_only(self, data: bytes) -> None:
         """The answer to HEAD: its end is that of its head."""

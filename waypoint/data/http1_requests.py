@@ -88,8 +88,8 @@ class RequestReader:
     """One connection's requests. `events` is filled by `read` and emptied by whoever acts: a `Request`, pieces of its body, an `End`."""
 
     __slots__ = (
-        "_bytes", "_connection", "_expects", "_fields", "_head", "_headers", "_host", "_limits", "_parser", "_te", "_upgrade", "_url",
-        "events", "expects", "is_raw", "last",
+        "_bytes", "_connection", "_expects", "_fields", "_head", "_headers", "_host", "_limits", "_parser", "_silent", "_te", "_upgrade",
+        "_url", "events", "expects", "is_raw", "last",
     )  # fmt: skip
 
     def __init__(self, limits: HttpLimits) -> None:
@@ -105,6 +105,8 @@ class RequestReader:
         self._expects = False
         self._bytes = 0
         self._fields = 0
+        self._silent = 0
+        """Bytes since something was last told of them."""
         self._head = True
         """A head is being read, not a body."""
         self.expects: Request | None = None
@@ -142,12 +144,14 @@ class RequestReader:
         except httptools.HttpParserError as error:
             self._refuse(error)
         else:
-            if len(self.events) == before:
-                # A head, a chunk's extension or a trailer that never ends.
-                self._bytes += len(data)
-                if self._bytes > 2 * self._limits.header_bytes:
-                    self._parser = None
-                    self.events.append(BadMessage(431, "http1.headers_too_large"))
+            if len(self.events) > before:
+                self._silent = 0
+                return
+            # A head in pieces, or a chunk's extension or a trailer that never ends.
+            self._silent += len(data)
+            if self._silent > 2 * self._limits.header_bytes:
+                self._parser = None
+                self.events.append(BadMessage(431, "http1.headers_too_large"))
 
     def _refuse(self, error: Exception) -> None:
         cause = error.__context__

@@ -497,3 +497,20 @@ def test_trailers_say_nothing_that_is_judged_among_the_headers(waypoint: Loopbac
     client.send(b"0\r\n" + forged + b"X-Sum: 5\r\n\r\n")
     waypoint.run_until(lambda: far.data.endswith(b"\r\n\r\n"))
     assert bytes(far.data) == b"0\r\nx-sum: 5\r\n\r\n"
+
+
+def test_a_large_head_passes_in_pieces_as_it_does_in_one(waypoint: LoopbackWaypoint, app: App) -> None:
+    large = b"X-Large: " + b"x" * (50 << 10)
+
+    def send(end: Bytes, data: bytes) -> None:
+        for at in range(0, len(data), 20_000):
+            end.send(data[at : at + 20_000])
+            waypoint.turn()
+
+    client = waypoint.client()
+    send(client, get(b"/", large))
+    far = upstream(waypoint, app)
+    assert large.lower() in far.take().lower()
+    send(far, b"HTTP/1.1 200 OK\r\n" + large + b"\r\nContent-Length: 5\r\n\r\nhello")
+    waypoint.run_until(lambda: client.data.endswith(b"hello"))
+    assert head_of(client.data)[0] == b"HTTP/1.1 200 OK"
