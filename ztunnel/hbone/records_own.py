@@ -89,7 +89,7 @@ def check_state(state: RecordState) -> None:
 class _Direction:
     """The keys of one direction and the number of its next record."""
 
-    __slots__ = ("_beginning", "_cipher", "_iv", "_last", "aead", "secret", "sequence")
+    __slots__ = ("_beginning", "_cipher", "_iv", "_last", "_run", "aead", "secret", "sequence")
 
     def __init__(self, cipher: str, secret: bytes, sequence: int) -> None:
         self._cipher = cipher
@@ -102,20 +102,21 @@ class _Direction:
         self.aead = AESGCM(key)
         self._iv = int.from_bytes(iv, "big")
         self._last = iv[-1]
-        self._beginning = self._begin()
+        self._begin()
 
     def update(self) -> None:
         self._use(next_secret(self._cipher, self.secret), 0)
 
-    def _begin(self) -> bytes:
-        return (self._iv ^ self.sequence).to_bytes(12, "big")[:-1]
+    def _begin(self) -> None:
+        self._run = self.sequence >> 8
+        self._beginning = (self._iv ^ self.sequence).to_bytes(12, "big")[:-1]
 
     def nonce(self) -> bytes:
         """Of the next record: the IV and its number, by exclusive or (RFC 8446 §5.3). 256 in a row differ in their last byte only."""
-        count = self.sequence & 0xFF
-        if count == 0:
-            self._beginning = self._begin()
-        return self._beginning + _BYTES[self._last ^ count]
+        sequence = self.sequence
+        if sequence >> 8 != self._run:
+            self._begin()
+        return self._beginning + _BYTES[self._last ^ (sequence & 0xFF)]
 
 
 def _header(size: int) -> bytes:
