@@ -6,16 +6,11 @@ with its supervisor. It holds no privilege and may open sockets, but no files: i
 
 from __future__ import annotations
 
-import argparse
-import ctypes
 import json
 import logging
-import os
 import random
-import signal
 import socket
 import ssl
-import sys
 from collections import deque
 
 from waypoint.data.changes import applied
@@ -39,12 +34,10 @@ from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop
 from ztunnel.hbone.handshake import BadCredentials, Credentials, TlsContexts
 from ztunnel.hbone.rehearsal import rehearse
 from ztunnel.runtime import logs
-from ztunnel.runtime.confine import confine
-from ztunnel.runtime.memory import settle
+from ztunnel.runtime.worker_main import begin, confine_for_good
 
 log = logging.getLogger("waypoint.worker")  # as a program this module is called __main__
 
-_PR_SET_PDEATHSIG = 1
 _READ_BYTES = 1 << 18
 _ANCILLARY = socket.CMSG_SPACE(256 * 4)
 _TELL_SECONDS = 0.05
@@ -219,21 +212,11 @@ def serve(channel: socket.socket) -> None:
 
 def main() -> None:
     """Entry point of the worker process."""
-    parser = argparse.ArgumentParser(prog="python -m waypoint.worker", description="Worker of the L7 proxy; started by `waypoint run`.")
-    parser.add_argument("--channel-fd", type=int, required=True)
-    parser.add_argument("--parent", type=int, required=True, help="process id of the supervisor: without it there is nothing to do")
-    parser.add_argument("--log-format", default="text")
-    parser.add_argument("--log-level", default="info", choices=logs.LEVELS)
-    arguments = parser.parse_args()
-    logs.configure(arguments.log_format, arguments.log_level)
+    arguments = begin("python -m waypoint.worker", "Worker of the L7 proxy; started by `waypoint run`.")
     for own_records in (True, False):
         rehearse(own_records)
     _load_system_roots()
-    settle()
-    confinement = confine(frozenset(("socket",)))
-    # Behind it: a change of user clears the parent-death signal.
-    _die_with(arguments.parent)
-    log.info("worker confined", extra=logs.fields(user=confinement.user, missing=", ".join(confinement.missing) or None))
+    confine_for_good(log, arguments.parent, frozenset(("socket",)))
     serve(socket.socket(fileno=arguments.channel_fd))
 
 
@@ -245,14 +228,6 @@ def _load_system_roots() -> None:
             load_system_roots(opened.read(_MAX_ROOTS_BYTES))
     except OSError as error:
         log.warning("this host's certificate authorities cannot be read", extra=logs.fields(file=file, error=error))
-
-
-def _die_with(parent: int) -> None:
-    """The supervisor's death ends the channel and so the worker; this covers one that is stuck and does not look at its channel."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        sys.exit("the supervisor is gone")
 
 
 if __name__ == "__main__":

@@ -211,8 +211,7 @@ class Loop:
                 handler.on_event(mask)
             except Exception:  # noqa: BLE001 - it is logged there
                 self._met_bug(handler)
-            if self._dirty:
-                self.flush_if_late()
+            self.flush_if_late()
         if waiting:
             self._take_turns(waiting)
         timers = self._timers

@@ -20,14 +20,6 @@ from ztunnel.mesh.l7.config import PortProtocol
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 
 
-@pytest.fixture(name="app")
-def fixture_app(waypoint: LoopbackWaypoint) -> App:
-    app = waypoint.app()
-    waypoint.cluster(waypoint.endpoint(app))
-    waypoint.serve()
-    return app
-
-
 @pytest.mark.parametrize("commas", [b",", b" , ,"])
 def test_a_connection_header_that_lists_nothing(waypoint: LoopbackWaypoint, app: App, commas: bytes) -> None:
     app.answers(OK.replace(b"\r\n\r\n", b"\r\nConnection: " + commas + b"\r\n\r\n"))
