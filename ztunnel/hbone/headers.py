@@ -154,7 +154,7 @@ class HeaderCodec:
         headers, boundary = _decode(block, (0, (), self._list_bytes))
         if 0 < boundary <= _LONGEST_PREFIX:
             known = headers[:-_VARYING]
-            spent = sum(len(name) + len(value) + _FIELD_OVERHEAD for name, value in known)
+            spent = list_bytes(known)
             self._prefix = block[:boundary], known, self._list_bytes - spent
         return headers
 
@@ -176,6 +176,11 @@ class HeaderCodec:
         table = self._decoder.header_table
         entries = tuple((bytes(name), bytes(value)) for name, value in reversed(table.dynamic_entries))
         return self._announced, False, table.maxsize, entries
+
+
+def list_bytes(headers: Headers) -> int:
+    """What a list counts for against SETTINGS_MAX_HEADER_LIST_SIZE. Source: RFC 9113 §6.5.2."""
+    return sum([len(name) + len(value) + _FIELD_OVERHEAD for name, value in headers])
 
 
 def encode(headers: Sequence[tuple[bytes, bytes]]) -> bytes:

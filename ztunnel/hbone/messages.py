@@ -10,14 +10,13 @@ import re
 from typing import Final
 
 from ztunnel.hbone.events import Headers
+from ztunnel.hbone.headers import list_bytes
 
 _TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 _USUAL: Final = frozenset({b"baggage", b"forwarded", b"traceparent"})
 """Names that need no looking at: every CONNECT has them."""
 _LONGEST_ALIKE: Final = 4096
 """Bytes of a list that is kept for comparing, several times a CONNECT's: an idle tunnel must not keep 64 KiB of a hostile one."""
-_FIELD_OVERHEAD: Final = 32
-"""What a field counts for beyond its bytes. RFC 9113 §6.5.2."""
 _STATUS: Final = re.compile(rb"[1-9][0-9][0-9]")
 _OF_REQUESTS: Final = frozenset({b":method", b":scheme", b":authority", b":path"})
 _OF_EXTENDED: Final = _OF_REQUESTS | {b":protocol"}
@@ -103,7 +102,7 @@ class MessageCheck:
         return status
 
     def _keep(self, headers: Headers, status: int) -> None:
-        if not self._messages and sum([len(name) + len(value) + _FIELD_OVERHEAD for name, value in headers]) <= _LONGEST_ALIKE:
+        if not self._messages and list_bytes(headers) <= _LONGEST_ALIKE:
             self._last, self._status = headers, status
             self._labels = tuple([name in _USUAL for name, _ in headers])
 
