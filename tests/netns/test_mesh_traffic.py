@@ -25,6 +25,7 @@ APP = 8080
 MARKER = b"plaintext-marker-" + bytes(range(65, 91)) * 4
 FAMILIES = pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["ipv4", "ipv6"])
 BULK_BYTES = 20 << 20
+_GREETINGS = 50
 NEWS_SECONDS = 0.15
 """Longer than a worker keeps news of connections to itself."""
 
@@ -206,6 +207,20 @@ def test_a_reader_that_stops_does_not_hold_up_the_others(client: Pod, server: Po
         assert sent < 64 << 20
         for _ in range(20):
             assert apps.call(client, (server.v4, APP)) == b"hello"
+
+
+@pytest.mark.parametrize("who", ["client", "outsider"])
+def test_an_application_that_speaks_first_is_heard_at_once(mesh: Mesh, server: Pod, who: str) -> None:
+    """The proxy's handshake with it waits for the client's first bytes, which may never come."""
+    with apps.Echo(server, APP, name="mail"):
+        began = time.monotonic()
+        for _ in range(_GREETINGS):
+            with mesh.pods[who].tcp_socket(socket.AF_INET) as sock:
+                sock.settimeout(5)
+                sock.connect((server.v4, APP))
+                assert sock.recv(16) == b"mail\n"
+    # A handshake that nobody completes is completed by the kernel after 40 ms at the soonest, and each would wait for that.
+    assert time.monotonic() - began < _GREETINGS * 0.03
 
 
 def _pushed(sock: socket.socket) -> int:

@@ -2,7 +2,8 @@
 
 A round is: events from the kernel, then the callbacks that asked to go on (`again`: they had more to read than one buffer), then timers
 that are due, then everything marked dirty is flushed once (`flush_later`), so that all frames of a round leave in one record and one
-`send`. In a long round that happens in between too: whoever waits for the first of hundreds of messages works beside us then.
+`send`, then what is over is closed and counted (`settle_later`). In a long round output leaves in between too: whoever waits for the
+first of hundreds of messages works beside us then.
 Whoever has asked to go on is called in its turn only, however much news of it the kernel has, and turns are taken for so long
 only that fresh events of others never wait for more than one of them: a bulk transfer costs its neighbour one buffer's time.
 Source: measured in `scripts/bench`'s ancestors, a callback loop against a task per socket: 1.6 to 1.8 times the requests per second.
@@ -69,6 +70,16 @@ class Flushable(Protocol):
         """`flush` raised what it should not have."""
 
 
+class Settler(Protocol):
+    """Something that has to be done with, for which nobody waits: what is over lets go of what it held."""
+
+    def settle(self) -> None:
+        """Close, count, release."""
+
+    def on_bug(self) -> None:
+        """`settle` raised what it should not have."""
+
+
 class Timer:
     """A callback at a time; cancel it by calling `cancel` (idempotent)."""
 
@@ -95,6 +106,7 @@ class Loop:
         self._again: dict[Handler, int] = {}
         """Once each, in the order in which they asked: a transfer whose events come in while it waits would get more than its turn."""
         self._dirty: list[Flushable] = []
+        self._over: list[Settler] = []
         self._timers: list[tuple[float, int, Timer]] = []
         self._crowded = _CROWDED
         """So many timers are looked through for cancelled ones."""
@@ -163,6 +175,10 @@ class Loop:
         """Calls `flush` once at the end of this round, or within it if it is long; the caller keeps its own flag against asking twice."""
         self._dirty.append(flushable)
 
+    def settle_later(self, settler: Settler) -> None:
+        """Calls `settle` once, behind this round's output: what others wait for comes first."""
+        self._over.append(settler)
+
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """Calls back after `seconds`, or never if the timer is cancelled."""
         if len(self._timers) >= self._crowded:
@@ -223,10 +239,17 @@ class Loop:
         self._may_hold = True
         if self._dirty:
             self._flush()
+        if self._over:
+            self._settle()
 
     def flush_if_late(self) -> None:
         """For whoever does much within one event: what is collected leaves now if it has been for long enough."""
         if self._dirty and self._clock() >= self._flush_at:
+            self._flush()
+
+    def flush_collected(self) -> None:
+        """For whoever is about to be long: nobody's small messages wait for a buffer of somebody's bulk transfer."""
+        if self._dirty:
             self._flush()
 
     def _flush(self) -> None:
@@ -239,6 +262,14 @@ class Loop:
                 except Exception:  # noqa: BLE001 - it is logged there
                     self._met_bug(flushable)
         self._flush_at = self._clock() + _COLLECTED_SECONDS
+
+    def _settle(self) -> None:
+        over, self._over = self._over, []
+        for settler in over:
+            try:
+                settler.settle()
+            except Exception:  # noqa: BLE001 - it is logged there
+                self._met_bug(settler)
 
     def _take_turns(self, waiting: int) -> None:
         """The first `waiting` of those who have asked to go on: one of them in any case, the others while there is time."""
@@ -260,7 +291,7 @@ class Loop:
         self._epoll.close()
 
     def _patience(self, limit: float | None) -> float:
-        if self._again or self._dirty:
+        if self._again or self._dirty or self._over:
             return 0
         timers = self._timers
         while timers and timers[0][2].callback is None:
@@ -279,7 +310,7 @@ class Loop:
             if callback is not None:
                 self._guarded_call(callback)
 
-    def _met_bug(self, handler: Handler | Flushable) -> None:
+    def _met_bug(self, handler: Handler | Flushable | Settler) -> None:
         self.bugs += 1
         log.exception("bug: a connection handler raised")  # noqa: LOG004 - called from an exception handler only
         self._guarded_call(handler.on_bug)

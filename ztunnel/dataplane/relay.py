@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 from ztunnel.dataplane.buffers import SMALL
 from ztunnel.dataplane.loop import HANGUP, READABLE, READS, WRITABLE
-from ztunnel.dataplane.sockets import Farewell, Home, finish, reset
+from ztunnel.dataplane.sockets import Farewell, Home, acknowledge, finish, reset
 from ztunnel.dataplane.streams import Carrier, StreamEnd
 from ztunnel.mesh.errors import LocalError, MeshError, UpstreamError, UpstreamRefused
 
@@ -65,6 +65,7 @@ class StreamRelay(StreamEnd):
         "_done",
         "_home",
         "_hung",
+        "_is_settling",
         "_loop",
         "_optimistic",
         "_owner",
@@ -96,6 +97,7 @@ class StreamRelay(StreamEnd):
         self._app_shut = False
         self._remote_ended = False
         self._done = False
+        self._is_settling = False
         self._unread = False
         """The application may still be sending, to nobody."""
         self._watches_room = False
@@ -123,6 +125,11 @@ class StreamRelay(StreamEnd):
         if self._remote_ended and not self._backlog:
             # The end came while the application was still being dialled: nothing else will come that could pass it on.
             self._shut_app()
+
+    def acknowledge(self) -> None:
+        """The application may be the first to speak: lets it, if nothing has come for it yet."""
+        if self._sock is not None and not self._done and not self.from_stream:
+            acknowledge(self._sock)
 
     def _watch_room(self, sock: socket.socket) -> None:
         self._watches_room = True
@@ -199,7 +206,7 @@ class StreamRelay(StreamEnd):
 
     def _app_failed(self, error: OSError) -> None:
         self._reset_stream(CONNECT_ERROR)
-        self._end(AppReset(f"application side: {error.strerror}"), graceful=False)
+        self._end(AppReset(f"application side: {error.strerror}"))
 
     # The stream's side
 
@@ -280,7 +287,7 @@ class StreamRelay(StreamEnd):
         if status != 200:
             # Also behind an END_STREAM: our own direction is open, and not every server resets it (RFC 9113 §8.1 only allows it to).
             self._reset_stream(_CANCEL)
-            self._end(UpstreamRefused(f"peer answered CONNECT with http status {status}", status), graceful=False)
+            self._end(UpstreamRefused(f"peer answered CONNECT with http status {status}", status))
             return
         self._answered = True
         self._owner.relay_answered()
@@ -305,7 +312,7 @@ class StreamRelay(StreamEnd):
         if self._done:
             return
         if not self._answered or self._sock is None or not self._remote_ended:
-            self._end(UpstreamError(f"peer reset the stream with error {code:#x}"), graceful=False)
+            self._end(UpstreamError(f"peer reset the stream with error {code:#x}"))
             return
         self._unread = not self._app_ended
         self._app_ended = True
@@ -314,17 +321,18 @@ class StreamRelay(StreamEnd):
 
     def tunnel_lost(self, error: MeshError) -> None:
         """The tunnel died; what had arrived before is not worth a clean end that would look whole."""
-        self._end(error, graceful=False)
+        self._end(error)
 
     def abort(self, error: MeshError) -> None:
-        """Ends both sides with a reset, or with a refusal if the application's side never came to be."""
+        """Ends both sides with a reset, or with a refusal if the application's side never came to be. What has ended well stays so."""
         if self._done:
+            self.settle()
             return
         if self._sock is None and self.on_refused is not None and not self._tunnel.is_dead:
             self.on_refused(error)
         else:
             self._reset_stream(CONNECT_ERROR if self._answered else _CANCEL)
-        self._end(error, graceful=False)
+        self._end(error)
 
     # Writing and ending
 
@@ -372,14 +380,17 @@ class StreamRelay(StreamEnd):
 
     def _finish_if_over(self) -> None:
         if self._app_ended and self._app_shut and not self._done:
-            self._end(None, graceful=True)
+            # It ended well, and nothing waits. Nobody waits for what is left to do either: whoever has bytes for others is before it.
+            self._done = self._is_settling = True
+            self._loop.settle_later(self)
 
     def _reset_stream(self, code: int) -> None:
         if not self._tunnel.is_dead:
             self._tunnel.mux.reset(self._stream, code)
             self._tunnel.mark_dirty()
 
-    def _end(self, error: MeshError | None, *, graceful: bool) -> None:
+    def _end(self, error: MeshError) -> None:
+        """Not well: with a reset, at once."""
         if self._done:
             return
         self._done = True
@@ -388,15 +399,26 @@ class StreamRelay(StreamEnd):
         self._backlog.clear()
         if not self._tunnel.is_dead and waiting:
             self._tunnel.mux.consumed(self._stream, waiting)
-        if self._sock is not None and graceful and self._unread:
-            Farewell(self._loop, self._sock)
-        elif self._sock is not None:
+        if self._sock is not None:
             self._loop.forget(self._sock.fileno())
-            if not graceful:
-                reset(self._sock)
-            elif self._home is not None:
+            reset(self._sock)
+        self._leave(error)
+
+    def settle(self) -> None:
+        if not self._is_settling:
+            return
+        self._is_settling = False
+        assert self._sock is not None
+        if self._unread:
+            Farewell(self._loop, self._sock)
+        else:
+            self._loop.forget(self._sock.fileno())
+            if self._home is not None:
                 self._home.give_back(self._sock)
             else:
                 finish(self._sock)
+        self._leave(None)
+
+    def _leave(self, error: MeshError | None) -> None:
         self._tunnel.release(self._stream)
         self._owner.relay_done(error)

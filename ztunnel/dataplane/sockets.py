@@ -38,6 +38,7 @@ _SOCKET: Final = socket.SOL_SOCKET
 _ERROR: Final = socket.SO_ERROR
 _UNDER_WAY: Final = errno.EINPROGRESS
 _TCP: Final = socket.IPPROTO_TCP
+_QUICKACK: Final = socket.TCP_QUICKACK
 _TCP_INFO: Final = socket.TCP_INFO
 _TCP_CLOSE: Final = b"\x07"
 """The state of a connection of which both ends have everything (its first byte is all of TCP_INFO that is asked for)."""
@@ -67,6 +68,20 @@ def reset_on_close(sock: socket.socket) -> None:
 def deliver_on_close(sock: socket.socket) -> None:
     """Whoever closes it closes with FIN, behind everything that was sent."""
     _set_linger(sock, _LINGER_OFF)
+
+
+def acknowledge(sock: socket.socket) -> None:
+    """Says the last word of the handshake of a socket that dialled, if no bytes have said it: the other side may be the first to speak.
+
+    Otherwise the kernel does so after 40 to 200 ms, for sockets that were told to wait for bytes.
+    Source: tcp(7), TCP_DEFER_ACCEPT and TCP_QUICKACK; HAProxy's `tcp-smart-connect`.
+    """
+    try:
+        sock.setsockopt(_TCP, _QUICKACK, 1)
+    except OSError as error:
+        # Whoever reads from it hears of its end.
+        if error.errno not in _ENDINGS:
+            raise
 
 
 def finish(sock: socket.socket) -> None:
@@ -296,7 +311,7 @@ class Dialling:
     def cancel(self) -> None:
         """Gives up; `dialled` is not called any more and the socket is closed."""
         if not self._done:
-            self._settle()
+            self._conclude()
             if self._sock is not None:
                 self._loop.forget(self._sock.fileno())
                 self._sock.close()
@@ -305,7 +320,7 @@ class Dialling:
         if self._sock is not None:
             self._finish(self._sock, TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
 
-    def _settle(self) -> None:
+    def _conclude(self) -> None:
         self._done = True
         if self._timer is not None:
             self._timer.cancel()
@@ -313,7 +328,7 @@ class Dialling:
     def _finish(self, sock: socket.socket, error: OSError | None) -> None:
         if self._done:
             return
-        self._settle()
+        self._conclude()
         if error is not None:
             self._loop.forget(sock.fileno())
             sock.close()

@@ -13,7 +13,7 @@ from typing import Final
 from ztunnel.dataplane.buffers import SMALL, Scratch
 from ztunnel.dataplane.loop import HANGUP, READABLE, WRITABLE, Loop
 from ztunnel.dataplane.relay import AppReset, RelayOwner, TooMuchWaiting
-from ztunnel.dataplane.sockets import Home, finish, reset
+from ztunnel.dataplane.sockets import Home, acknowledge, finish, reset
 from ztunnel.mesh.errors import MeshError, UpstreamError
 
 _FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
@@ -71,6 +71,11 @@ class Splice:
         self._home = home
         self._loop.take(upper.fileno(), self._upper)
         self._loop.take(self.client.sock.fileno(), self.client)
+
+    def acknowledge(self) -> None:
+        """The far side may be the first to speak: lets it, if the client has not spoken yet."""
+        if self._upper is not None and not self._done and not self.up:
+            acknowledge(self._upper.sock)
 
     def on_end_event(self, end: _SpliceEnd, events: int) -> None:
         if self._done or self._upper is None:

@@ -321,6 +321,7 @@ class Tunnel(Carrier):
             self._plain.append(self.scratch.frame[:length])
             self.mark_dirty()
         else:
+            self.loop.flush_collected()
             self._send_plain()
             self._outlet.seal(self.scratch.frame, 0, length)
 

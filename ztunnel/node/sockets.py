@@ -38,6 +38,8 @@ _ALL_DIALLING = (
     (socket.SOL_SOCKET, socket.SO_MARK, PROXY_MARK),
     # The port is chosen at connect, when the destination is known: bind alone would use up the 28k ports of one client address.
     (socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1),
+    # The first bytes mostly follow the handshake at once and say its last word too; else `dataplane.sockets.acknowledge` does.
+    (socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1),
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
     *_KEEP_ALIVE,
 )

@@ -140,6 +140,13 @@ class PodDial(Dialling):
         relay = self._connection.relay
         assert relay is not None
         relay.attach(sock, self._stock)
+        self._loop.settle_later(self)
+
+    def settle(self) -> None:
+        """What came with the request has been passed on: an application that still has nothing may have to speak first."""
+        relay = self._connection.relay
+        if relay is not None:
+            relay.acknowledge()
 
     def dialled(self, sock: socket.socket, error: OSError | None) -> None:
         connection = self._connection

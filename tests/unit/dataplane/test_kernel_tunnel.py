@@ -160,7 +160,7 @@ def test_ciphertext_that_waits_keeps_the_kernel_out(make: Callable[..., Wire]) -
 
 def test_plaintext_that_the_kernel_does_not_take_waits_in_order(make: Callable[..., Wire]) -> None:
     wire = make(GOOD, None)
-    wire.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+    wire.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
     near, far = joined(wire)
     data = os.urandom(2_000_000)
     times = sent = 0
@@ -280,7 +280,7 @@ def stuck(wire: Wire) -> KernelSocket:
     wire.run_until(lambda: wire.client.idle and wire.server.idle)
     wire.loop.forget(wire.sockets[1].fileno())
     sock, outlet = kernel_of(wire, 0), wire.client.tunnel._outlet
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
     while not sock.waiting:
         outlet.send_plain(bytearray((16375).to_bytes(3, "big") + b"\xee" + bytes(5 + 16375)))
     assert not outlet.has_backlog

@@ -27,6 +27,10 @@ class Recorder:
         self.diary.append(f"{self.name}:flush")
         self.act()
 
+    def settle(self) -> None:
+        self.diary.append(f"{self.name}:settled")
+        self.act()
+
     def on_bug(self) -> None:
         self.diary.append(f"{self.name}:bug")
 
@@ -55,6 +59,30 @@ def test_a_round_has_an_order() -> None:
     loop.again(Recorder(diary, "again"), READABLE)
     loop.run_once(0)
     assert diary == ["again:r", "timer", "late:flush"]
+    loop.close()
+
+
+def test_what_is_over_is_settled_behind_the_output() -> None:
+    loop, diary = Loop(), list[str]()
+    loop.settle_later(Recorder(diary, "over"))
+    loop.flush_later(Recorder(diary, "late"))
+    loop.again(Recorder(diary, "again"), READABLE)
+    loop.run_once(0)
+    assert diary == ["again:r", "late:flush", "over:settled"]
+    loop.close()
+
+
+def test_what_is_over_does_not_wait_for_news_of_others() -> None:
+    loop, diary = Loop(), list[str]()
+
+    def settle_another() -> None:
+        loop.hold()
+        loop.settle_later(Recorder(diary, "over"))
+
+    loop.again(Recorder(diary, "busy", settle_another), READABLE)
+    loop.run_once(None)
+    loop.run_once(None)
+    assert diary == ["busy:r", "over:settled"]
     loop.close()
 
 
@@ -287,10 +315,12 @@ def test_a_bug_ends_its_own_connection_only(caplog: pytest.LogCaptureFixture) ->
     loop.again(Recorder(diary, "bad", fail), READABLE)
     loop.again(Recorder(diary, "good"), READABLE)
     loop.flush_later(Recorder(diary, "worse", fail))
+    loop.settle_later(Recorder(diary, "worst", fail))
+    loop.settle_later(Recorder(diary, "best"))
     loop.call_later(0, fail)
     loop.run_once(0)
-    assert diary == ["bad:r", "bad:bug", "good:r", "worse:flush", "worse:bug"]
-    assert loop.bugs == 3
+    assert diary == ["bad:r", "bad:bug", "good:r", "worse:flush", "worse:bug", "worst:settled", "worst:bug", "best:settled"]
+    assert loop.bugs == 4
     assert "this is a bug" in caplog.text
     loop.close()
 

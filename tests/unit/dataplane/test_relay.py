@@ -328,6 +328,20 @@ def test_an_application_that_is_gone_behind_its_half_close_does_not_spoil_a_good
     reset(pair.near)
     # Before the loop has heard of the reset.
     pair.relay.remote_ended()
+    wire.run_until(lambda: pair.ends.is_over)
+    assert pair.ends.results == [None]
+
+
+def test_an_abort_behind_a_good_end_changes_nothing_of_it(wire: Wire, pair: Pair) -> None:
+    pair.meet()
+    pair.near.shutdown(socket.SHUT_WR)
+    wire.run_until(lambda: received(pair.far) == b"")
+    pair.relay.remote_ended()
+    # Before the round is over: a policy may be the next thing that the loop hears of.
+    pair.relay.abort(LocalError("policy"))
+    assert pair.ends.results == [None]
+    assert not wire.client.tunnel.relays
+    wire.loop.run_once(0)
     assert pair.ends.results == [None]
 
 

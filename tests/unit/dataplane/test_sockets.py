@@ -16,7 +16,19 @@ import pytest
 from tests.kit.wire import received, tcp_pair
 from ztunnel.dataplane.addresses import Address
 from ztunnel.dataplane.loop import READABLE, Loop
-from ztunnel.dataplane.sockets import ACCEPTS_PER_ROUND, Acceptor, Dial, Farewell, adopt, finish, renew, reset, reset_on_close, unbind
+from ztunnel.dataplane.sockets import (
+    ACCEPTS_PER_ROUND,
+    Acceptor,
+    Dial,
+    Farewell,
+    acknowledge,
+    adopt,
+    finish,
+    renew,
+    reset,
+    reset_on_close,
+    unbind,
+)
 
 
 class Turning:
@@ -54,6 +66,28 @@ def test_reset_and_finish_say_what_they_mean() -> None:
     assert far.recv(16) == b"last words"
     assert far.recv(16) == b""
     far.close()
+
+
+def test_a_handshake_that_waits_for_bytes_is_acknowledged_by_them_or_on_request() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        for said, speak in (((b""), acknowledge), (b"bytes", lambda sock: sock.send(b"bytes"))):
+            with socket.socket() as near:
+                near.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
+                near.connect(listener.getsockname())
+                with pytest.raises(BlockingIOError):
+                    listener.accept()
+                speak(near)
+                far, _ = listener.accept()
+                with far:
+                    assert not said or far.recv(16) == said
+
+
+def test_nobody_has_to_acknowledge_what_is_over() -> None:
+    near, far = tcp_pair()
+    reset(far)
+    acknowledge(near)
+    near.close()
 
 
 @pytest.mark.parametrize("ends_first", [False, True])

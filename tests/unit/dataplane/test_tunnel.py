@@ -322,6 +322,28 @@ def test_a_peer_of_small_frames_and_small_windows(wire: Wire) -> None:
     wire.run_until(lambda: received(far) == b"waits")
 
 
+def test_small_messages_of_others_leave_before_a_bulk_transfers_buffer(wire: Wire) -> None:
+    near, _ = wire.open()
+    near.send(b"x")
+    wire.run_until(lambda: wire.server.apps)
+    tunnel = wire.client.tunnel
+    wire.loop.run_once(0)
+    before = tunnel.bytes_sent
+    sent_by_then: list[int] = []
+
+    class Other:
+        def flush(self) -> None:
+            sent_by_then.append(tunnel.bytes_sent)
+
+        def on_bug(self) -> None:
+            raise AssertionError("no bug here")
+
+    wire.loop.flush_later(Other())
+    near.send(bytes(60_000))
+    wire.run_until(lambda: tunnel.bytes_sent > before + 60_000)
+    assert sent_by_then == [before]
+
+
 def test_tiny_frames_leave_turns_to_others(make: Callable[..., Wire]) -> None:
     """One buffer of them is taken in parts; nothing of it is lost, nor the end behind it."""
     wire = make()
