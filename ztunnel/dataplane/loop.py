@@ -150,6 +150,11 @@ class Loop:
             self._epoll.unregister(fd)
             self._forgotten.add(fd)
 
+    def drop(self, fd: int) -> None:
+        """As `forget`, for a descriptor that is closed next and that no other process has: then the kernel forgets it too, unasked."""
+        if self._handlers.pop(fd, None) is not None:
+            self._forgotten.add(fd)
+
     def has(self, kind: type) -> bool:
         """Whether a handler of this type watches anything."""
         return any(type(handler) is kind for handler in self._handlers.values())

@@ -411,12 +411,12 @@ class StreamRelay(StreamEnd):
         assert self._sock is not None
         if self._unread:
             Farewell(self._loop, self._sock)
-        else:
+        elif self._home is not None:
             self._loop.forget(self._sock.fileno())
-            if self._home is not None:
-                self._home.give_back(self._sock)
-            else:
-                finish(self._sock)
+            self._home.give_back(self._sock)
+        else:
+            self._loop.drop(self._sock.fileno())
+            finish(self._sock)
         self._leave(None)
 
     def _leave(self, error: MeshError | None) -> None:

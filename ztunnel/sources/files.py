@@ -26,14 +26,15 @@ from ztunnel.mesh.errors import ConfigError
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import KubeObject
 from ztunnel.runtime.documents import PAUSE, DocumentError, read_json, read_yaml_in_turns
+from ztunnel.runtime.scheduling import give_way
 from ztunnel.sources.objects import Judged, Refusal, Sink, changed, combine, judge, unreadable
 
 SUFFIXES = (".yaml", ".yml", ".json")
 TRUST_SECONDS = 1.0
 """A file that was read within this time of its first sight may change again without its time stamp or size changing (kernels stamp
 in steps of milliseconds); until then its content is compared as well."""
-DOCUMENTS_PER_TURN = 32
-"""Documents parsed before other tasks get a turn; a few milliseconds."""
+OBJECTS_PER_TURN = 32
+"""Objects read before other tasks get a turn; a few milliseconds at most."""
 
 _KEPT = "what it said before stays in force"
 _UNKNOWN = "it may hold policies, so everything is denied until it can be read"
@@ -85,7 +86,7 @@ class FileSource:
 
     def __init__(self, directory: Path, options: MeshOptions, limits: FileLimits = FileLimits(), interval_seconds: float = 0.25) -> None:
         self._directory = directory
-        self._derivation = Derivation(options)
+        self._derivation = Derivation(options, give_way)
         self._limits = limits
         self._interval = interval_seconds
         self._files: dict[str, _File] = {}
@@ -215,19 +216,23 @@ class FileSource:
         judged: list[Judged] = []
         refusals: list[Refusal] = []
         bodies = read_json(content) if name.endswith(".json") else read_yaml_in_turns(content)
-        number = 0
+        number = seen = 0
         for body in bodies:
             if body is PAUSE:
                 await trio.lowlevel.checkpoint()
                 continue
             number += 1
-            if number % DOCUMENTS_PER_TURN == 0:
-                await trio.lowlevel.checkpoint()
-            objects, problems = judge(body, _shown(name), number)
-            judged += objects
-            refusals += problems
-            if len(judged) + len(refusals) > self._limits.documents:
-                raise DocumentError(f"more than {self._limits.documents} objects (limits.manifest_documents)")
+            for found, refusal in judge(body, _shown(name), number):
+                seen += 1
+                if seen % OBJECTS_PER_TURN == 0:
+                    await trio.lowlevel.checkpoint()
+                if found is not None:
+                    judged.append(found)
+                if refusal is not None:
+                    refusals.append(refusal)
+                if len(judged) + len(refusals) > self._limits.documents:
+                    raise DocumentError(f"more than {self._limits.documents} objects (limits.manifest_documents)")
+                give_way()
         return judged, refusals
 
     def _combine(self) -> None:
@@ -235,6 +240,7 @@ class FileSource:
         combined = combine(chain.from_iterable(file.judged for file in files), self._objects)
         if changes := dict(changed(self._objects, combined.objects)):
             self._objects = combined.objects
+            give_way()
             self._state = self._derivation.update(changes)
         of_documents = chain.from_iterable(file.refusals for file in files)
         of_files = (file.problem for file in files if file.problem is not None)

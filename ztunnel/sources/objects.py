@@ -73,8 +73,8 @@ class Combined:
     refusals: tuple[Refusal, ...]
 
 
-def judge(body: object, file: str, number: int) -> tuple[list[Judged], list[Refusal]]:
-    """The objects of one document and what is wrong with it.
+def judge(body: object, file: str, number: int) -> Iterator[tuple[Judged | None, Refusal | None]]:
+    """The objects of one document, one by one, and what is wrong with each (see `judge_one`).
 
     Args:
         file: its name as shown to the operator.
@@ -87,15 +87,8 @@ def judge(body: object, file: str, number: int) -> tuple[list[Judged], list[Refu
         bodies = unpack(body)
     except ManifestError as error:
         raise DocumentError(f"document {number}: {error.field}: {error.reason}") from error
-    judged: list[Judged] = []
-    refusals: list[Refusal] = []
     for index, each in enumerate(bodies, 1):
-        found, refusal = judge_one(each, file, place if len(bodies) == 1 else f"{place} item {index}")
-        if found is not None:
-            judged.append(found)
-        if refusal is not None:
-            refusals.append(refusal)
-    return judged, refusals
+        yield judge_one(each, file, place if len(bodies) == 1 else f"{place} item {index}")
 
 
 def judge_one(body: object, file: str, where: str) -> tuple[Judged | None, Refusal | None]:

@@ -24,8 +24,14 @@ def policy(action: str = "DENY", name: str = "deny", **spec: object) -> dict[str
     return {"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": metadata, "spec": {"action": action, **spec}}
 
 
+def verdicts(body: object, file: str, number: int) -> tuple[list[Judged], list[Refusal]]:
+    """All objects of one document, and all that is wrong with them."""
+    pairs = list(judge(body, file, number))
+    return [found for found, _ in pairs if found is not None], [refusal for _, refusal in pairs if refusal is not None]
+
+
 def judged(body: object, file: str = "a.yaml") -> list[Judged]:
-    return judge(body, file, 1)[0]
+    return verdicts(body, file, 1)[0]
 
 
 def in_force(*documents: list[Judged], before: dict[ObjectKey, KubeObject] | None = None) -> dict[ObjectKey, KubeObject]:
@@ -34,15 +40,15 @@ def in_force(*documents: list[Judged], before: dict[ObjectKey, KubeObject] | Non
 
 def test_good_documents_are_in_force_and_other_kinds_are_passed_over() -> None:
     configmap = {"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": "x", "namespace": "shop"}}
-    assert judge(configmap, "a.yaml", 1) == ([], [])
-    assert judge(None, "a.yaml", 1) == ([], [])
+    assert verdicts(configmap, "a.yaml", 1) == ([], [])
+    assert verdicts(None, "a.yaml", 1) == ([], [])
     objects = in_force(judged(namespace()))
     assert isinstance(objects[SHOP], Namespace)
 
 
 def test_lists_are_unpacked_and_each_item_judged() -> None:
     body = {"apiVersion": "v1", "kind": "List", "items": [namespace(), {"kind": "Pod"}, namespace("other")]}
-    objects, refusals = judge(body, "a.yaml", 3)
+    objects, refusals = verdicts(body, "a.yaml", 3)
     assert [each.key.name for each in objects if each.item] == ["shop", "other"]
     assert len(refusals) == 1
     assert refusals[0].file == "a.yaml"
@@ -50,20 +56,20 @@ def test_lists_are_unpacked_and_each_item_judged() -> None:
 
 def test_a_list_that_is_none_makes_its_file_unreadable() -> None:
     with pytest.raises(DocumentError, match="document 2: items: not a list: 5"):
-        judge({"apiVersion": "v1", "kind": "List", "items": 5}, "a.yaml", 2)
+        verdicts({"apiVersion": "v1", "kind": "List", "items": 5}, "a.yaml", 2)
 
 
 @pytest.mark.parametrize("body", ["oops", ["a", "list"], {"metadata": {"name": "deny"}}, {"apiVersion": "v1", "kind": 5}])
 def test_what_is_no_object_is_refused_as_unknown(body: object) -> None:
-    objects, (refusal,) = judge(body, "a.yaml", 2)
+    objects, (refusal,) = verdicts(body, "a.yaml", 2)
     assert objects == []
     assert (refusal.object, refusal.unknown) == ("a.yaml document 2", True)
-    _, (refusal,) = judge({"apiVersion": "v1", "kind": "Pod"}, "a.yaml", 2)
+    _, (refusal,) = verdicts({"apiVersion": "v1", "kind": "Pod"}, "a.yaml", 2)
     assert not refusal.unknown
 
 
 def test_a_refusal_names_file_object_field_and_reason() -> None:
-    _, (refusal,) = judge(policy("DENYY"), "a.yaml", 1)
+    _, (refusal,) = verdicts(policy("DENYY"), "a.yaml", 1)
     assert (refusal.file, refusal.object, refusal.field) == ("a.yaml", "AuthorizationPolicy shop/deny", "spec.action")
     assert "ALLOW" in refusal.reason
 
@@ -150,6 +156,6 @@ def test_a_nameless_policy_that_denies_is_not_hidden_by_one_that_never_does() ->
 def test_nonsense_is_refused_and_nothing_else() -> None:
     bodies: list[object] = [5, "x", [], {}, {"kind": 5}, {"kind": "Pod"}, {1: 2}]
     for body in bodies:
-        objects, refusals = judge(body, "a.yaml", 1)
+        objects, refusals = verdicts(body, "a.yaml", 1)
         assert [each for each in objects if each.item] == []
         assert len(refusals) == 1
