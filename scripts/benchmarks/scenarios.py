@@ -78,7 +78,7 @@ def set_up(how: Options) -> Iterator[Bench]:
     cpus = machine.cpus(how.pin)
     with tempfile.TemporaryDirectory(prefix="bench-") as name, ExitStack() as stack:
         tools = make_tools(Path(name), sources=how.sources)
-        if how.spin:
+        if how.awake:
             stack.enter_context(machine.awake(tools, cpus))
         yield Bench(tools, cpus, how.seconds)
 

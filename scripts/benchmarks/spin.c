@@ -1,5 +1,5 @@
 // Keeps one CPU from halting: `spin CPU SECONDS`. A virtual CPU that halts takes 40-50 us to wake, which would drown the software in
-// question. The policy SCHED_IDLE yields at once to whatever else is runnable.
+// question. For where the kernel's idle loop cannot poll (machine.py). The policy SCHED_IDLE yields to whatever else wakes up.
 #define _GNU_SOURCE
 #include <sched.h>
 #include <stdio.h>

@@ -16,15 +16,15 @@ def asked(*words: str) -> Options:
 
 def test_one_worker_stands_on_two_nodes_of_one_cpu() -> None:
     full, quick = asked(), asked("--quick")
-    assert (full.rounds, full.pin, full.spin) == (5, True, True)
+    assert (full.rounds, full.pin, full.awake) == (5, True, True)
     assert quick.rounds < full.rounds
     assert quick.seconds < full.seconds
 
 
 def test_several_workers_take_the_cpus_that_there_are() -> None:
     assert not asked("--workers", "2").pin
-    assert asked("--workers", "2", "--pin", "--no-spin").pin
-    assert not asked("--workers", "2", "--pin", "--no-spin").spin
+    assert asked("--workers", "2", "--pin", "--no-awake").pin
+    assert not asked("--workers", "2", "--pin", "--no-awake").awake
 
 
 def test_rows_are_chosen_by_pattern() -> None:
