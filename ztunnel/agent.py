@@ -27,7 +27,6 @@ from ztunnel.node.enrolment import PodSpec
 from ztunnel.node.pods import Enroller
 from ztunnel.plane import DataPlane
 from ztunnel.runtime.logs import fields
-from ztunnel.runtime.scheduling import give_way
 from ztunnel.sources.objects import Refusal
 
 log = logging.getLogger(__name__)
@@ -105,13 +104,10 @@ class Agent:
         """Bring `state`, index and workers up to what is known."""
         known = {uid: sandbox.addresses for uid, sandbox in self._sandboxes.items()}
         former, self.state = self.state, with_addresses(self._told, known) if known else self._told
-        give_way()
         delta = diff(former, self.state)
-        give_way()
         if delta:
             self._remember(delta)
             self._index.apply(delta)
-            give_way()
             self._plane.update(delta)
         self._deleted |= {uid for uid in former.captures if uid not in self.state.captures}
         heard, self.heard = self.heard, trio.Event()

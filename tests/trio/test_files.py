@@ -13,13 +13,11 @@ import pytest
 import trio
 import trio.testing
 
-from tests.kit.builders import pod
 from ztunnel.dataplane.channel import Update, encode
 from ztunnel.mesh.denials import DENY_EVERYTHING
 from ztunnel.mesh.derive import MeshOptions, MeshState, diff
 from ztunnel.mesh.errors import ConfigError
 from ztunnel.mesh.rules import Scope
-from ztunnel.sources import files
 from ztunnel.sources.files import FileLimits, FileSource
 from ztunnel.sources.objects import Refusal
 
@@ -319,18 +317,3 @@ async def test_others_get_their_turn_while_one_long_document_is_read(
             assert told.refusals == ()
         nursery.cancel_scope.cancel()
     assert turns > 20
-
-
-async def test_other_processes_may_have_the_cpu_between_two_objects(
-    tmp_path: Path, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A worker that has something to send must not wait until a patient supervisor has read a long list."""
-    given: list[None] = []
-    monkeypatch.setattr(files, "give_way", lambda: given.append(None))
-    (tmp_path / "a.json").write_text(
-        json.dumps({"kind": "List", "apiVersion": "v1", "items": [pod(f"p{n}", f"10.1.0.{n + 1}") for n in range(50)]})
-    )
-    async with watching(tmp_path) as told:
-        assert len(told.states[-1].workloads) == 50
-    # Each is read, then added to the mesh.
-    assert len(given) >= 2 * 50

@@ -28,7 +28,6 @@ from ztunnel.kube.discovery import Discovery, Kind
 from ztunnel.kube.errors import ApiRefused, BadAnswer, Gone, KubeError, NotFound, refused
 from ztunnel.kube.resources import Resource
 from ztunnel.runtime.logs import fields
-from ztunnel.runtime.scheduling import give_way
 
 log = logging.getLogger(__name__)
 
@@ -256,7 +255,6 @@ class Reflector(Generic[T]):
             if kind == "ERROR":
                 raise _told(body, resource)
             yield kind, _typed(body, resource)
-            give_way()
             number += 1
             if number % self.pace.items_per_turn == 0:
                 await trio.lowlevel.checkpoint()
@@ -323,7 +321,6 @@ class Reflector(Generic[T]):
                 if not isinstance(body, dict):
                     raise BadAnswer(f"cannot {resource.words('list')}: an item is no object")
                 items[_name(body, resource)] = self.store.read(_typed(body, resource))
-                give_way()
                 if number % self.pace.items_per_turn == 0:
                     await trio.lowlevel.checkpoint()
             token = _metadata(page).get("continue")

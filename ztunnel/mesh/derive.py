@@ -5,7 +5,7 @@ set of objects only: the order in which they arrived does not show in the result
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -116,15 +116,12 @@ def derive(objects: Mapping[ObjectKey, KubeObject], options: MeshOptions) -> Mes
 class Derivation:
     """`derive` of a set of objects that changes. The same result as of the whole set, but a change of pods costs what those pods cost.
 
-    Args:
-        between: called before each pod, so that a change of thousands of them need not be one turn.
     Attributes:
         state: of the present set.
     """
 
-    def __init__(self, options: MeshOptions, between: Callable[[], object] | None = None) -> None:
+    def __init__(self, options: MeshOptions) -> None:
         self._options = options
-        self._between = between
         self._objects: dict[ObjectKey, KubeObject] = {}
         self._pods: dict[str, Pod] = {}
         """By UID."""
@@ -231,8 +228,6 @@ class Derivation:
                     yield service
 
     def _add(self, pod: Pod, state: MeshState) -> None:
-        if self._between is not None:
-            self._between()
         uid, options, attached = pod.metadata.uid, self._options, self._attached
         capture = _capture(pod, _enrolment(pod, self._labels, options), attached, options)
         state.captures[uid] = capture

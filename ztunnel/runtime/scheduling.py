@@ -16,16 +16,6 @@ PATIENCE = 10
 _MOST_PATIENT = 19
 
 
-give_way = os.sched_yield
-"""For between two pieces of a turn that is long for a worker: whoever else wants this CPU has it before the next one.
-
-A patient process gets the CPU seldom, but when it does, the kernel leaves it there until the next tick of its clock, up to 4 ms, unless
-somebody who slept wakes up meanwhile; a worker that an application has just interrupted does not sleep. Half a microsecond if nobody
-wants it.
-Source: sched_yield(2); Linux `yield_task_fair`, EEVDF's slice protection.
-"""
-
-
 def be_patient() -> None:
     """This thread, and those that it starts from now on, make way for others."""
     here = threading.get_native_id()

@@ -26,7 +26,6 @@ from ztunnel.mesh.errors import ConfigError
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import KubeObject
 from ztunnel.runtime.documents import PAUSE, DocumentError, read_json, read_yaml_in_turns
-from ztunnel.runtime.scheduling import give_way
 from ztunnel.sources.objects import Judged, Refusal, Sink, changed, combine, judge, unreadable
 
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -86,7 +85,7 @@ class FileSource:
 
     def __init__(self, directory: Path, options: MeshOptions, limits: FileLimits = FileLimits(), interval_seconds: float = 0.25) -> None:
         self._directory = directory
-        self._derivation = Derivation(options, give_way)
+        self._derivation = Derivation(options)
         self._limits = limits
         self._interval = interval_seconds
         self._files: dict[str, _File] = {}
@@ -232,7 +231,6 @@ class FileSource:
                     refusals.append(refusal)
                 if len(judged) + len(refusals) > self._limits.documents:
                     raise DocumentError(f"more than {self._limits.documents} objects (limits.manifest_documents)")
-                give_way()
         return judged, refusals
 
     def _combine(self) -> None:
@@ -240,7 +238,6 @@ class FileSource:
         combined = combine(chain.from_iterable(file.judged for file in files), self._objects)
         if changes := dict(changed(self._objects, combined.objects)):
             self._objects = combined.objects
-            give_way()
             self._state = self._derivation.update(changes)
         of_documents = chain.from_iterable(file.refusals for file in files)
         of_files = (file.problem for file in files if file.problem is not None)

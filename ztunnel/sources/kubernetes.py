@@ -24,7 +24,6 @@ from ztunnel.mesh.manifests.mesh_config import CONFIG_MAP
 from ztunnel.mesh.manifests.metadata import ObjectKey
 from ztunnel.mesh.manifests.parse import ALL_READ, KubeObject, kinds
 from ztunnel.runtime.logs import fields
-from ztunnel.runtime.scheduling import give_way
 from ztunnel.sources.objects import Judged, Refusal, Sink, judge_one, last_good
 
 log = logging.getLogger(__name__)
@@ -159,7 +158,7 @@ class KubernetesSource:
 
     def __init__(self, client: KubeClient, options: MeshOptions, wanted: Sequence[Wanted] = AGENT, pace: Pace | None = None) -> None:
         self._changed = trio.Event()
-        self._derivation = Derivation(options, give_way)
+        self._derivation = Derivation(options)
         self._objects = _Objects(on_change=self._wake)
         discovery = Discovery(client)
         pace = pace or Pace()
