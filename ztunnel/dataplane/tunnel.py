@@ -659,11 +659,8 @@ class Tunnel(Carrier):
         self._die(error)
 
     def _handshake_expired(self) -> None:
-        peer, seconds = self.peer_address[0], self._times.handshake
-        if self.is_ready:
-            self._die(SettingsTimeout(f"{peer}: HTTP/2 SETTINGS did not come within {seconds:g} s"))
-        else:
-            self._die(TlsTimeout(f"{peer}: the end of the TLS handshake did not come within {seconds:g} s"))
+        kind, what = (SettingsTimeout, "HTTP/2 SETTINGS") if self.is_ready else (TlsTimeout, "the end of the TLS handshake")
+        self._die(kind(f"{self.peer_address[0]}: {what} did not come within {self._times.handshake:g} s"))
 
     def _keep_alive(self) -> None:
         now = self.loop.now
