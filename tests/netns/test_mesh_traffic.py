@@ -209,6 +209,16 @@ def test_a_reader_that_stops_does_not_hold_up_the_others(client: Pod, server: Po
             assert apps.call(client, (server.v4, APP)) == b"hello"
 
 
+@FAMILIES
+def test_each_connection_comes_from_its_own_client(mesh: Mesh, client: Pod, server: Pod, family: int) -> None:
+    """Sockets that dial again keep the address that they came from: it must be the next client's, or be changed."""
+    clients = [client, mesh.pods["neighbour"], client, client, mesh.pods["neighbour"], mesh.pods["outsider"]] * 8
+    with apps.Echo(server, APP) as echo:
+        for each in clients:
+            assert apps.call(each, (server.address(family), APP)) == b"hello"
+    assert echo.peers == [each.address(family) for each in clients]
+
+
 @pytest.mark.parametrize("who", ["client", "outsider"])
 def test_an_application_that_speaks_first_is_heard_at_once(mesh: Mesh, server: Pod, who: str) -> None:
     """The proxy's handshake with it waits for the client's first bytes, which may never come."""

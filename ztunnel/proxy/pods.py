@@ -127,9 +127,9 @@ class PodDial(Dialling):
         """Begins with the pod's next socket, or waits for it within the same time."""
         stock = self._stock = pod.stock(self._destination[0])
         self._connection.dial = self
-        sock = stock.take_now(to_bind=self._source_ip is not None)
+        sock, is_bound = stock.take_now(self._source_ip or "")
         if sock is not None:
-            self.connect(sock, self._destination, self._source_ip)
+            self.connect(sock, self._destination, None if is_bound else self._source_ip)
             return
         self._timer = self._loop.call_later(self._seconds, self._waited)
         if not stock.take(self._taken):
@@ -139,7 +139,7 @@ class PodDial(Dialling):
         """What follows."""
         relay = self._connection.relay
         assert relay is not None
-        relay.attach(sock, self._stock)
+        relay.attach(sock, self._stock.home(self._source_ip or "") if self._stock is not None else None)
         self._loop.settle_later(self)
 
     def settle(self) -> None:

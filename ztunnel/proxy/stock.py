@@ -5,7 +5,8 @@ The stock asks for more before it is empty, doubling the batch while demand outr
 wakes up for each, and takes its time on the processor from the connections that are served. One that finds nothing waits for the next
 batch, within its own deadline.
 
-A socket whose connection has ended well comes back and dials again, so that a steady load needs hardly any new ones.
+A socket whose connection has ended well comes back and dials again, so that a steady load needs hardly any new ones. It is still bound to
+the address that it came from, mostly that of the very client which connects next, and need not be bound to it again.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ _MOMENT_SECONDS: Final = 0.05
 """As long as news wait to travel together (`ztunnel.worker`): the supervisor is woken this often as it is."""
 
 
-class SocketStock(Home):
+_REMEMBERED: Final = 1024
+"""Addresses that sockets come back from."""
+
+
+class SocketStock:
     """The sockets of one pod and one address family. `need(count)` asks the supervisor; `receive` brings what it made."""
 
     def __init__(self, need: Callable[[int], None], max_waiting: int, clock: Callable[[], float]) -> None:
@@ -35,7 +40,9 @@ class SocketStock(Home):
         self._max_waiting = max_waiting
         self._clock = clock
         self._asked_at = -math.inf
-        self._sockets: deque[socket.socket] = deque()
+        self._sockets: deque[tuple[socket.socket, str]] = deque()
+        """Each with the address that it is bound to, empty if to none."""
+        self._homes: dict[str, _Home] = {}
         self._waiting: deque[Taker] = deque()
         self._batch = _FIRST_BATCH
         self._asked = False
@@ -45,7 +52,7 @@ class SocketStock(Home):
 
     def take(self, taker: Taker) -> bool:
         """Gives `taker` a socket now or when one comes. False: too many wait already, or the pod is gone."""
-        sock = self.take_now()
+        sock, _ = self.take_now("")
         if sock is not None:
             taker(sock)
             return True
@@ -58,23 +65,31 @@ class SocketStock(Home):
         self._ask()
         return True
 
-    def take_now(self, *, to_bind: bool = False) -> socket.socket | None:
-        """One of those that are there. None: `take` waits for the next.
+    def take_now(self, source: str) -> tuple[socket.socket | None, bool]:
+        """One of those that are there, and whether it comes from the address `source`: if not, the caller has to bind it.
 
-        Args:
-            to_bind: the caller binds it to an address. If not, it comes from none: it may have had another's in a former life.
+        None: `take` waits for the next. With an empty `source` it comes from no address, whatever it had in a former life.
         """
         if not self._sockets:
-            return None
-        sock = self._sockets.popleft()
-        if not to_bind:
+            return None, False
+        sock, bound = self._sockets.popleft()
+        if not source and bound:
             unbind(sock)
         left = len(self._sockets)
         if left < self._fewest:
             self._fewest = left
         if left < self._batch // 2:
             self._ask()
-        return sock
+        return sock, not source or source == bound
+
+    def home(self, source: str) -> Home:
+        """Where a socket goes that comes from this address, empty for none, once it has ended well."""
+        home = self._homes.get(source)
+        if home is None:
+            if len(self._homes) >= _REMEMBERED:
+                self._homes.clear()
+            home = self._homes[source] = _Home(self, source)
+        return home
 
     def trim(self) -> None:
         """Called at intervals: closes what a burst left behind and nobody has needed since the last call."""
@@ -82,7 +97,7 @@ class SocketStock(Home):
         if idle > 0:
             self._batch = max(_FIRST_BATCH, self._batch // 2)
             for _ in range(idle):
-                self._sockets.pop().close()
+                self._sockets.pop()[0].close()
         self._fewest = len(self._sockets)
 
     def receive(self, sockets: list[socket.socket]) -> None:
@@ -92,10 +107,11 @@ class SocketStock(Home):
             for sock in sockets:
                 sock.close()
             return
-        self._sockets.extend(sockets)
+        self._sockets.extend([(sock, "") for sock in sockets])
         while self._waiting and self._sockets:
-            sock = self._sockets.popleft()
-            unbind(sock)
+            sock, bound = self._sockets.popleft()
+            if bound:
+                unbind(sock)
             self._waiting.popleft()(sock)
         if not sockets:
             # The supervisor could not make any. Whoever waits for more than came back fails now; the next connection asks again.
@@ -103,17 +119,17 @@ class SocketStock(Home):
         elif self._waiting or not self._sockets:
             self._ask()
 
-    def give_back(self, sock: socket.socket) -> None:
-        """One that ended well comes back, if there is room and the kernel is done with it."""
+    def take_back(self, sock: socket.socket, source: str) -> None:
+        """One that ended well comes back, if there is room and the kernel is done with it. `source`: what it is bound to, as in `home`."""
         if self._closed or len(self._sockets) >= self._batch or not renew(sock):
             finish(sock)
         else:
-            self._sockets.append(sock)
+            self._sockets.append((sock, source))
 
     def close(self) -> None:
         """The pod is gone: an unused socket would keep its namespace alive."""
         self._closed = True
-        for sock in self._sockets:
+        for sock, _ in self._sockets:
             sock.close()
         self._sockets.clear()
         self._dismiss()
@@ -130,3 +146,14 @@ class SocketStock(Home):
                 self._batch = min(self._batch * 2, _MAX_BATCH)
             self._asked, self._asked_at = True, now
             self._need(self._batch)
+
+
+class _Home(Home):
+    """See `SocketStock.home`."""
+
+    def __init__(self, stock: SocketStock, source: str) -> None:
+        self._stock = stock
+        self._source = source
+
+    def give_back(self, sock: socket.socket) -> None:
+        self._stock.take_back(sock, self._source)

@@ -123,12 +123,22 @@ def ended_well() -> socket.socket:
     return near
 
 
+def ended_from(address: str, server: socket.socket) -> socket.socket:
+    sock = socket.socket()
+    sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+    sock.bind((address, 0))
+    sock.connect(server.getsockname())
+    sock.shutdown(socket.SHUT_WR)
+    server.accept()[0].close()
+    return sock
+
+
 def test_what_ended_well_is_taken_again() -> None:
     shelf = Shelf()
     shelf.take()
     shelf.deliver(1)
     sock = ended_well()
-    shelf.stock.give_back(sock)
+    shelf.stock.home("").give_back(sock)
     shelf.take()
     assert shelf.taken[-1] is sock
     shelf.close()
@@ -138,20 +148,10 @@ def test_nobody_gets_anothers_address() -> None:
     """Neither at once nor after waiting, unless they bind it themselves."""
     shelf = Shelf()
     with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def had_address() -> socket.socket:
-            sock = socket.socket()
-            sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
-            sock.bind(("127.0.0.9", 0))
-            sock.connect(server.getsockname())
-            sock.shutdown(socket.SHUT_WR)
-            server.accept()[0].close()
-            return sock
-
-        shelf.stock.give_back(had_address())
+        shelf.stock.home("127.0.0.9").give_back(ended_from("127.0.0.9", server))
         shelf.take()
         shelf.take()
-        shelf.stock.give_back(had_address())
+        shelf.stock.home("127.0.0.9").give_back(ended_from("127.0.0.9", server))
         shelf.stock.receive([socket.socket()])
         for sock in shelf.taken:
             assert sock is not None
@@ -160,20 +160,43 @@ def test_nobody_gets_anothers_address() -> None:
     shelf.close()
 
 
+def test_whoever_comes_from_the_same_address_need_not_bind_it_again() -> None:
+    shelf = Shelf()
+    shelf.deliver(1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        for address in ("127.0.0.8", "127.0.0.9"):
+            shelf.stock.home(address).give_back(ended_from(address, server))
+        fresh, is_bound = shelf.stock.take_now("127.0.0.9")
+        assert fresh is not None
+        assert not is_bound, "nobody has bound it yet"
+        another, is_bound = shelf.stock.take_now("127.0.0.9")
+        assert another is not None
+        assert not is_bound, "it was somebody else's"
+        same, is_bound = shelf.stock.take_now("127.0.0.9")
+        assert same is not None
+        assert is_bound
+        same.connect(server.getsockname())
+        assert same.getsockname()[0] == "127.0.0.9"
+        for sock in (fresh, another, same):
+            sock.close()
+    assert shelf.stock.take_now("127.0.0.9") == (None, False)
+    shelf.close()
+
+
 def test_what_cannot_be_used_again_is_closed() -> None:
     shelf = Shelf()
     near, far = tcp_pair()
-    shelf.stock.give_back(near)
+    shelf.stock.home("").give_back(near)
     assert near.fileno() == -1
     assert far.recv(1) == b"", "not reset"
     far.close()
     many = [ended_well() for _ in range(17)]
     for sock in many:
-        shelf.stock.give_back(sock)
+        shelf.stock.home("").give_back(sock)
     assert [sock.fileno() == -1 for sock in many] == [False] * 16 + [True], "a batch is enough"
     shelf.close()
     late = ended_well()
-    shelf.stock.give_back(late)
+    shelf.stock.home("").give_back(late)
     assert late.fileno() == -1, "the pod is gone"
 
 
@@ -182,7 +205,7 @@ def test_whoever_waits_gets_what_came_back_when_no_new_one_can_be_made() -> None
     shelf.take()
     shelf.take()
     sock = ended_well()
-    shelf.stock.give_back(sock)
+    shelf.stock.home("").give_back(sock)
     shelf.deliver(0)
     assert shelf.taken == [sock, None]
     assert len(shelf.asked) == 1, "the next connection asks again"
