@@ -34,6 +34,8 @@ APP, WEB, YIELDING, AT_ONCE = 9000, 9001, 9002, 9003
 """Ports in each server pod: our own server, nginx, and our own server twice more: giving way to everything on its CPU, and to nothing."""
 GIVE_WAY = ("chrt", "--idle", "0")
 """Words before a command that is only to get the CPU time that nobody else wants."""
+_POLL_SECONDS = 0.1
+"""Our agents look at the manifests this often: each file that `elsewhere` changes says the same for two of their looks."""
 CLIENT, SERVER = "client", "server"
 ANSWER_BYTES = 1024
 
@@ -213,7 +215,8 @@ def ours(tools: Tools, cpus: Cpus, workers: int, name: str = "ztunnel", *, nodes
 def our_mesh(workers: int, tree: Path, nodes: int, settings: str) -> Iterator[Mesh]:
     """Agents that are ready. What the mesh asserts of them, at the end too, is told as our own error."""
     try:
-        with Mesh(nodes, settings=f"enrolment: {{grace_seconds: 0.1}}\nworkers: {workers}\n{settings}", tree=tree) as mesh:
+        words = f"enrolment: {{grace_seconds: 0.1}}\nworkers: {workers}\n{settings}"
+        with Mesh(nodes, settings=words, tree=tree, poll_seconds=_POLL_SECONDS) as mesh:
             yield mesh
     except AssertionError as error:
         raise BenchError(f"our agents: {error.__cause__ or error}") from error

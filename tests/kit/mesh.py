@@ -195,10 +195,18 @@ class Mesh:
     """A topology, its manifests and its agents. A context manager."""
 
     def __init__(
-        self, nodes: int = 2, *, settings: str = DEFAULT_SETTINGS, start: bool = True, leaf_hours: float = 24, tree: Path | None = None
+        self,
+        nodes: int = 2,
+        *,
+        settings: str = DEFAULT_SETTINGS,
+        start: bool = True,
+        leaf_hours: float = 24,
+        tree: Path | None = None,
+        poll_seconds: float = 0.05,
     ) -> None:
         """`settings`: lines of YAML that each agent's configuration gets in addition. `leaf_hours`: life of a certificate. `tree`: where
-        the agents' `ztunnel` is; default: what the environment says with TESTED_TREE, or this repository."""
+        the agents' `ztunnel` is; default: what the environment says with TESTED_TREE, or this repository. `poll_seconds`: between two
+        looks at the manifests; the product's default is five times as long as ours."""
         self._tree = tree or Path(os.environ.get("TESTED_TREE", REPOSITORY))
         self.net = Topology()
         self._root = tempfile.TemporaryDirectory(prefix="mesh-")
@@ -212,6 +220,7 @@ class Mesh:
         self._namespaces: dict[str, str] = {}
         self.namespace("default")
         self._leaf_hours = leaf_hours
+        self._poll_seconds = poll_seconds
         self.agents = [self._agent(self.net.node(), settings) for _ in range(nodes)]
         if start:
             try:
@@ -267,7 +276,7 @@ class Mesh:
         directory.mkdir()
         (directory / "agent.yaml").write_text(
             f"node: {node.name}\n"
-            f"sources: {{files: {self.manifests}, poll_seconds: 0.05, redirection_status: annotation}}\n"
+            f"sources: {{files: {self.manifests}, poll_seconds: {self._poll_seconds}, redirection_status: annotation}}\n"
             f"pods: {{netns_directory: {self.netns}, status_directory: {directory / 'status'}}}\n"
             f"ca: {{directory: {self.root / 'ca'}, leaf_hours: {self._leaf_hours}}}\n"
             f"admin: {{socket: {directory / 'agent.sock'}}}\n" + settings
