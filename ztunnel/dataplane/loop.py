@@ -253,7 +253,10 @@ class Loop:
             self._flush()
 
     def flush_collected(self) -> None:
-        """For whoever is about to be long: nobody's small messages wait for a buffer of somebody's bulk transfer."""
+        """For whoever is about to be long: nobody's small messages wait for a buffer of somebody's bulk transfer.
+
+        Not for whoever has frames in the worker's scratch buffer that a `flush` may write to: in a waypoint every flush does.
+        """
         if self._dirty:
             self._flush()
 

@@ -290,6 +290,8 @@ class Tunnel(Carrier):
             room = turn
         if self.mux.peer_max_frame >= CHUNK:
             count: int = sock.recv_into(scratch.payload, room, _FLAGS)
+            if count >= SMALL:
+                self.loop.flush_collected()
             if count:
                 self.mux.data_header(scratch.frame, 0, stream, count)
                 self.send_frames(count + FRAME_HEADER)
@@ -299,19 +301,19 @@ class Tunnel(Carrier):
             asked = len(views) * SMALLEST_MAX_FRAME
             count = sock.recvmsg_into(views, 0, _FLAGS)[0]
         else:
-            asked = room
-            count = sock.recv_into(scratch.slots[0], asked, _FLAGS)
+            asked, count = room, sock.recv_into(scratch.slots[0], room, _FLAGS)
+        if count >= SMALL:
+            self.loop.flush_collected()
         if count:
             self.send_frames(self._frame_slots(stream, count))
         return count, asked
 
     def _frame_slots(self, stream: int, count: int) -> int:
         at = 0
-        while count > 0:
-            size = min(count, SMALLEST_MAX_FRAME)
+        for left in range(count, 0, -SMALLEST_MAX_FRAME):
+            size = min(left, SMALLEST_MAX_FRAME)
             self.mux.data_header(self.scratch.frame, at, stream, size)
             at += FRAME_HEADER + size
-            count -= size
         return at
 
     def send_frames(self, length: int) -> None:
@@ -321,7 +323,6 @@ class Tunnel(Carrier):
             self._plain.append(self.scratch.frame[:length])
             self.mark_dirty()
         else:
-            self.loop.flush_collected()
             self._send_plain()
             self._outlet.seal(self.scratch.frame, 0, length)
 

@@ -97,6 +97,30 @@ def test_bytes_arrive_in_order_whatever_their_pieces(joined: Joined) -> None:
     assert (near.to_stream, far.from_stream) == (370_010, 370_010)
 
 
+def test_what_leaves_meanwhile_does_not_get_between_a_large_message_and_its_stream(joined: Joined) -> None:
+    """A waypoint's connections write to their own streams when they are flushed, and all streams share one buffer for frames."""
+    near, _ = joined.ends
+    other = Joined(joined.wire)
+    neighbour, _ = other.ends
+
+    class Neighbour:
+        def flush(self) -> None:
+            neighbour.write(b"of the neighbour")
+
+        def on_bug(self) -> None:
+            raise AssertionError("no bug here")
+
+    for size in (5_000, 50_000):
+        message = os.urandom(size)
+        joined.far.data.clear()
+        other.far.data.clear()
+        joined.wire.loop.flush_later(Neighbour())
+        near.write(message)
+        joined.wire.run_until(lambda: other.far.data and len(joined.far.data) >= size)  # noqa: B023 - called at once
+        assert joined.far.data == message
+        assert other.far.data == b"of the neighbour"
+
+
 def test_a_receiver_that_pauses_stops_the_sender_and_loses_nothing(joined: Joined) -> None:
     near, far = joined.ends
     joined.far.pause_after = 1
