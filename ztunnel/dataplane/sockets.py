@@ -121,7 +121,8 @@ def renew(sock: socket.socket) -> bool:
     That spares its namespace a socket, which costs our supervisor ten times as much. Only one that the kernel is done with qualifies,
     everything acknowledged in both directions: any other would be reset, and what is on its way lost. Its TIME_WAIT, if it has one, is the
     kernel's own and stays.
-    It is still bound to its former address. It has IP_BIND_ADDRESS_NO_PORT, or it could not be bound to another.
+    It is still bound to its former address; if it was ever bound, also to one that the kernel chose. It has IP_BIND_ADDRESS_NO_PORT, or it
+    could not be bound to another.
     Source: connect(2), AF_UNSPEC; Linux `tcp_disconnect`, which keeps the address that a socket was bound to.
     """
     if not _is_delivered(sock):

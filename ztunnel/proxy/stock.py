@@ -30,6 +30,9 @@ _MOMENT_SECONDS: Final = 0.05
 
 _REMEMBERED: Final = 1024
 """Addresses that sockets come back from."""
+_KERNELS_CHOICE: Final = "any"
+"""What a socket is bound to that came from no address of its caller's: to none, or, if it was ever bound in a former life, to what the
+kernel chose for its last (Linux keeps SOCK_BINDADDR_LOCK through `unbind`). No address is written like this."""
 
 
 class SocketStock:
@@ -41,7 +44,7 @@ class SocketStock:
         self._clock = clock
         self._asked_at = -math.inf
         self._sockets: deque[tuple[socket.socket, str]] = deque()
-        """Each with the address that it is bound to, empty if to none."""
+        """Each with the address that it is bound to, empty if to none, `_KERNELS_CHOICE` if nobody knows."""
         self._homes: dict[str, _Home] = {}
         self._waiting: deque[Taker] = deque()
         self._batch = _FIRST_BATCH
@@ -120,11 +123,11 @@ class SocketStock:
             self._ask()
 
     def take_back(self, sock: socket.socket, source: str) -> None:
-        """One that ended well comes back, if there is room and the kernel is done with it. `source`: what it is bound to, as in `home`."""
+        """One that ended well comes back, if there is room and the kernel is done with it. `source`: see `home`."""
         if self._closed or len(self._sockets) >= self._batch or not renew(sock):
             finish(sock)
         else:
-            self._sockets.append((sock, source))
+            self._sockets.append((sock, source or _KERNELS_CHOICE))
 
     def close(self) -> None:
         """The pod is gone: an unused socket would keep its namespace alive."""

@@ -183,6 +183,27 @@ def test_whoever_comes_from_the_same_address_need_not_bind_it_again() -> None:
     shelf.close()
 
 
+def test_an_address_that_the_kernel_chose_is_not_kept_for_the_next_connection() -> None:
+    """To a socket that was bound once the kernel binds whatever it has chosen, and leaves it so."""
+    shelf = Shelf()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        shelf.stock.home("127.0.0.9").give_back(ended_from("127.0.0.9", server))
+        for _ in range(2):
+            shelf.take()
+            sock = shelf.taken.pop()
+            assert sock is not None
+            assert sock.getsockname()[0] == "0.0.0.0"
+            sock.connect(server.getsockname())
+            sock.shutdown(socket.SHUT_WR)
+            server.accept()[0].close()
+            shelf.stock.home("").give_back(sock)
+        again, is_bound = shelf.stock.take_now("127.0.0.1")
+        assert again is not None
+        assert not is_bound
+        again.close()
+    shelf.close()
+
+
 def test_what_cannot_be_used_again_is_closed() -> None:
     shelf = Shelf()
     near, far = tcp_pair()
