@@ -381,8 +381,10 @@ class StreamRelay(StreamEnd):
     def _finish_if_over(self) -> None:
         if self._app_ended and self._app_shut and not self._done:
             # It ended well, and nothing waits. Nobody waits for what is left to do either: whoever has bytes for others is before it.
+            # The stream is over at once: a tunnel that ends behind it has lost nothing.
             self._done = self._is_settling = True
             self._loop.settle_later(self)
+            self._tunnel.release(self._stream)
 
     def _reset_stream(self, code: int) -> None:
         if not self._tunnel.is_dead:
@@ -402,23 +404,26 @@ class StreamRelay(StreamEnd):
         if self._sock is not None:
             self._loop.forget(self._sock.fileno())
             reset(self._sock)
-        self._leave(error)
+        self._tunnel.release(self._stream)
+        self._owner.relay_done(error)
 
     def settle(self) -> None:
+        """What is left of a good end: the application's socket is closed or goes home, and the owner counts. Once, whoever asks first."""
         if not self._is_settling:
             return
         self._is_settling = False
         assert self._sock is not None
-        if self._unread:
-            Farewell(self._loop, self._sock)
-        elif self._home is not None:
-            self._loop.forget(self._sock.fileno())
-            self._home.give_back(self._sock)
-        else:
-            self._loop.drop(self._sock.fileno())
-            finish(self._sock)
-        self._leave(None)
+        try:
+            self._let_go(self._sock)
+        finally:
+            self._owner.relay_done(None)
 
-    def _leave(self, error: MeshError | None) -> None:
-        self._tunnel.release(self._stream)
-        self._owner.relay_done(error)
+    def _let_go(self, sock: socket.socket) -> None:
+        if self._unread:
+            Farewell(self._loop, sock)
+        elif self._home is not None:
+            self._loop.forget(sock.fileno())
+            self._home.give_back(sock)
+        else:
+            self._loop.drop(sock.fileno())
+            finish(sock)

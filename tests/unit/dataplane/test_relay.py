@@ -332,6 +332,19 @@ def test_an_application_that_is_gone_behind_its_half_close_does_not_spoil_a_good
     assert pair.ends.results == [None]
 
 
+def test_a_tunnel_that_ends_right_behind_its_last_stream_has_ended_well(wire: Wire, pair: Pair) -> None:
+    """Its last bytes and its end come in one read: the relay is over, if not settled yet, and no live stream is lost."""
+    pair.far.shutdown(socket.SHUT_WR)
+    wire.run_until(lambda: received(pair.near) == b"")
+    wire.client.tunnel.go_away()
+    wire.loop.run_once(0)
+    pair.near.shutdown(socket.SHUT_WR)
+    wire.run_until(lambda: wire.server.closed)
+    assert wire.server.closed == [None]
+    wire.run_until(lambda: pair.server_ends.is_over)
+    assert pair.server_ends.results == [None]
+
+
 def test_an_abort_behind_a_good_end_changes_nothing_of_it(wire: Wire, pair: Pair) -> None:
     pair.meet()
     pair.near.shutdown(socket.SHUT_WR)
@@ -343,6 +356,24 @@ def test_an_abort_behind_a_good_end_changes_nothing_of_it(wire: Wire, pair: Pair
     assert not wire.client.tunnel.relays
     wire.loop.run_once(0)
     assert pair.ends.results == [None]
+
+
+def test_a_connection_that_cannot_be_settled_is_counted_all_the_same() -> None:
+    class Broken(sockets.Home):
+        def give_back(self, sock: socket.socket) -> None:
+            sock.close()
+            raise ZeroDivisionError("this is a bug")
+
+    wire = Wire(times=TIMES)
+    pair = Pair(wire)
+    pair.meet()
+    pair.relay._home = Broken()
+    for each in (pair.near, pair.far):
+        each.shutdown(socket.SHUT_WR)
+    wire.run_until(lambda: pair.ends.is_over and pair.server_ends.is_over)
+    assert pair.ends.results == [None]
+    assert wire.loop.bugs == 1
+    wire.close()
 
 
 @pytest.mark.parametrize("first", ["near", "far"])
