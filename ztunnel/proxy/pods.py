@@ -143,10 +143,16 @@ class PodDial(Dialling):
         self._loop.settle_later(self)
 
     def settle(self) -> None:
-        """What came with the request has been passed on: an application that still has nothing may have to speak first."""
+        """What came with a tunnel's request has been passed on: an application that still has nothing may have to speak first.
+
+        A `Splice` has not heard its client by then, and always gives the word.
+        """
         relay = self._connection.relay
         if relay is not None:
             relay.acknowledge()
+
+    def on_bug(self) -> None:
+        self._connection.abort(LocalError("internal error"))
 
     def dialled(self, sock: socket.socket, error: OSError | None) -> None:
         connection = self._connection

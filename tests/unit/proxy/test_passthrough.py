@@ -12,9 +12,12 @@ from tests.kit.builders import ANYBODY, deny, service
 from tests.kit.proxies import SETTINGS, LoopbackNode, LoopbackPod
 from tests.kit.wire import received
 from ztunnel.dataplane.flow import Direction
+from ztunnel.dataplane.splice import Splice
 from ztunnel.mesh.delta import Delta
 from ztunnel.mesh.errors import Flag
 from ztunnel.mesh.rules import Match
+from ztunnel.proxy.facts import Facts
+from ztunnel.proxy.pods import PodDial
 
 
 @pytest.fixture(name="node")
@@ -69,6 +72,33 @@ def test_a_socket_that_ended_well_dials_the_next_connection_from_another_address
         far.close()
         node.run_until(lambda before=before: len(node.ended()) > before)  # type: ignore[misc]
     assert node.used_up(server) == 0
+
+
+def test_an_application_may_be_the_first_to_speak(node: LoopbackNode, server: LoopbackPod) -> None:
+    """Nobody has said the last word of the handshake with it before."""
+    listener = node.listen(server)
+    near = node.plain(server, (server.ip, 8080), "127.0.0.1")
+    node.loop.run_once(0.01)
+    node.loop.run_once(0)
+    far, _ = listener.accept()
+    far.send(b"welcome")
+    node.run_until(lambda: received(near) == b"welcome")
+    far.close()
+
+
+def test_a_dial_that_meets_a_bug_ends_its_own_connection(node: LoopbackNode, server: LoopbackPod) -> None:
+    class Broken(Splice):
+        def acknowledge(self) -> None:
+            raise ZeroDivisionError("this is a bug")
+
+    node.listen(server)
+    near, accepted = node.captured((server.ip, 8080))
+    connection = node.table.register(Facts(Direction.INBOUND, server.uid, ("192.0.2.1", 1), (server.ip, 8080)))
+    connection.relay = Broken(node.loop, node.node.scratch, accepted, connection)
+    PodDial(node.node, connection, (server.ip, 8080), None).start(server.pod)
+    assert reason(node, near) == "internal error"
+    assert node.loop.bugs == 1
+    node.loop.bugs = 0
 
 
 def test_a_pod_that_calls_itself_comes_from_where_the_kernel_says(node: LoopbackNode, server: LoopbackPod) -> None:
