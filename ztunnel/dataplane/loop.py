@@ -2,8 +2,8 @@
 
 A round is: events from the kernel, then the callbacks that asked to go on (`again`: they had more to read than one buffer), then timers
 that are due, then everything marked dirty is flushed once (`flush_later`), so that all frames of a round leave in one record and one
-`send`, then what is over is closed and counted (`settle_later`). In a long round output leaves in between too: whoever waits for the
-first of hundreds of messages works beside us then.
+`send`, then comes what need not come before that (`settle_later`): what is over is closed and counted. In a long round output leaves
+in between too: whoever waits for the first of hundreds of messages works beside us then.
 Whoever has asked to go on is called in its turn only, however much news of it the kernel has, and turns are taken for so long
 only that fresh events of others never wait for more than one of them: a bulk transfer costs its neighbour one buffer's time.
 Source: measured in `scripts/bench`'s ancestors, a callback loop against a task per socket: 1.6 to 1.8 times the requests per second.
@@ -71,10 +71,10 @@ class Flushable(Protocol):
 
 
 class Settler(Protocol):
-    """Something that has to be done with, for which nobody waits: what is over lets go of what it held."""
+    """Something with a last step that is to stand behind the round's output: a connection or a dial that is over."""
 
     def settle(self) -> None:
-        """Close, count, release."""
+        """Do what is left: close, count, look whether anything was sent."""
 
     def on_bug(self) -> None:
         """`settle` raised what it should not have."""
@@ -106,7 +106,7 @@ class Loop:
         self._again: dict[Handler, int] = {}
         """Once each, in the order in which they asked: a transfer whose events come in while it waits would get more than its turn."""
         self._dirty: list[Flushable] = []
-        self._over: list[Settler] = []
+        self._settlers: list[Settler] = []
         self._timers: list[tuple[float, int, Timer]] = []
         self._crowded = _CROWDED
         """So many timers are looked through for cancelled ones."""
@@ -151,7 +151,10 @@ class Loop:
             self._forgotten.add(fd)
 
     def drop(self, fd: int) -> None:
-        """As `forget`, for a descriptor that is closed next and that no other process has: then the kernel forgets it too, unasked."""
+        """As `forget`, for a descriptor that is closed next and that no other process has: then the kernel forgets it too, unasked.
+
+        One that others hold (a listener, a socket that dials, while our supervisor still has it) would go on reporting under its number.
+        """
         if self._handlers.pop(fd, None) is not None:
             self._forgotten.add(fd)
 
@@ -182,7 +185,7 @@ class Loop:
 
     def settle_later(self, settler: Settler) -> None:
         """Calls `settle` once, behind this round's output: what others wait for comes first."""
-        self._over.append(settler)
+        self._settlers.append(settler)
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """Calls back after `seconds`, or never if the timer is cancelled."""
@@ -244,7 +247,7 @@ class Loop:
         self._may_hold = True
         if self._dirty:
             self._flush()
-        if self._over:
+        if self._settlers:
             self._settle()
 
     def flush_if_late(self) -> None:
@@ -272,8 +275,8 @@ class Loop:
         self._flush_at = self._clock() + _COLLECTED_SECONDS
 
     def _settle(self) -> None:
-        over, self._over = self._over, []
-        for settler in over:
+        settlers, self._settlers = self._settlers, []
+        for settler in settlers:
             try:
                 settler.settle()
             except Exception:  # noqa: BLE001 - it is logged there
@@ -299,7 +302,7 @@ class Loop:
         self._epoll.close()
 
     def _patience(self, limit: float | None) -> float:
-        if self._again or self._dirty or self._over:
+        if self._again or self._dirty or self._settlers:
             return 0
         timers = self._timers
         while timers and timers[0][2].callback is None:

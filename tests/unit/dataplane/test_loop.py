@@ -258,6 +258,24 @@ def test_news_and_silence() -> None:
     loop.close()
 
 
+def test_a_socket_that_is_dropped_and_closed_has_no_more_news() -> None:
+    loop, diary = Loop(), list[str]()
+    ours, theirs = socket.socketpair()
+    number = ours.fileno()
+    loop.watch(number, Recorder(diary, "a"))
+    loop.drop(number)
+    loop.drop(number)
+    ours.close()
+    loop.run_once(0)
+    with os.fdopen(os.dup2(theirs.fileno(), number), "rb", buffering=0):
+        loop.watch(number, Recorder(diary, "b"))
+        loop.run_once(1)
+        loop.forget(number)
+    theirs.close()
+    assert [each[0] for each in diary] == ["b"]
+    loop.close()
+
+
 def test_who_takes_a_socket_over_hears_what_its_former_handler_was_told() -> None:
     loop = Loop()
     told: list[int] = []
@@ -278,7 +296,8 @@ def test_who_takes_a_socket_over_hears_what_its_former_handler_was_told() -> Non
     loop.close()
 
 
-def test_news_of_a_socket_that_is_gone_is_not_told_to_the_next_one_with_its_number() -> None:
+@pytest.mark.parametrize("leave", [Loop.forget, Loop.drop])
+def test_news_of_a_socket_that_is_gone_is_not_told_to_the_next_one_with_its_number(leave: Callable[[Loop, int], None]) -> None:
     loop, diary = Loop(), list[str]()
     pairs = [socket.socketpair() for _ in range(2)]
     numbers = [ours.fileno() for ours, _ in pairs]
@@ -288,7 +307,7 @@ def test_news_of_a_socket_that_is_gone_is_not_told_to_the_next_one_with_its_numb
         if fresh:
             return
         other = 1 if diary[-1].startswith("0") else 0
-        loop.forget(numbers[other])
+        leave(loop, numbers[other])
         pairs[other][0].close()
         made, far = socket.socketpair()
         if made.fileno() != numbers[other]:
