@@ -225,6 +225,7 @@ class LoopbackNode:
         made = [adopt(socket.AF_INET, socket.socket().detach()) for _ in range(min(count, 4) if self.sockets_to_be_had else 0)]
         for sock in made:
             sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
             sock.setblocking(False)
             reset_on_close(sock)
         pod.given += 1

@@ -222,6 +222,7 @@ async def test_sockets_are_made_for_a_captured_pod(directory: Path, plane: Plane
                 assert each.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == PROXY_MARK
                 assert each.getsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT) == 1
                 assert each.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+                assert each.getsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT)
                 assert each.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == KEEPALIVE_SECONDS
                 assert struct.unpack("ii", each.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)) == (1, 0)
             app = stack.enter_context(server.listener(APP))

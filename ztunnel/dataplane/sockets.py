@@ -73,15 +73,11 @@ def deliver_on_close(sock: socket.socket) -> None:
 def acknowledge(sock: socket.socket) -> None:
     """Says the last word of the handshake of a socket that dialled, if no bytes have said it: the other side may be the first to speak.
 
-    Otherwise the kernel does so after 40 to 200 ms, for sockets that were told to wait for bytes.
+    Otherwise the kernel does so after 40 to 200 ms, for sockets that were told to wait for bytes. On a connection that is over it does
+    nothing; whoever reads hears of that.
     Source: tcp(7), TCP_DEFER_ACCEPT and TCP_QUICKACK; HAProxy's `tcp-smart-connect`.
     """
-    try:
-        sock.setsockopt(_TCP, _QUICKACK, 1)
-    except OSError as error:
-        # Whoever reads from it hears of its end.
-        if error.errno not in _ENDINGS:
-            raise
+    sock.setsockopt(_TCP, _QUICKACK, 1)
 
 
 def finish(sock: socket.socket) -> None:
@@ -282,7 +278,7 @@ class Dialling:
         raise NotImplementedError
 
     def connect(self, sock: socket.socket, destination: Address, source_ip: str | None) -> None:
-        """Connects; with `source_ip` from that address (the socket is transparent, the port is the kernel's choice)."""
+        """Connects; with `source_ip` from that address (the socket is transparent, the kernel chooses the port), else as it is bound."""
         self._sock = sock
         try:
             if source_ip is not None:

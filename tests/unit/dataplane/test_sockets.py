@@ -71,7 +71,7 @@ def test_reset_and_finish_say_what_they_mean() -> None:
 def test_a_handshake_that_waits_for_bytes_is_acknowledged_by_them_or_on_request() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
-        for said, speak in (((b""), acknowledge), (b"bytes", lambda sock: sock.send(b"bytes"))):
+        for said, speak in ((b"", acknowledge), (b"bytes", lambda sock: sock.send(b"bytes"))):
             with socket.socket() as near:
                 near.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
                 near.connect(listener.getsockname())

@@ -168,6 +168,16 @@ def test_the_answer_comes_after_the_application(gate: Gate) -> None:
     gate.node.run_until(lambda: stream in stranger.ended)
 
 
+def test_an_application_may_be_the_first_to_speak(gate: Gate) -> None:
+    """It is connected to before the client's bytes have come. The kernel would tell it so after a while only."""
+    stranger = gate.stranger()
+    listener = gate.node.listen(gate.server)
+    stranger.open(gate.target())
+    gate.node.run_until(lambda: [each for each in gate.node.table.live() if each.relay and each.relay.state == "open"])
+    far, _ = listener.accept()
+    far.close()
+
+
 def test_a_record_says_where_the_tunnel_came_to_and_what_the_request_named(gate: Gate) -> None:
     # As on the client's side, and as Istio's ztunnel writes it: dst.addr has the tunnel's port, dst.hbone_addr the application's.
     gate.node.listen(gate.server)
