@@ -16,7 +16,7 @@ CHUNK_FRAMED: Final = 32 * RECORD_PLAIN
 """One read from the application and its frame header: a whole number of full records."""
 CHUNK: Final = CHUNK_FRAMED - FRAME_HEADER
 SHORT_FRAMED: Final = 4 * RECORD_PLAIN
-"""The same while somebody who waits for answers shares the worker: a fifth of a millisecond instead of almost one."""
+"""The same while somebody who waits for answers shares the worker: a tenth of a millisecond instead of almost one."""
 SMALL: Final = 4096
 """Reads below this are collected and leave together at the end of the loop's round; larger ones are sealed where they lie."""
 SMALLEST_MAX_FRAME: Final = 16384

@@ -43,7 +43,10 @@ class _SpliceEnd:
 
 
 class Splice:
-    """Two sockets joined: plain TCP through the node. Holds at most one scratch buffer of bytes per direction."""
+    """Two sockets joined: plain TCP through the node. Holds at most one scratch buffer of bytes per direction.
+
+    It ends at once, where a `StreamRelay` settles behind the round's output: what it moved is not collected, but has left.
+    """
 
     __slots__ = ("_done", "_home", "_loop", "_owner", "_scratch", "_upper", "client", "down", "up")
 

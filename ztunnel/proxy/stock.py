@@ -26,8 +26,6 @@ _FIRST_BATCH: Final = 16
 _MAX_BATCH: Final = 128
 _MOMENT_SECONDS: Final = 0.05
 """As long as news wait to travel together (`ztunnel.worker`): the supervisor is woken this often as it is."""
-
-
 _REMEMBERED: Final = 1024
 """Addresses that sockets come back from."""
 _KERNELS_CHOICE: Final = "any"
