@@ -204,6 +204,19 @@ def test_an_address_that_the_kernel_chose_is_not_kept_for_the_next_connection() 
     shelf.close()
 
 
+def test_the_addresses_that_are_remembered_are_bounded() -> None:
+    shelf = Shelf()
+    first = shelf.stock.home("10.0.0.0")
+    for number in range(3000):
+        shelf.stock.home(f"10.0.{number >> 8}.{number & 255}")
+    assert len(shelf.stock._homes) <= 1024
+    sock = ended_well()
+    first.give_back(sock)
+    assert shelf.stock.take_now("10.0.0.0") == (sock, True), "a home that was forgotten is one for those who come from it"
+    sock.close()
+    shelf.close()
+
+
 def test_what_cannot_be_used_again_is_closed() -> None:
     shelf = Shelf()
     near, far = tcp_pair()
