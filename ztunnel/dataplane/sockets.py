@@ -106,6 +106,8 @@ def _is_delivered(sock: socket.socket) -> bool:
 class Home:
     """Where a socket goes that has ended well and may have another life."""
 
+    __slots__ = ()
+
     def give_back(self, sock: socket.socket) -> None:
         """Takes it over: both directions have ended, and the loop has forgotten it."""
         raise NotImplementedError

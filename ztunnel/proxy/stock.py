@@ -133,6 +133,8 @@ class SocketStock:
         for sock, _ in self._sockets:
             sock.close()
         self._sockets.clear()
+        # They know us: nobody but the garbage collector, which hardly ever looks at old objects, would free us.
+        self._homes.clear()
         self._dismiss()
 
     def _dismiss(self) -> None:
@@ -151,6 +153,8 @@ class SocketStock:
 
 class _Home(Home):
     """See `SocketStock.home`."""
+
+    __slots__ = ("_source", "_stock")
 
     def __init__(self, stock: SocketStock, source: str) -> None:
         self._stock = stock

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import time
+import weakref
 
 from tests.kit.wire import tcp_pair
 from ztunnel.node.sockets import IP_BIND_ADDRESS_NO_PORT
@@ -114,6 +116,15 @@ def test_a_batch_for_a_pod_that_is_gone_is_closed() -> None:
     shelf.stock.close()
     (sock,) = shelf.deliver(1)
     assert sock.fileno() == -1
+
+
+def test_nothing_of_a_stock_that_is_closed_is_left_to_the_garbage_collector() -> None:
+    stock = SocketStock(lambda _count: None, 1, time.monotonic)
+    stock.home("10.0.0.1")
+    known = weakref.ref(stock)
+    stock.close()
+    del stock
+    assert known() is None
 
 
 def ended_well() -> socket.socket:
