@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.kit.wire import TIMES, Wire, received
+from ztunnel.dataplane.buffers import CHUNK
 from ztunnel.dataplane.endings import TunnelLost, TunnelTimes
 from ztunnel.dataplane.loop import READABLE
 from ztunnel.dataplane.sockets import reset
@@ -322,12 +323,14 @@ def test_a_peer_of_small_frames_and_small_windows(wire: Wire) -> None:
     wire.run_until(lambda: received(far) == b"waits")
 
 
-def test_small_messages_of_others_leave_before_a_bulk_transfers_buffer(wire: Wire) -> None:
+@pytest.mark.parametrize("frame", [CHUNK, 16384])
+def test_small_messages_of_others_leave_before_a_bulk_transfers_buffer(wire: Wire, frame: int) -> None:
     near, _ = wire.open()
     near.send(b"x")
     wire.run_until(lambda: wire.server.apps)
     tunnel = wire.client.tunnel
     wire.loop.run_once(0)
+    tunnel.mux.peer_max_frame = frame
     before = tunnel.bytes_sent
     sent_by_then: list[int] = []
 

@@ -71,6 +71,8 @@ def test_a_socket_that_ended_well_dials_the_next_connection_from_another_address
         near.close()
         far.close()
         node.run_until(lambda before=before: len(node.ended()) > before)  # type: ignore[misc]
+        came_back, bound = server.pod.ipv4._sockets[-1]
+        assert bound == came_back.getsockname()[0] or source == server.ip, "it is known where it comes from"
     assert node.used_up(server) == 0
 
 
