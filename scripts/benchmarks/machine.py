@@ -68,7 +68,7 @@ def awake(tools: Tools, used: Cpus) -> Iterator[None]:
     """None of the CPUs in use halts: a virtual one that does takes 40 to 50 us to wake, which would drown the software in question.
 
     The kernel's idle loop polls instead, if it can. It is not a process: a process that spins, however patient, is switched away from at
-    each wake-up, and has its turns of a tick (4 ms) like any other.
+    each wake-up, and has its turns of a tick (4 ms) like any other. So one spins only where each CPU has its own work anyway.
     """
     if idle_polls():
         descriptor = os.open(_LATENCY, os.O_WRONLY)
@@ -78,7 +78,10 @@ def awake(tools: Tools, used: Cpus) -> Iterator[None]:
         finally:
             os.close(descriptor)
         return
-    with _spinning(tools, used):
+    with ExitStack() as stack:
+        for cpu in (used.near, used.far):
+            if cpu is not None:
+                stack.enter_context(processes.running([tools.spin, str(cpu), str(SPIN_SECONDS)], Path(os.devnull)))
         yield
 
 
@@ -91,16 +94,6 @@ def idle_polls() -> bool:
         return _SHALLOWEST.read_text().strip() == "POLL" and os.access(_LATENCY, os.W_OK)
     except OSError:
         return False
-
-
-@contextmanager
-def _spinning(tools: Tools, used: Cpus) -> Iterator[None]:
-    """A process on each CPU that takes what nobody else wants."""
-    numbers = sorted(os.sched_getaffinity(0)) if used.near is None or used.far is None else [used.near, used.far]
-    with ExitStack() as stack:
-        for cpu in numbers:
-            stack.enter_context(processes.running([tools.spin, str(cpu), str(SPIN_SECONDS)], Path(os.devnull)))
-        yield
 
 
 def described() -> dict[str, object]:

@@ -64,7 +64,7 @@ def plain_parser(scenario: str, description: str | None, unit: str, pattern: str
     )
     made.add_argument("--workers", type=int, default=1, help="of each proxy")
     made.add_argument("--pin", action=argparse.BooleanOptionalAction, help="two nodes of one CPU; default with one worker")
-    made.add_argument("--awake", action=argparse.BooleanOptionalAction, help="keep the CPUs from halting; default as --pin")
+    made.add_argument("--awake", action=argparse.BooleanOptionalAction, default=True, help="keep the CPUs from halting")
     made.add_argument("--sources", action="store_true", help="ours as Python runs it from the sources; default: its compiled form")
     made.add_argument("--json", type=Path, metavar="FILE", help="write every measurement, and what it was taken on")
     return made
@@ -85,7 +85,7 @@ def plain_options(given: argparse.Namespace, extent: Extent) -> Options:
         only=tuple(given.only),
         workers=given.workers,
         pin=pin,
-        awake=pin if given.awake is None else given.awake,
+        awake=given.awake,
         sources=given.sources,
         json=given.json,
     )

@@ -23,6 +23,7 @@ def test_one_worker_stands_on_two_nodes_of_one_cpu() -> None:
 
 def test_several_workers_take_the_cpus_that_there_are() -> None:
     assert not asked("--workers", "2").pin
+    assert asked("--workers", "2").awake
     assert asked("--workers", "2", "--pin", "--no-awake").pin
     assert not asked("--workers", "2", "--pin", "--no-awake").awake
 
