@@ -117,7 +117,8 @@ class Statuses:
                     accepted = Condition("Accepted", True, "Accepted", "Handled by Istio controller")
                     found[place] = {"conditions": self._conditions(place, (accepted,))}
                 case ServiceObject():
-                    found[place] = self._bound(place, None if item.ignored else self._waypoints.for_service(item.metadata))
+                    binding = None if item.ignored else self._waypoints.for_service(item.metadata, headless=not item.vips)
+                    found[place] = self._bound(place, binding)
                 case ServiceEntryObject():
                     found[place] = self._entry(place, item)
                 case BackendTlsPolicyObject() if place in self._bodies:
@@ -245,7 +246,7 @@ class Statuses:
         for item in self._objects.values():
             match item:
                 case ServiceObject():
-                    binding = self._waypoints.for_service(item.metadata)
+                    binding = self._waypoints.for_service(item.metadata, headless=not item.vips)
                     name = binding.waypoint.key if binding and binding.waypoint else ""
                     served[ServiceTarget(item.metadata.namespace, item.metadata.name, "Service")] = name
                 case ServiceEntryObject():

@@ -379,7 +379,7 @@ def _first_label(pod: Pod, names: Iterable[str], default: str) -> str:
 
 def _service(item: ServiceObject, pods: Iterable[Pod], waypoints: Waypoints, options: MeshOptions) -> Service:
     metadata = item.metadata
-    binding = waypoints.for_service(metadata)
+    binding = waypoints.for_service(metadata, headless=not item.vips)
     nobody = SpiffeId(options.trust_domain, metadata.namespace, "default")
     return Service(
         name=metadata.name,

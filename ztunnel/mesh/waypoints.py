@@ -65,6 +65,12 @@ class Level(Enum):
     NAMESPACE = "namespace"
 
 
+_HEADLESS = (
+    "a headless service is dialled by its pods' own addresses, and its connections do not go through waypoint {}: "
+    "let its pods ask for a waypoint for workloads"
+)
+
+
 class Reason(Enum):
     """How a binding came out; the values are Istio's reasons of the condition `istio.io/WaypointBound`."""
 
@@ -192,10 +198,11 @@ class Waypoints:
             found.by_key[waypoint.key] = waypoint
         return found
 
-    def for_service(self, metadata: Metadata, *, private: bool = False, reachable: bool = True) -> Binding | None:
+    def for_service(self, metadata: Metadata, *, headless: bool = False, private: bool = False, reachable: bool = True) -> Binding | None:
         """The binding of a Service or ServiceEntry; None when no waypoint is asked for.
 
         Args:
+            headless: without an address of its own, by which its connections could be told from others to the same pods.
             private: visible in its own namespace only (a ServiceEntry's `exportTo: ["."]`).
             reachable: a waypoint without an address is not ready.
         """
@@ -205,6 +212,8 @@ class Waypoints:
         choice = _chosen(metadata, Level.OBJECT) or _chosen(namespace, Level.NAMESPACE)
         if choice is None or not choice.key:
             return None
+        if headless:
+            return Binding(choice.key, choice.level, Reason.UNSUPPORTED_TRAFFIC, f"{_HEADLESS.format(choice.key)} ({choice.where})")
         binding = self._judge(choice, metadata.namespace, Traffic.SERVICE, private=private, reachable=reachable)
         if binding is None:
             return None
@@ -246,7 +255,7 @@ class Waypoints:
         Args:
             key: `Waypoint.key`.
         """
-        served = [(each, self.for_service(each.metadata, reachable=False)) for each in services if not each.ignored]
+        served = [(each, self.for_service(each.metadata, headless=not each.vips, reachable=False)) for each in services if not each.ignored]
         workloads = [(each, self.for_pod(each.metadata, each.service_account, reachable=False)) for each in pods]
         return Bound(
             tuple((each, binding) for each, binding in served if binding is not None and is_served_by(binding, key)),

@@ -200,6 +200,22 @@ def test_listeners_are_told_and_count_their_routes(lab: Lab) -> None:
     assert text(lab.condition("Gateway", "waypoint", "Accepted"), "status") == "True"
 
 
+def test_a_headless_service_and_its_policies_are_told_that_no_waypoint_serves_them(lab: Lab) -> None:
+    policy: Tree = {
+        "apiVersion": "security.istio.io/v1",
+        "kind": "AuthorizationPolicy",
+        "metadata": {"name": "deny", "namespace": "default"},
+        "spec": {"targetRefs": [{"group": "", "kind": "Service", "name": "web"}], "action": "DENY", "rules": [{}]},
+    }
+    headless: Tree = {**SERVICE, "spec": {**branch(SERVICE, "spec"), "clusterIP": "None"}}
+    lab.apply(WAYPOINT, headless, policy)
+    lab.pod(ready=True)
+    bound = lab.condition("Service", "web", "istio.io/WaypointBound")
+    assert (text(bound, "status"), text(bound, "reason")) == ("False", "UnsupportedTrafficType")
+    told = lab.condition("AuthorizationPolicy", "deny", "WaypointAccepted")
+    assert (text(told, "status"), text(told, "message")) == ("False", "Service default/web is not bound to a waypoint")
+
+
 def test_a_service_is_told_of_its_waypoint(lab: Lab) -> None:
     lab.apply(SERVICE)
     missing = lab.condition("Service", "web", "istio.io/WaypointBound")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.kit.builders import HBONE_LISTENER, Json, gateway, identity, labelled, namespace, pod, service_account, service_manifest
+from tests.kit.builders import HBONE_LISTENER, Json, gateway, identity, labelled, mesh, namespace, pod, service_account, service_manifest
 from ztunnel.mesh.manifests.core import Pod, ServiceObject
 from ztunnel.mesh.manifests.gateway import GatewayObject
 from ztunnel.mesh.manifests.parse import parse
@@ -181,6 +181,23 @@ def test_waypoints_have_no_waypoint() -> None:
     assert service_of(READY, labels=labels) is None
     assert pod_of(READY, labels=labels) is None
     assert pod_of(READY, labels={USE_WAYPOINT: "waypoint", GATEWAY_NAME: "waypoint"}) is None
+
+
+def test_a_headless_service_is_told_that_its_connections_go_another_way() -> None:
+    """They go to its pods' addresses, where nobody can tell them from others; nothing may say that the waypoint's policies hold."""
+    headless = labelled(service_manifest("web", selector={"app": "web"}), labels={USE_WAYPOINT: "waypoint"})
+    item = parse(headless, "test")
+    assert isinstance(item, ServiceObject)
+    waypoints = of(READY)
+    binding = waypoints.for_service(item.metadata, headless=True)
+    assert_reason(binding, Reason.UNSUPPORTED_TRAFFIC)
+    assert binding is not None
+    assert "let its pods ask for a waypoint for workloads" in binding.message
+    assert not binding.closes
+    assert waypoints.bound("default/waypoint", [item], []).services == ()
+    state = mesh(READY, headless, pod("web", "10.0.0.1", labels={"app": "web"}))
+    (service,) = (each for each in state.services.values() if each.name == "web")
+    assert service.waypoint is None
 
 
 def test_a_private_entry_cannot_use_another_namespaces_waypoint() -> None:

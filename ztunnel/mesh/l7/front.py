@@ -29,13 +29,15 @@ class IngressWaypoints:
         """The waypoint's pods as endpoints of a port; text: why it cannot be reached; None: it is reached without a waypoint."""
         private = destination.entry is not None and destination.entry.private
         binding = self._waypoints.for_service(destination.metadata, private=private)
+        if binding is None or not binding.ingress:
+            return None
+        if not destination.service.vips:
+            return f"{destination.hostname} has no virtual address by which its waypoint {binding.wanted} would know it"
         waypoint = destination.service.waypoint
-        if binding is None or not binding.ingress or waypoint is None:
+        if waypoint is None:
             return None
         if waypoint.problem:
             return None if waypoint.fails_open else waypoint.problem
-        if not destination.service.vips:
-            return f"{destination.hostname} has no virtual address by which its waypoint {waypoint.name} would know it"
         return self._through(waypoint, destination.service.vips[0], port)
 
     def _through(self, waypoint: WaypointRef, vip: str, port: int) -> tuple[Endpoint, ...]:

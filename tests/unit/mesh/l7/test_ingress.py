@@ -395,6 +395,13 @@ def test_a_gateway_goes_through_a_waypoint_where_the_service_says_so() -> None:
     assert through(*world(**{USE_WAYPOINT: "waypoint"})).clusters[CLUSTER].endpoints == ()
 
 
+def test_no_way_leads_through_a_waypoint_to_a_service_without_an_address() -> None:
+    labels = {USE_WAYPOINT: "waypoint", INGRESS_USE_WAYPOINT: "true"}
+    headless = labelled(service_manifest("web", ports=[{"port": 80, "name": "http"}]), labels=labels)
+    cluster = through(*world()[:-1], headless).clusters[CLUSTER]
+    assert "has no virtual address by which its waypoint default/waypoint would know it" in cluster.refused
+
+
 def test_a_waypoint_that_is_missing_closes_the_way() -> None:
     labels = {USE_WAYPOINT: "gone", INGRESS_USE_WAYPOINT: "true"}
     assert 'waypoint "default/gone" is not ready' in through(*world(**labels)).clusters[CLUSTER].refused
