@@ -40,6 +40,11 @@ class Plan:
 def plan(words: Sequence[str]) -> Plan:
     """What the command line asks for."""
     asked = parser("l4", __doc__, FULL, QUICK)
+    asked.epilog = (
+        "Other scenarios, each with a --help of its own: scripts/bench kube, profile, same-node, scale, waypoint. What is measured and how "
+        "to read it: tests/bench/README.md. Compiles our hot modules first, once for the same sources, which takes about two minutes. "
+        "Exit code 0: every row is ok, 1: one is not, 2: it could not be measured."
+    )
     asked.add_argument(
         "--baseline", choices=["naive", "pure"], help="also a plain relay of trio streams, or our own sources, and how much faster we are"
     )

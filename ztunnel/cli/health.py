@@ -15,7 +15,7 @@ def problems(answer: Row) -> list[str]:
             shown(problem.get("kind")),
             ": ".join(shown(problem[name]) for name in ("file", "object", "field") if problem.get(name)),
         )
-        subject = place if place.lower().startswith(f"{kind} ") else f"{kind} {place}"
+        subject = place if place.lower().startswith(f"{kind} ") else f"{kind} {place}".rstrip()
         found.append(f"{subject}: {shown(problem.get('reason'))}")
     said = " ".join(found)
     for row in rows_of(answer.get("certificates")):
@@ -69,5 +69,6 @@ AGENT_COLUMNS = (
     Column("TUNNELS", text("tunnels")),
     Column("CERTIFICATES", _certificates_cell),
     Column("WORKER", text("worker")),
+    Column("RESTARTS", text("worker_restarts")),
     Column("AGE", age()),
 )

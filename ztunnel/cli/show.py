@@ -197,8 +197,9 @@ def _status_lines(listing: Listing, answers: Sequence[tuple[str, Answer]], silen
         lines += ["", click.style(f"{_count(len(found), 'problem')}:", fg="red", bold=True)]
         lines += [f"  {agent}: {problem}" for agent, problem in found]
         return lines, False
-    seen = f"{_count(len(answers), 'node')}, {_count(len(pods), 'pod')}: all well"
-    lines += ["", click.style(f"{seen}; {_count(silent, 'node')} did not answer", fg="red") if silent else click.style(seen, fg="green")]
+    seen = f"{_count(len(answers), 'node')}, {_count(len(pods), 'pod')}"
+    silence = f"{_count(silent, 'node')} did not answer; {seen} without a problem"
+    lines += ["", click.style(silence, fg="red") if silent else click.style(f"{seen}: all well", fg="green")]
     return lines, True
 
 

@@ -117,8 +117,8 @@ def test_status_of_a_healthy_agent(socket_path: str) -> None:
     result = invoke("status", environ={"ZTUNNEL_SOCKET": socket_path})
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [
-        "NODE     READY   PODS   CONNECTIONS   TUNNELS   CERTIFICATES          WORKER    AGE",
-        "node-1   yes     1/1    1             1         1/1 valid, 11h left   running   1m1s",
+        "NODE     READY   PODS   CONNECTIONS   TUNNELS   CERTIFICATES          WORKER    RESTARTS   AGE",
+        "node-1   yes     1/1    1             1         1/1 valid, 11h left   running   0          1m1s",
         "",
         "NAMESPACE   POD      LABELLED   ENROLLED   CAPTURED   FLOWING   PROBLEM",
         "shop        cart-1   yes        yes        yes        yes       <none>",
@@ -183,7 +183,7 @@ def test_the_nodes_of_a_lab_are_laid_together(tmp_path: Path, monkeypatch: pytes
         assert "cannot reach the agent" in partly.stderr
         assert "start it again with `ztunnel lab agent start node-2 --name lab`" in partly.stderr
         status = invoke("status", "--lab", "lab", environ=environ)
-        assert (status.exit_code, status.stdout.splitlines()[-1]) == (3, "1 node, 1 pod: all well; 1 node did not answer")
+        assert (status.exit_code, status.stdout.splitlines()[-1]) == (3, "1 node did not answer; 1 node, 1 pod without a problem")
 
 
 def test_of_a_lab_that_was_killed_no_agent_can_be_started(tmp_path: Path) -> None:
