@@ -74,10 +74,10 @@ class Http1Client(ServerStream):
     """Implements `Receiver` for the connection and `ServerStream` for its request of the moment."""
 
     __slots__ = (
-        "_bytes", "_chunked", "_close", "_connection", "_dead", "_dirty", "_events", "_fields", "_head", "_headers", "_held", "_interims",
-        "_is_head", "_keeper", "_length", "_loop", "_out", "_out_bytes", "_parser", "_pausing", "_raw", "_raw_ended", "_reading", "_silent",
-        "_running", "_sending", "_status", "_transport", "_until_end", "_upgraded", "_upgrading", "_user", "failure", "has_answered",
-        "idle_since", "is_open", "label", "opened_at", "requests",
+        "_bytes", "_cause", "_chunked", "_close", "_connection", "_dead", "_dirty", "_events", "_fields", "_head", "_headers", "_held",
+        "_interims", "_is_head", "_is_whole", "_keeper", "_length", "_loop", "_out", "_out_bytes", "_parser", "_pausing", "_raw",
+        "_raw_ended", "_reading", "_running", "_sending", "_silent", "_status", "_transport", "_until_end", "_upgraded", "_upgrading",
+        "_user", "failure", "has_answered", "idle_since", "is_open", "label", "opened_at", "requests",
     )  # fmt: skip
 
     def __init__(self, loop: Loop, keeper: Keeper) -> None:
@@ -113,7 +113,11 @@ class Http1Client(ServerStream):
         self._until_end = False
         self._interims = 0
         self._is_head = False
+        self._is_whole = False
+        """llhttp was stopped, because the head is all of the response."""
         self._held = b""
+        self._cause: BadMessage | None = None
+        """Why llhttp was stopped, if the message is bad."""
         self._close = False
         # Of the request.
         self._sending = False
@@ -227,7 +231,7 @@ class Http1Client(ServerStream):
         self._fields += 1
         self._bytes += len(name) + len(value)
         if self._fields > MAX_HEADERS or self._bytes > MAX_HEADER_BYTES:
-            raise BadMessage(502, "headers too large")
+            raise self._bad(502, "headers too large")
         if value and value[-1] in b" \t":
             value = value.rstrip(b" \t")
         lower, kind = known(name)
@@ -236,14 +240,14 @@ class Http1Client(ServerStream):
         elif self._head:
             if kind == CONTENT_LENGTH:
                 if not value.isdigit():
-                    raise BadMessage(502, "malformed content-length")
+                    raise self._bad(502, "malformed content-length")
                 self._length = True
                 self._headers.append((lower, value))
             elif kind == CONNECTION:
                 self._connection = self._connection + b"," + value if self._connection else value
             elif kind == TRANSFER_ENCODING:
                 if value.lower() != b"chunked" or self._length:
-                    raise BadMessage(502, "unknown transfer coding")
+                    raise self._bad(502, "unknown transfer coding")
                 self._length = True
             elif kind == UPGRADE:
                 self._upgraded = value
@@ -260,14 +264,15 @@ class Http1Client(ServerStream):
             if len(nominated) > 1 or nominated[:1] not in ([], [b"keep-alive"], [b"close"], [b"upgrade"]):
                 headers = without_nominated(headers, nominated)
         if not 100 <= status <= 999:
-            raise BadMessage(502, "no status")
+            raise self._bad(502, "no status")
         if status == 101 and not (self._upgrading and self._upgraded.lower() == b"websocket"):
-            raise BadMessage(502, "an upgrade that nobody asked for")
+            raise self._bad(502, "an upgrade that nobody asked for")
         self._events.append(Response(status, headers))
         if status >= 200:
             if not parser.should_keep_alive():
                 self._close = True
             if self._is_head:
+                self._is_whole = True
                 raise _HeadOnly
             self._until_end = not self._length and not has_no_body(status)
 
@@ -354,9 +359,10 @@ class Http1Client(ServerStream):
             self._switch(rest)
             return True
         except httptools.HttpParserError as error:
-            if not isinstance(error.__context__, _HeadOnly):
+            if not self._is_whole:
                 self._refuse(error)
                 return True
+            self._is_whole = False
             self._parser = httptools.HttpResponseParser(self)
             self._next_head()
             self._events.append(_NO_TRAILERS)
@@ -373,10 +379,16 @@ class Http1Client(ServerStream):
         if rest:
             self._events.append(rest)
 
+    def _bad(self, status: int, detail: str) -> BadMessage:
+        """For a function that llhttp calls to raise: `_refuse` is told by llhttp only that there was something."""
+        self._cause = BadMessage(status, detail)
+        return self._cause
+
     def _refuse(self, error: Exception) -> None:
-        cause = error.__context__
-        if cause is not None and not isinstance(cause, BadMessage):
-            raise cause
+        # Not the error's context: inside of another error's handler that is the other one.
+        cause, self._cause = self._cause, None
+        if cause is None and isinstance(error, httptools.HttpParserCallbackError):
+            raise error  # what one of the functions above raised was none of ours
         self._close = True
         if cause is None and str(error).startswith("Data after"):
             return
