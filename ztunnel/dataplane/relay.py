@@ -124,7 +124,7 @@ class StreamRelay(StreamEnd):
             self._loop.take(sock.fileno(), self, READS)
         if self._remote_ended and not self._backlog:
             # The end came while the application was still being dialled: nothing else will come that could pass it on.
-            self._shut_app()
+            self._pass_end()
 
     def acknowledge(self) -> None:
         """The application may be the first to speak: lets it, if nothing has come for it yet."""
@@ -300,7 +300,7 @@ class StreamRelay(StreamEnd):
         """END_STREAM: the far side has no more to send."""
         self._remote_ended = True
         if not self._backlog and self._sock is not None:
-            self._shut_app()
+            self._pass_end()
 
     def remote_reset(self, code: int) -> None:
         """RST_STREAM. Behind END_STREAM it ends the stream well, whatever its code: what came before is whole, and only our own direction
@@ -359,28 +359,29 @@ class StreamRelay(StreamEnd):
                 del backlog[0]
         self._tunnel.mark_dirty()
         if self._remote_ended:
+            self._pass_end()
+
+    def _pass_end(self) -> None:
+        """The far side has ended, and everything of it was passed on."""
+        if self._app_ended:
+            self._finish_if_over()
+        elif not self._app_shut and not self._done:
             self._shut_app()
 
     def _shut_app(self) -> None:
-        if self._app_shut or self._done:
-            return
         self._app_shut = True
         assert self._sock is not None
-        if not self._unread:
-            # Also right before it is closed: an end that the application has acknowledged by then needs no care (`sockets.finish`).
-            try:
-                self._sock.shutdown(_SHUT_WR)
-            except OSError as error:
-                if error.errno != errno.ENOTCONN:
-                    raise
-                if not self._app_ended:
-                    self._app_failed(error)
-                    return
-        self._finish_if_over()
+        try:
+            self._sock.shutdown(_SHUT_WR)
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:
+                raise
+            if not self._app_ended:
+                self._app_failed(error)
 
     def _finish_if_over(self) -> None:
-        if self._app_ended and self._app_shut and not self._done:
-            # It ended well, and nothing waits. Nobody waits for what is left to do either: whoever has bytes for others is before it.
+        if self._app_ended and self._remote_ended and not self._backlog and not self._done:
+            # It ended well, and nothing waits. Whoever has bytes for others is before what is left to do.
             # The stream is over at once: a tunnel that ends behind it has lost nothing.
             self._done = self._is_settling = True
             self._loop.settle_later(self)
@@ -421,7 +422,11 @@ class StreamRelay(StreamEnd):
     def _let_go(self, sock: socket.socket) -> None:
         if self._unread:
             Farewell(self._loop, sock)
-        elif self._home is not None:
+            return
+        if not self._app_shut:
+            # Also right before it is closed: an end that the application has acknowledged by then needs no care (`sockets.finish`).
+            self._shut_app()
+        if self._home is not None:
             self._loop.forget(sock.fileno())
             self._home.give_back(sock)
         else:
