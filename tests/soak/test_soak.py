@@ -277,7 +277,9 @@ def test_afterwards_everything_is_as_before(scale: Scale, capsys: pytest.Capture
             tell(results, denied, churn.done, baseline, after)
         assert {name: dict(result.failures) for name, result in results.items() if result.failures} == {}
         assert sum(denied.values()) > 0
-        assert all(results[name].ok > 0 for name in denied)
+        # How many got through depends on when they came; now that the policies are gone, each does.
+        for address in mesh.pods["guarded"].addresses:
+            assert apps.call(mesh.pods["client"], (address, APP)) == b"hello"
         assert not serials & {row["serial"] for agent in mesh.agents for row in agent.rows("certificates")}, "no certificate was renewed"
         for name, now in after.items():
             assert now.descriptors == baseline[name].descriptors, f"descriptors of {name}"
