@@ -10,6 +10,8 @@ import base64
 import hashlib
 from typing import Final
 
+import httptools
+
 from waypoint.http.arrival import FORGED
 from waypoint.http.messages import Headers, Request, Response
 from ztunnel.dataplane.bytestream import Transport
@@ -69,6 +71,36 @@ class BadMessage(Exception):
         super().__init__(details)
         self.status = status
         self.details = details
+
+
+class Stop:
+    """Why a function that llhttp calls has stopped it: llhttp's own error says only that one did, and its context may be that of another
+    connection's error, in whose handler the message is read."""
+
+    __slots__ = ("_reason",)
+
+    def __init__(self) -> None:
+        self._reason: Exception | None = None
+
+    def by(self, reason: Exception) -> Exception:
+        """The reason, to be raised by such a function."""
+        self._reason = reason
+        return reason
+
+    def bad(self, status: int, details: str) -> Exception:
+        """The same for a message that is refused."""
+        return self.by(BadMessage(status, details))
+
+    def take(self, error: Exception) -> Exception | None:
+        """The reason behind llhttp's error. None: llhttp itself has found the message bad.
+
+        Raises:
+            httptools.HttpParserCallbackError: `error`, if what a function raised was meant for nobody: a bug.
+        """
+        reason, self._reason = self._reason, None
+        if reason is None and isinstance(error, httptools.HttpParserCallbackError):
+            raise error
+        return reason
 
 
 def tokens(value: bytes) -> list[bytes]:

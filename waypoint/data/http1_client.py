@@ -22,6 +22,7 @@ from waypoint.data.heads import (
     TRANSFER_ENCODING,
     UPGRADE,
     BadMessage,
+    Stop,
     chunk,
     has_no_body,
     known,
@@ -74,10 +75,10 @@ class Http1Client(ServerStream):
     """Implements `Receiver` for the connection and `ServerStream` for its request of the moment."""
 
     __slots__ = (
-        "_bytes", "_cause", "_chunked", "_close", "_connection", "_dead", "_dirty", "_events", "_fields", "_head", "_headers", "_held",
-        "_interims", "_is_head", "_is_whole", "_keeper", "_length", "_loop", "_out", "_out_bytes", "_parser", "_pausing", "_raw",
-        "_raw_ended", "_reading", "_running", "_sending", "_silent", "_status", "_transport", "_until_end", "_upgraded", "_upgrading",
-        "_user", "failure", "has_answered", "idle_since", "is_open", "label", "opened_at", "requests",
+        "_bytes", "_chunked", "_close", "_connection", "_dead", "_dirty", "_events", "_fields", "_head", "_headers", "_held", "_interims",
+        "_is_head", "_keeper", "_length", "_loop", "_out", "_out_bytes", "_parser", "_pausing", "_raw", "_raw_ended", "_reading",
+        "_running", "_sending", "_silent", "_status", "_stop", "_transport", "_until_end", "_upgraded", "_upgrading", "_user", "failure",
+        "has_answered", "idle_since", "is_open", "label", "opened_at", "requests",
     )  # fmt: skip
 
     def __init__(self, loop: Loop, keeper: Keeper) -> None:
@@ -113,11 +114,8 @@ class Http1Client(ServerStream):
         self._until_end = False
         self._interims = 0
         self._is_head = False
-        self._is_whole = False
-        """llhttp was stopped, because the head is all of the response."""
         self._held = b""
-        self._cause: BadMessage | None = None
-        """Why llhttp was stopped, if the message is bad."""
+        self._stop = Stop()
         self._close = False
         # Of the request.
         self._sending = False
@@ -231,7 +229,7 @@ class Http1Client(ServerStream):
         self._fields += 1
         self._bytes += len(name) + len(value)
         if self._fields > MAX_HEADERS or self._bytes > MAX_HEADER_BYTES:
-            raise self._bad(502, "headers too large")
+            raise self._stop.bad(502, "headers too large")
         if value and value[-1] in b" \t":
             value = value.rstrip(b" \t")
         lower, kind = known(name)
@@ -240,14 +238,14 @@ class Http1Client(ServerStream):
         elif self._head:
             if kind == CONTENT_LENGTH:
                 if not value.isdigit():
-                    raise self._bad(502, "malformed content-length")
+                    raise self._stop.bad(502, "malformed content-length")
                 self._length = True
                 self._headers.append((lower, value))
             elif kind == CONNECTION:
                 self._connection = self._connection + b"," + value if self._connection else value
             elif kind == TRANSFER_ENCODING:
                 if value.lower() != b"chunked" or self._length:
-                    raise self._bad(502, "unknown transfer coding")
+                    raise self._stop.bad(502, "unknown transfer coding")
                 self._length = True
             elif kind == UPGRADE:
                 self._upgraded = value
@@ -264,16 +262,15 @@ class Http1Client(ServerStream):
             if len(nominated) > 1 or nominated[:1] not in ([], [b"keep-alive"], [b"close"], [b"upgrade"]):
                 headers = without_nominated(headers, nominated)
         if not 100 <= status <= 999:
-            raise self._bad(502, "no status")
+            raise self._stop.bad(502, "no status")
         if status == 101 and not (self._upgrading and self._upgraded.lower() == b"websocket"):
-            raise self._bad(502, "an upgrade that nobody asked for")
+            raise self._stop.bad(502, "an upgrade that nobody asked for")
         self._events.append(Response(status, headers))
         if status >= 200:
             if not parser.should_keep_alive():
                 self._close = True
             if self._is_head:
-                self._is_whole = True
-                raise _HeadOnly
+                raise self._stop.by(_HeadOnly())
             self._until_end = not self._length and not has_no_body(status)
 
     def on_body(self, body: bytes) -> None:
@@ -321,7 +318,7 @@ class Http1Client(ServerStream):
         except httptools.HttpParserUpgrade as upgrade:
             self._switch(bytes(data[upgrade.args[0] :]))
         except httptools.HttpParserError as error:
-            self._refuse(error)
+            self._refuse(error, self._stop.take(error))
         else:
             if len(self._events) > before:
                 self._silent = 0
@@ -359,10 +356,10 @@ class Http1Client(ServerStream):
             self._switch(rest)
             return True
         except httptools.HttpParserError as error:
-            if not self._is_whole:
-                self._refuse(error)
+            reason = self._stop.take(error)
+            if not isinstance(reason, _HeadOnly):
+                self._refuse(error, reason)
                 return True
-            self._is_whole = False
             self._parser = httptools.HttpResponseParser(self)
             self._next_head()
             self._events.append(_NO_TRAILERS)
@@ -379,20 +376,11 @@ class Http1Client(ServerStream):
         if rest:
             self._events.append(rest)
 
-    def _bad(self, status: int, detail: str) -> BadMessage:
-        """For a function that llhttp calls to raise: `_refuse` is told by llhttp only that there was something."""
-        self._cause = BadMessage(status, detail)
-        return self._cause
-
-    def _refuse(self, error: Exception) -> None:
-        # Not the error's context: inside of another error's handler that is the other one.
-        cause, self._cause = self._cause, None
-        if cause is None and isinstance(error, httptools.HttpParserCallbackError):
-            raise error  # what one of the functions above raised was none of ours
+    def _refuse(self, error: Exception, reason: Exception | None) -> None:
         self._close = True
-        if cause is None and str(error).startswith("Data after"):
+        if reason is None and str(error).startswith("Data after"):
             return
-        self._events.append(cause or BadMessage(502, str(error)))
+        self._events.append(reason if isinstance(reason, BadMessage) else BadMessage(502, str(error)))
 
     def peer_ended(self) -> None:
         if self._dead:

@@ -23,6 +23,7 @@ from waypoint.data.heads import (
     TRANSFER_ENCODING,
     UPGRADE,
     BadMessage,
+    Stop,
     known,
     tokens,
     trailer_lines,
@@ -88,7 +89,7 @@ class RequestReader:
     """One connection's requests. `events` is filled by `read` and emptied by whoever acts: a `Request`, pieces of its body, an `End`."""
 
     __slots__ = (
-        "_bytes", "_cause", "_connection", "_expects", "_fields", "_head", "_headers", "_host", "_limits", "_parser", "_silent", "_te",
+        "_bytes", "_connection", "_expects", "_fields", "_head", "_headers", "_host", "_limits", "_parser", "_silent", "_stop", "_te",
         "_upgrade", "_url", "events", "expects", "is_raw", "last",
     )  # fmt: skip
 
@@ -96,8 +97,7 @@ class RequestReader:
         self._limits = limits
         self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
         self.events: deque[Request | bytes | End | Unread | BadMessage] = deque()
-        self._cause: BadMessage | None = None
-        """Why llhttp was stopped, if it was."""
+        self._stop = Stop()
         self._url = b""
         self._headers: Headers = []
         self._host: bytes | None = None
@@ -155,33 +155,25 @@ class RequestReader:
                 self._parser = None
                 self.events.append(BadMessage(431, "http1.headers_too_large"))
 
-    def _bad(self, status: int, detail: str) -> BadMessage:
-        """For a function that llhttp calls to raise: `_refuse` is told by llhttp only that there was something."""
-        self._cause = BadMessage(status, detail)
-        return self._cause
-
     def _refuse(self, error: Exception) -> None:
-        # Not the error's context: inside of another error's handler that is the other one.
-        cause, self._cause = self._cause, None
-        if cause is None and isinstance(error, httptools.HttpParserCallbackError):
-            raise error  # what one of the functions below raised was none of ours
+        reason = self._stop.take(error)
         self._parser = None
-        if cause is None and str(error) == "Data after `Connection: close`":
+        if reason is None and str(error) == "Data after `Connection: close`":
             return
-        self.events.append(cause or BadMessage(400, "http1.codec_error"))
+        self.events.append(reason if isinstance(reason, BadMessage) else BadMessage(400, "http1.codec_error"))
 
     # What llhttp tells
 
     def on_url(self, url: bytes) -> None:
         self._url = self._url + url if self._url else url
         if len(self._url) > self._limits.header_bytes:
-            raise self._bad(431, "http1.headers_too_large")
+            raise self._stop.bad(431, "http1.headers_too_large")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._fields += 1
         self._bytes += len(name) + len(value)
         if self._fields > self._limits.headers or self._bytes > self._limits.header_bytes:
-            raise self._bad(431, "http1.headers_too_large" if self._fields <= self._limits.headers else "http1.too_many_headers")
+            raise self._stop.bad(431, "http1.headers_too_large" if self._fields <= self._limits.headers else "http1.too_many_headers")
         if value and value[-1] in b" \t":
             value = value.rstrip(b" \t")
         lower, kind = known(name)
@@ -193,17 +185,17 @@ class RequestReader:
     def _special(self, kind: int, name: bytes, value: bytes) -> None:
         if kind == HOST:
             if self._host is not None:
-                raise self._bad(400, "http1.multiple_hosts")
+                raise self._stop.bad(400, "http1.multiple_hosts")
             self._host = value
         elif kind == CONTENT_LENGTH:
             if not value.isdigit():
-                raise self._bad(400, "http1.content_length")
+                raise self._stop.bad(400, "http1.content_length")
             self._headers.append((name, value))
         elif kind == CONNECTION:
             self._connection = self._connection + b"," + value if self._connection else value
         elif kind == TRANSFER_ENCODING:
             if value.lower() != b"chunked":
-                raise self._bad(501, "http1.invalid_transfer_encoding")
+                raise self._stop.bad(501, "http1.invalid_transfer_encoding")
         elif kind == UPGRADE:
             self._upgrade = value
         elif kind == TE:
@@ -249,8 +241,8 @@ class RequestReader:
         if said == "1.0" and self._limits.allow_http10:
             return 10
         if said in ("1.0", "0.9"):
-            raise self._bad(426, "low_version")
-        raise self._bad(400, "http1.codec_error")
+            raise self._stop.bad(426, "low_version")
+        raise self._stop.bad(400, "http1.codec_error")
 
     def _asked_upgrade(self) -> bytes:
         wanted = self._upgrade.lower()
@@ -258,7 +250,7 @@ class RequestReader:
             return wanted
         if wanted == b"h2c" and not any(name == b"content-length" for name, _ in self._headers):
             return b""
-        raise self._bad(403, "upgrade_failed")
+        raise self._stop.bad(403, "upgrade_failed")
 
     def _target(self, method: bytes) -> tuple[bytes, bytes]:
         """(path, authority) of the request that was just read. Source: RFC 9112 §3.2."""
@@ -267,7 +259,7 @@ class RequestReader:
         if url[:1] != b"/":
             scheme, found, rest = url.partition(b"://")
             if method == b"CONNECT":
-                raise self._bad(403, "upgrade_failed")
+                raise self._stop.bad(403, "upgrade_failed")
             if found and scheme.lower() in (b"http", b"https"):
                 # The absolute form's authority counts, whatever Host says.
                 end = len(rest)
@@ -279,16 +271,16 @@ class RequestReader:
                 if path[:1] != b"/":
                     path = b"/" + path
             elif not (url == b"*" and method == b"OPTIONS"):
-                raise self._bad(400, "http1.codec_error")
+                raise self._stop.bad(400, "http1.codec_error")
         at = path.find(b"#")
         if at >= 0:
-            raise self._bad(400, "http1.codec_error")
+            raise self._stop.bad(400, "http1.codec_error")
         if not host:
             if self._limits.allow_http10 and host is None:
                 return path, b""
-            raise self._bad(400, "missing_host_header")
+            raise self._stop.bad(400, "missing_host_header")
         if not is_authority(host):
-            raise self._bad(400, "http1.codec_error")
+            raise self._stop.bad(400, "http1.codec_error")
         return path, host
 
     def on_body(self, body: bytes) -> None:

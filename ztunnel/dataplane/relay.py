@@ -316,7 +316,6 @@ class StreamRelay(StreamEnd):
             return
         self._unread = not self._app_ended
         self._app_ended = True
-        self.remote_ended()
         self._finish_if_over()
 
     def tunnel_lost(self, error: MeshError) -> None:

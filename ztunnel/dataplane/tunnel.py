@@ -288,23 +288,20 @@ class Tunnel(Carrier):
         turn = _SHORT if self.loop.is_shared else CHUNK
         if room > turn:
             room = turn
-        if self.mux.peer_max_frame >= CHUNK:
-            count: int = sock.recv_into(scratch.payload, room, _FLAGS)
-            if count >= SMALL:
-                self.loop.flush_collected()
-            if count:
-                self.mux.data_header(scratch.frame, 0, stream, count)
-                self.send_frames(count + FRAME_HEADER)
-            return count, room
-        if room >= SMALLEST_MAX_FRAME:
+        in_one = self.mux.peer_max_frame >= CHUNK
+        count: int
+        if in_one or room < SMALLEST_MAX_FRAME:
+            asked, count = room, sock.recv_into(scratch.payload, room, _FLAGS)
+        else:
             views = scratch.slots[: room // SMALLEST_MAX_FRAME]
             asked = len(views) * SMALLEST_MAX_FRAME
             count = sock.recvmsg_into(views, 0, _FLAGS)[0]
-        else:
-            asked, count = room, sock.recv_into(scratch.slots[0], room, _FLAGS)
         if count >= SMALL:
             self.loop.flush_collected()
-        if count:
+        if in_one and count:
+            self.mux.data_header(scratch.frame, 0, stream, count)
+            self.send_frames(count + FRAME_HEADER)
+        elif count:
             self.send_frames(self._frame_slots(stream, count))
         return count, asked
 
