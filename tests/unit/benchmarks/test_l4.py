@@ -43,3 +43,10 @@ def test_a_baseline_is_one_way_more() -> None:
 def test_an_unknown_scenario_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["l5"]) == 2
     assert "l4" in capsys.readouterr().err
+
+
+def test_the_help_names_the_other_scenarios(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        plan(["--help"])
+    words = capsys.readouterr().out.replace(",", " ").replace(".", " ").split()
+    assert command.SCENARIOS.keys() - {"l4"} <= set(words)
